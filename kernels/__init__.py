@@ -1,0 +1,4 @@
+"""Kernels: arithmetic on arrays, one folder a primitive, one file a backend. No autograd, no modules.
+
+`reference.py` is the formula in plain PyTorch, `cpu.py` is Numba. Nothing here knows of the floors above.
+"""

@@ -1,0 +1,59 @@
+"""How the CPU kernels are compiled: Numba, cached on disk, without the GIL, with fast-math that keeps NaN and inf.
+
+Numba is imported here and in the `cpu.py` files only, and those are imported when the first CPU kernel is called:
+`import mibfast` does not pay for it.
+
+A cached kernel is found again by its own file's time stamp; a change in a file that it calls into would go unseen. So
+every kernel names :data:`FINGERPRINT`, a number made from all kernel sources, which Numba adds to the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Never `True`: no-NaN and no-inf would let a kernel return a number for a NaN.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+# For maxima alone, whose callers propagate NaN through the exponential that follows.
+FASTMATH_MAXIMUM = FASTMATH | {"nnan"}
+
+
+def _fingerprint() -> int:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "big")
+
+
+FINGERPRINT = _fingerprint()
+
+
+def inline(function: _Function) -> _Function:
+    """Compile a function that only other kernels call: part of its callers, so not cached by itself."""
+    return numba.njit(fastmath=FASTMATH, nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def inline_maximum(function: _Function) -> _Function:
+    """Like :func:`inline`, for maxima: LLVM turns them into vector code only where NaN may be dropped."""
+    return numba.njit(fastmath=FASTMATH_MAXIMUM, nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile a kernel that Python calls, cached on disk where a folder for it can be written."""
+    try:
+        return numba.njit(fastmath=FASTMATH, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError as error:  # raised where neither the package's nor the user's cache folder can be written
+        warnings.warn(
+            f"mibfast: compiled CPU kernels cannot be cached ({error}); each process compiles them anew. "
+            "Set NUMBA_CACHE_DIR to a folder that can be written.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return numba.njit(fastmath=FASTMATH, nogil=True)(function)  # type: ignore[no-any-return]

@@ -1,0 +1,108 @@
+"""Scalar functions that LLVM turns into vector code, for the inner loops of the CPU kernels.
+
+`np.exp` under Numba calls a scalar library function, 15 times slower than the polynomial here; Python's `max` on
+floats keeps LLVM from vectorising a reduction (1.27 against 0.17 ns an element). Both facts were measured; see
+`benches/notes/cpu-measurements.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from mibfast.kernels.compilation import FASTMATH
+
+_f32 = np.float32
+
+# exp(x) = 2^n exp(r), n = rint(x / ln 2), |r| <= ln 2 / 2; ln 2 is split in two so that r is exact, and exp(r) is the
+# minimax polynomial of degree 6 from the Cephes library. Relative error 2.8e-7 on [-87, 88].
+_LOG2_E = _f32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = _f32(0.693359375), _f32(-2.12194440e-4)
+_P0, _P1, _P2 = _f32(1.9875691500e-4), _f32(1.3981999507e-3), _f32(8.3334519073e-3)
+_P3, _P4, _P5 = _f32(4.1665795894e-2), _f32(1.6666665459e-1), _f32(5.0000001201e-1)
+_ONE = _f32(1.0)
+# Below, 2^n would be subnormal. exp(-87.3) = 1.2e-38 stands for zero: callers compare sums with what they lose.
+_LOWEST, _HIGHEST = _f32(-87.3), _f32(88.3)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _rint(typing_context: Any, x: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()]), args)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _two_to_the(typing_context: Any, n: Any) -> Any:
+    """2^n of an integral float32 n in [-126, 127], by writing the exponent's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(32)
+        exponent = builder.add(builder.fptosi(args[0], integer), ir.Constant(integer, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, 23)), ir.FloatType())
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def maximum(typing_context: Any, x: Any, y: Any) -> Any:
+    """The larger of two floats of one dtype; NaN loses, so a caller must meet NaN elsewhere."""
+    if x != y or x not in (types.float32, types.float64):
+        return None
+    kind = ir.FloatType() if x == types.float32 else ir.DoubleType()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, args)
+
+    return x(x, x), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float32_at(typing_context: Any, address: Any) -> Any:
+    """A pointer to float32 from an integer address, for `numba.carray`."""
+    signature = types.CPointer(types.float32)(address)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float64_at(typing_context: Any, address: Any) -> Any:
+    """A pointer to float64 from an integer address, for `numba.carray`."""
+    signature = types.CPointer(types.float64)(address)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return signature, codegen
+
+
+def exp(x: float) -> float:
+    """exp(x) with NaN kept: a polynomial for float32 (clamped to [-87.3, 88.3]), the library's for float64."""
+    return math.exp(x)
+
+
+@overload(exp, jit_options={"fastmath": FASTMATH}, inline="never")  # type: ignore[untyped-decorator]
+def _exp(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            # Comparisons, not min and max: a NaN fails them and stays.
+            x = _LOWEST if x < _LOWEST else x
+            x = _HIGHEST if x > _HIGHEST else x
+            n = _rint(x * _LOG2_E)
+            r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+            y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            return (y * r * r + r + _ONE) * _two_to_the(n)
+
+        return polynomial
+    return lambda x: math.exp(x)

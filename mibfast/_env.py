@@ -1,0 +1,23 @@
+"""Every environment variable that mibfast reads, in one place.
+
+| variable | meaning | default |
+|---|---|---|
+| `MIBFAST_BACKEND` | backend of every operation: `auto`, `reference`, `cpu`, `triton` or `cuda` | `auto` |
+| `MIBFAST_DATA` | folder with data sets that the tests and benches may use | unset: they skip |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def backend() -> str:
+    """Return the backend named by `MIBFAST_BACKEND`, `auto` where it is unset or empty."""
+    return os.environ.get("MIBFAST_BACKEND", "").strip().lower() or "auto"
+
+
+def data_folder() -> Path | None:
+    """Return the folder named by `MIBFAST_DATA`, None where it is unset or empty."""
+    folder = os.environ.get("MIBFAST_DATA", "").strip()
+    return Path(folder) if folder else None
