@@ -1,0 +1,88 @@
+"""Pairwise scores and their reductions in plain PyTorch, with the whole [N, N'] matrix in memory.
+
+The truth that the streaming kernels are tested against, and the last backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mibfast.kernels.projection import reference as projection
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which scores and log-sum-exps are formed: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of Euclidean norm 1; a row of zeros stays zero, with gradient zero."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    zero = norm == 0
+    return torch.where(zero, 0.0, x / norm.masked_fill(zero, 1.0))
+
+
+def inner_product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Scores q . k of rows [N, d] and columns [N', d]: [N, N']."""
+    dtype = accumulation_dtype(rows.dtype)
+    return rows.to(dtype) @ columns.to(dtype).mT
+
+
+def projection_cosine(rows: Tensor, context: Tensor, ridge: float) -> Tensor:
+    """Scores cos(q, P_j q) of rows [N, d] and contexts [N', K, d], P_j the ridge projector of context j: [N, N']."""
+    dtype = accumulation_dtype(rows.dtype)
+    bases, shrinkage = projection.whitened_bases(context, ridge)
+    tiles = torch.einsum("id,kjd->kij", unit(rows.to(dtype)), bases.to(dtype))
+    numerator = (tiles * tiles).sum(0)
+    squared_norm = numerator - torch.einsum("kij,jkl,lij->ij", tiles, shrinkage.to(dtype), tiles)
+    positive = squared_norm > 0
+    norm = squared_norm.masked_fill(~positive, 1.0).sqrt()
+    # NaN is not positive, and must stay.
+    return torch.where(positive | squared_norm.isnan(), numerator / norm, 0.0)
+
+
+def info_nce(
+    scores: Tensor,
+    offset: int = 0,
+    *,
+    positive_in_denominator: bool = True,
+    symmetric: bool = False,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """InfoNCE of each row of scores [N, N'], already divided by the temperature: [N], in nats.
+
+    The positive of row i is column i + offset.
+    """
+
+    def one_way(s: Tensor) -> Tensor:
+        rows = torch.arange(s.shape[0], device=s.device)
+        positive = s[rows, rows + offset]
+        logits = s
+        if not positive_in_denominator:
+            mask = torch.zeros_like(s, dtype=torch.bool)
+            mask[rows, rows + offset] = True
+            logits = s.masked_fill(mask, float("-inf"))
+        target = (1 - label_smoothing) * positive
+        if label_smoothing:
+            target = target + label_smoothing * s.mean(1)
+        return torch.logsumexp(logits, dim=1) - target
+
+    losses = one_way(scores)
+    return 0.5 * (losses + one_way(scores.mT)) if symmetric else losses
+
+
+def one_vs_all_scores(embeddings: Sequence[Tensor], ridge: float, keys: str) -> list[Tensor]:
+    """OVA-IB's scores [N, N] of each modality as the query: per-sample keys cos(z_i, zbar_j), or pairwise cos(z_i, P_j z_i)."""
+    scores = []
+    for m, query in enumerate(embeddings):
+        others = torch.stack([z for k, z in enumerate(embeddings) if k != m], dim=1)
+        if keys == "pairwise":
+            scores.append(projection_cosine(query, others, ridge))
+        else:
+            dtype = accumulation_dtype(query.dtype)
+            key = projection.ridge_projection(query.to(dtype), others.to(dtype), ridge)
+            scores.append(inner_product(unit(query.to(dtype)), unit(key)))
+    return scores
