@@ -34,21 +34,23 @@ def _fingerprint() -> int:
 
 FINGERPRINT = _fingerprint()
 
+# `error_model="numpy"` divides as IEEE says; Python's would test every divisor and keep loops from becoming vector code.
+
 
 def inline(function: _Function) -> _Function:
     """Compile a function that only other kernels call: part of its callers, so not cached by itself."""
-    return numba.njit(fastmath=FASTMATH, nogil=True)(function)  # type: ignore[no-any-return]
+    return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def inline_maximum(function: _Function) -> _Function:
     """Like :func:`inline`, for maxima: LLVM turns them into vector code only where NaN may be dropped."""
-    return numba.njit(fastmath=FASTMATH_MAXIMUM, nogil=True)(function)  # type: ignore[no-any-return]
+    return numba.njit(fastmath=FASTMATH_MAXIMUM, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def kernel(function: _Function) -> _Function:
     """Compile a kernel that Python calls, cached on disk where a folder for it can be written."""
     try:
-        return numba.njit(fastmath=FASTMATH, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError as error:  # raised where neither the package's nor the user's cache folder can be written
         warnings.warn(
             f"mibfast: compiled CPU kernels cannot be cached ({error}); each process compiles them anew. "
@@ -56,4 +58,4 @@ def kernel(function: _Function) -> _Function:
             RuntimeWarning,
             stacklevel=2,
         )
-        return numba.njit(fastmath=FASTMATH, nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]

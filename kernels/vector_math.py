@@ -26,7 +26,7 @@ _LN2_HIGH, _LN2_LOW = _f32(0.693359375), _f32(-2.12194440e-4)
 _P0, _P1, _P2 = _f32(1.9875691500e-4), _f32(1.3981999507e-3), _f32(8.3334519073e-3)
 _P3, _P4, _P5 = _f32(4.1665795894e-2), _f32(1.6666665459e-1), _f32(5.0000001201e-1)
 _ONE = _f32(1.0)
-# Below, 2^n would be subnormal. exp(-87.3) = 1.2e-38 stands for zero: callers compare sums with what they lose.
+# Below, 2^n would be subnormal: exp(-87.3) = 1.2e-38 stands for zero.
 _LOWEST, _HIGHEST = _f32(-87.3), _f32(88.3)
 
 
@@ -91,7 +91,7 @@ def exp(x: float) -> float:
     return math.exp(x)
 
 
-@overload(exp, jit_options={"fastmath": FASTMATH}, inline="never")  # type: ignore[untyped-decorator]
+@overload(exp, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
 def _exp(x: Any) -> Any:
     if x == types.float32:
 
@@ -103,6 +103,46 @@ def _exp(x: Any) -> Any:
             r = (x - n * _LN2_HIGH) - n * _LN2_LOW
             y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
             return (y * r * r + r + _ONE) * _two_to_the(n)
+
+        return polynomial
+    return lambda x: math.exp(x)
+
+
+# Softmax weights are kept multiplied by 2^58 in float32. Unscaled, those of negatives 87 nats below the maximum, common
+# at a temperature of 0.01, are subnormal, and so are their products in the GEMM that follows: each costs a hundred
+# cycles. A power of two costs nothing and rounds nothing. Weights reach down to e^-110.
+WEIGHT_EXPONENT = 58
+_WEIGHT_EXPONENT = _f32(WEIGHT_EXPONENT)
+_WEIGHT_LOWEST, _WEIGHT_HIGHEST = _f32(-110.0), _f32(40.0)
+
+
+def weight_scale(x: float) -> float:
+    """The factor of :func:`exp_weight` for numbers of the dtype of `x`: 2^58 for float32, 1 for float64."""
+    return 2.0**WEIGHT_EXPONENT
+
+
+@overload(weight_scale, strict=False)  # type: ignore[untyped-decorator]
+def _weight_scale(x: Any) -> Any:
+    scale = 2.0**WEIGHT_EXPONENT if x == types.float32 else 1.0
+    return lambda x: scale
+
+
+def exp_weight(x: float) -> float:
+    """exp(x) * weight_scale(x) for x <= 40, with NaN kept."""
+    return math.exp(x) * weight_scale(x)
+
+
+@overload(exp_weight, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _exp_weight(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            x = _WEIGHT_LOWEST if x < _WEIGHT_LOWEST else x
+            x = _WEIGHT_HIGHEST if x > _WEIGHT_HIGHEST else x
+            n = _rint(x * _LOG2_E)
+            r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+            y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            return (y * r * r + r + _ONE) * _two_to_the(n + _WEIGHT_EXPONENT)
 
         return polynomial
     return lambda x: math.exp(x)

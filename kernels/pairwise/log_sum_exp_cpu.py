@@ -1,0 +1,158 @@
+"""InfoNCE's log-sum-exps on the CPU engine: which sweeps a loss needs, and what goes into their weights.
+
+With R_i the log-sum-exp of row i and C_j that of column j (the positive in or out), p the positive's score, eps the
+label smoothing and s-bar a mean of scores, the loss of sample i is
+
+    one way     R_i - (1 - eps) p_i - eps mean_j s_ij
+    both ways   half the sum of that and C_i - (1 - eps) p_i - eps mean_j s_ji.
+
+One way with a mean over samples takes one sweep and 3 GEMMs; everything else takes one for the loss and one for the
+gradient, 4 GEMMs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mibfast.kernels.pairwise import cpu as engine
+from mibfast.kernels.pairwise import reductions_cpu as reductions
+from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.vector_math import WEIGHT_EXPONENT
+
+# One reference for all columns holds while none lies further below it, nats; float32 weights end at e^-110.
+_DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
+# e^(R_i - C_j) is formed as a product of two numbers while no R exceeds a C by more, nats.
+_LARGEST_EXCESS = {torch.float32: 60.0, torch.float64: 600.0}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What InfoNCE to compute; the positive of row i is column i + offset."""
+
+    offset: int = 0
+    positive_in_denominator: bool = True
+    symmetric: bool = False
+    label_smoothing: float = 0.0
+
+    @property
+    def flags(self) -> int:
+        flags = reductions.COLUMNS if self.symmetric else 0
+        flags |= 0 if self.positive_in_denominator else reductions.POSITIVE_EXCLUDED
+        return flags | (reductions.TOTALS if self.label_smoothing else 0)
+
+
+def losses(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each row [N] in the engine's dtype, and the log-sum-exps of rows [N] and columns [N' or 0], float64."""
+    arguments = (score, reductions.LOG_SUM_EXP, rows, columns, objective.offset, objective.flags)
+    row_state, column_state, reference = engine.reduce(*arguments)
+    column_lse = np.empty(0)
+    if objective.symmetric:
+        column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
+        # A NaN is no sign of a column far below the reference.
+        if np.nanmin(column_lse, initial=np.inf) < reference - _DEEPEST_COLUMN[rows.dtype]:
+            column_lse = _column_lse_exactly(score, rows, columns, objective)
+    result = _losses(row_state, column_state, column_lse, objective)
+    return torch.from_numpy(result).to(rows.dtype), torch.from_numpy(row_state[reductions.LSE]), torch.from_numpy(column_lse)
+
+
+def _losses(row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective) -> np.ndarray:
+    smoothing, n_columns = objective.label_smoothing, column_state.shape[1]
+    target = (1.0 - smoothing) * row_state[reductions.POSITIVE]
+    result: np.ndarray = row_state[reductions.LSE] - target
+    if smoothing:
+        result -= smoothing / n_columns * row_state[reductions.TOTAL]
+    if objective.symmetric:
+        other = column_lse - target
+        if smoothing:
+            other -= smoothing / n_columns * column_state[reductions.COLUMN_TOTAL]
+        result = 0.5 * (result + other)
+    return result
+
+
+def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    scale = WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lse: np.ndarray = np.log(sums) - scale + reference
+    return lse
+
+
+def _column_lse_exactly(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
+) -> np.ndarray:
+    """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
+    maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, not objective.positive_in_denominator)
+    lse = _column_lse(sums, maxima, rows.dtype)
+    return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, lse)
+
+
+def mean_with_gradient(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective, gradients: engine.Gradients
+) -> Tensor:
+    """The mean of InfoNCE over rows, one way, and its gradients, in one sweep."""
+    row_state = engine.reduce_with_gradient(
+        score,
+        reductions.LOG_SUM_EXP,
+        rows,
+        columns,
+        objective.offset,
+        objective.flags,
+        upstream=1.0 / rows.embeddings.shape[0],
+        label_smoothing=objective.label_smoothing,
+        gradients=gradients,
+    )
+    mean = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective).mean()
+    return torch.tensor(mean, dtype=rows.dtype)
+
+
+def losses_gradient(
+    score: int,
+    rows: engine.Rows,
+    columns: engine.Columns,
+    objective: Objective,
+    upstream: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    gradients: engine.Gradients,
+) -> None:
+    """Gradients of `losses` for an upstream gradient [N]."""
+    flags, smoothing, n_columns = objective.flags, objective.label_smoothing, columns.count
+    g, lse = upstream.double().numpy(), row_lse.numpy()
+    half = 0.5 if objective.symmetric else 1.0
+    row_weights = np.zeros((5, g.size))
+    # A row of -inf has no softmax: exp(s - inf) = 0.
+    row_weights[reductions.ROW_LSE] = np.where(lse == -np.inf, np.inf, lse)
+    row_weights[reductions.ROW_SOFTMAX] = half * g
+    row_weights[reductions.ROW_SHIFT] = -smoothing / n_columns * half * g
+    row_weights[reductions.ROW_POSITIVE] = -(1.0 - smoothing) * g
+    column_weights = np.zeros((3, n_columns if flags & (reductions.COLUMNS | reductions.TOTALS) else 1))
+    if objective.symmetric:
+        c = column_lse.numpy()
+        column_weights[reductions.COLUMN_SHIFT] = -smoothing / n_columns * half * g
+        highest, lowest = float(lse.max()), float(c.min())
+        if highest - lowest <= _LARGEST_EXCESS[rows.dtype]:
+            middle = 0.5 * (highest + lowest)
+            row_weights[reductions.ROW_FACTOR] = np.exp(lse - middle)
+            column_weights[reductions.COLUMN_SOFTMAX] = half * g * np.exp(middle - c)
+        else:
+            flags |= reductions.SEPARATE_EXPONENTIALS
+            column_weights[reductions.COLUMN_LSE] = np.where(c == -np.inf, np.inf, c)
+            column_weights[reductions.COLUMN_SOFTMAX] = half * g
+    numpy_dtype = np.float64 if rows.dtype == torch.float64 else np.float32
+    engine.gradient(
+        score,
+        reductions.LOG_SUM_EXP,
+        rows,
+        columns,
+        objective.offset,
+        flags,
+        row_weights=row_weights,
+        column_weights=column_weights.astype(numpy_dtype),
+        gradients=gradients,
+    )

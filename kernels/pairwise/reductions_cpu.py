@@ -1,0 +1,300 @@
+"""Reductions of the CPU engine, one row of scores at a time.
+
+A reduction consists of
+
+- `add_row(scores, row, positive, flags, row_state, column_state, reference)`: adds a row of scores, overwriting it with
+  what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive,
+  `row_state` [3, N] float64 holds results; `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and
+  -inf for each tile and merged by :func:`merge_columns`;
+- `weigh_added_row(scores, positive, flags, total, upstream, label_smoothing)`: turns what `add_row` left into dL/ds,
+  up to a factor, which it returns (the fused sweep);
+- `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
+  it returns, from the results of an earlier sweep.
+
+`flags` says what is asked for: columns as well, the positive left out, running sums of scores. To add a reduction: write
+the three, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS` and `_WEIGH_ROWS`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from mibfast.kernels.compilation import inline, inline_maximum
+from mibfast.kernels.vector_math import exp_weight, maximum, weight_scale
+
+LOG_SUM_EXP = 0
+
+# Bits of `flags`.
+COLUMNS = 1
+POSITIVE_EXCLUDED = 2
+TOTALS = 4
+SEPARATE_EXPONENTIALS = 8
+
+# Rows of `row_state` and `column_state`.
+LSE, POSITIVE, TOTAL = 0, 1, 2
+COLUMN_SUM, COLUMN_TOTAL = 0, 1
+
+# Rows of `row_weights` and of `column_weights`; see `weigh_row`.
+ROW_LSE, ROW_SOFTMAX, ROW_FACTOR, ROW_SHIFT, ROW_POSITIVE = 0, 1, 2, 3, 4
+COLUMN_LSE, COLUMN_SOFTMAX, COLUMN_SHIFT = 0, 1, 2
+
+# float32 sums are cut into pieces of this length, which are added in float64.
+_PIECE = 2048
+
+
+@inline_maximum
+def _maximum_of(scores: Any) -> Any:
+    largest = scores.dtype.type(-np.inf)
+    for j in range(scores.size):
+        largest = maximum(largest, scores[j])
+    return largest
+
+
+@inline
+def _sum_of(scores: Any) -> float:
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            partial += piece[j]
+        total += partial
+    return total
+
+
+@inline
+def _exponentials(scores: Any, shift: Any) -> float:
+    """Replace scores by exp_weight(score - shift) and return their sum."""
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            e = exp_weight(piece[j] - shift)
+            piece[j] = e
+            partial += e
+        total += partial
+    return total
+
+
+@inline
+def _exponentials_and_columns(scores: Any, shift: Any, scale: Any, columns: Any) -> float:
+    """Like `_exponentials`, and add `scale` times each to its column."""
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece, column = scores[start : start + _PIECE], columns[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            e = exp_weight(piece[j] - shift)
+            piece[j] = e
+            partial += e
+            column[j] += e * scale
+        total += partial
+    return total
+
+
+@inline_maximum
+def raise_maxima(scores: Any, maxima: Any) -> None:
+    """maxima = max(maxima, scores)."""
+    for j in range(scores.size):
+        maxima[j] = maximum(maxima[j], scores[j])
+
+
+@inline
+def add_to_sums(scores: Any, maxima: Any, sums: Any) -> None:
+    """sums += exp_weight(scores - maxima), and nothing for a score of -inf."""
+    zero, lowest = scores.dtype.type(0.0), scores.dtype.type(-np.inf)
+    for j in range(scores.size):
+        s = scores[j]
+        sums[j] += zero if s == lowest else exp_weight(s - maxima[j])
+
+
+@inline
+def _log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    row_state[POSITIVE, row] = scores[positive]
+    if flags & TOTALS:
+        row_state[TOTAL, row] = _sum_of(scores)
+        column = column_state[COLUMN_TOTAL]
+        for j in range(scores.size):
+            column[j] += scores[j]
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = -np.inf
+    largest = _maximum_of(scores)
+    columns = column_state[COLUMN_SUM]
+    if not largest > -np.inf:
+        # Nothing but -inf and NaN: the sum is one or the other, and so is the log-sum-exp.
+        total = _sum_of(scores)
+        row_state[LSE, row] = total
+        for j in range(scores.size):
+            if scores[j] != scores[j]:
+                columns[j] += scores[j]
+            scores[j] = 0.0
+        return 1.0 if total == -np.inf else total
+    if flags & COLUMNS:
+        if largest > reference[0]:
+            shrink = scores.dtype.type(math.exp(reference[0] - largest))
+            for j in range(columns.size):
+                columns[j] *= shrink
+            reference[0] = largest
+        scale = scores.dtype.type(math.exp(largest - reference[0]))
+        total = _exponentials_and_columns(scores, largest, scale, columns)
+    else:
+        total = _exponentials(scores, largest)
+    row_state[LSE, row] = largest + math.log(total / weight_scale(largest))
+    return total
+
+
+@inline
+def _log_sum_exp_weigh_added_row(
+    scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+) -> Any:
+    """upstream (softmax - target), divided by upstream / total."""
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = 0.0
+    scores[positive] -= (1.0 - label_smoothing) * total
+    if label_smoothing > 0.0:
+        even = scores.dtype.type(label_smoothing * total / scores.size)
+        for j in range(scores.size):
+            scores[j] -= even
+    return upstream / total
+
+
+@inline
+def _log_sum_exp_weigh_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    """dL/ds_ij = a_i e^(s - R_i) + b_j e^(s - C_j) + u_i + v_j, and p_i at the positive; divided by 1 / weight_scale.
+
+    `row_weights` holds R_i, a_i, x_i, u_i, p_i and `column_weights` C_j, y_j, v_j. With one exponential for both ways,
+    x_i = e^(R_i - c), y_j = b_j e^(c - C_j) for a c between: it holds while no R_i exceeds a C_j by far, and the caller
+    sees to that. With separate exponentials y_j = b_j.
+    """
+    number = scores.dtype.type
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = -np.inf
+    shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
+    if flags & SEPARATE_EXPONENTIALS:
+        c, b = column_weights[COLUMN_LSE], column_weights[COLUMN_SOFTMAX]
+        for j in range(scores.size):
+            s = scores[j]
+            scores[j] = exp_weight(s - shift) * a + exp_weight(s - c[j]) * b[j]
+    elif flags & COLUMNS:
+        x, y = number(row_weights[ROW_FACTOR, row]), column_weights[COLUMN_SOFTMAX]
+        for j in range(scores.size):
+            scores[j] = exp_weight(scores[j] - shift) * (a + x * y[j])
+    else:
+        for j in range(scores.size):
+            scores[j] = exp_weight(scores[j] - shift) * a
+    unscaled = number(weight_scale(shift))
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = 0.0
+    if flags & TOTALS:
+        u, v = number(row_weights[ROW_SHIFT, row]), column_weights[COLUMN_SHIFT]
+        for j in range(scores.size):
+            scores[j] += (u + v[j]) * unscaled
+    scores[positive] += number(row_weights[ROW_POSITIVE, row]) * unscaled
+    return 1.0 / unscaled
+
+
+_ADD_ROWS = {LOG_SUM_EXP: _log_sum_exp_add_row}
+_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row}
+_WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row}
+
+
+def merge_columns(state: Any, references: Any, whole: Any, reference: float) -> float:
+    """Add the slots' column states [slots, 2, N'] of a tile to the whole [2, N'] in float64; return its reference."""
+    largest = max(reference, float(references.max()))
+    if largest > -np.inf:
+        if reference < largest:
+            whole[COLUMN_SUM] *= math.exp(reference - largest)
+        for slot in range(state.shape[0]):
+            scale = math.exp(float(references[slot, 0]) - largest)
+            # A slot that met nothing but -inf and NaN has the reference -inf; its NaN must get through.
+            whole[COLUMN_SUM] += state[slot, COLUMN_SUM].astype(np.float64) * scale
+    else:
+        whole[COLUMN_SUM] += state[:, COLUMN_SUM].sum(0)
+    whole[COLUMN_TOTAL] += state[:, COLUMN_TOTAL].sum(0)
+    return largest
+
+
+def add_row(
+    reduction: int, scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    """Add a row of scores, by the reduction's code."""
+    raise NotImplementedError("called from kernels only")
+
+
+@overload(add_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+def _add_row(
+    reduction: Any, scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    if not isinstance(reduction, types.IntegerLiteral):
+        return None  # the engine gives a constant; Numba also tries without
+    function = _ADD_ROWS[reduction.literal_value]
+
+    def implementation(
+        reduction: Any,
+        scores: Any,
+        row: Any,
+        positive: Any,
+        flags: Any,
+        row_state: Any,
+        column_state: Any,
+        reference: Any,
+    ) -> Any:
+        return function(scores, row, positive, flags, row_state, column_state, reference)
+
+    return implementation
+
+
+def weigh_added_row(
+    reduction: int, scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+) -> Any:
+    """Turn an added row into dL/ds, by the reduction's code."""
+    raise NotImplementedError("called from kernels only")
+
+
+@overload(weigh_added_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+def _weigh_added_row(
+    reduction: Any, scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+) -> Any:
+    if not isinstance(reduction, types.IntegerLiteral):
+        return None  # the engine gives a constant; Numba also tries without
+    function = _WEIGH_ADDED_ROWS[reduction.literal_value]
+
+    def implementation(
+        reduction: Any, scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+    ) -> Any:
+        return function(scores, positive, flags, total, upstream, label_smoothing)
+
+    return implementation
+
+
+def weigh_row(
+    reduction: int, scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    """Turn a row of scores into dL/ds, by the reduction's code."""
+    raise NotImplementedError("called from kernels only")
+
+
+@overload(weigh_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+def _weigh_row(
+    reduction: Any, scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    if not isinstance(reduction, types.IntegerLiteral):
+        return None  # the engine gives a constant; Numba also tries without
+    function = _WEIGH_ROWS[reduction.literal_value]
+
+    def implementation(
+        reduction: Any, scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+    ) -> Any:
+        return function(scores, row, positive, flags, row_weights, column_weights)
+
+    return implementation

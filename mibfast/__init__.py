@@ -1,0 +1,14 @@
+"""mibfast: fast, exact losses of multimodal alignment and of the information bottleneck.
+
+`mibfast.functional` has the operations, `mibfast.losses` the modules on top of them. See :func:`mibfast.info` for the
+backends that this installation has.
+"""
+
+from importlib.metadata import version as _version
+
+from mibfast import functional, losses
+from mibfast._backend import info, use_backend
+
+__version__ = _version("mibfast")
+
+__all__ = ["__version__", "functional", "info", "losses", "use_backend"]

@@ -1,0 +1,85 @@
+"""The boundary between autograd and the kernels, the same for every operation.
+
+An operation is an `autograd.Function` whose forward and backward each call one kernel launcher. In eager mode the
+launcher is called directly; under `torch.compile` the same launcher is called through a `torch.library` operation, which
+the graph can hold. Going through `torch.library` in eager mode as well would cost tens of microseconds a call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kernels(folder: str, backend: str) -> ModuleType:
+    """Import `mibfast.kernels.<folder>.<backend>`, on first use: compilers are not loaded by `import mibfast`."""
+    return importlib.import_module(f"mibfast.kernels.{folder}.{backend}")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of scores and losses: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """Reduce one value a sample to the mean, or leave it."""
+    return losses.mean() if reduction == "mean" else losses
+
+
+def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a launcher an operation of `torch.library`, `mibfast::<name>`, that is used under `torch.compile` only.
+
+    `fake` gives empty results of the right shapes and dtypes.
+    """
+
+    def decorate(launcher: Callable[..., Any]) -> Callable[..., Any]:
+        registered = torch.library.custom_op(f"mibfast::{launcher.__name__}", launcher, mutates_args=())
+        registered.register_fake(fake)
+
+        @functools.wraps(launcher)
+        def launch(*arguments: Any) -> Any:
+            return registered(*arguments) if torch.compiler.is_compiling() else launcher(*arguments)
+
+        return launch
+
+    return decorate
+
+
+class _Refused(torch.autograd.Function):
+    """The identity, whose backward raises: stands where a second derivative would otherwise be silently zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor, operation: str) -> Tensor:
+        ctx.operation = operation
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            f"{ctx.operation}: the second derivative is not implemented by the compiled backends; "
+            'use backend="reference", which has every derivative'
+        )
+
+
+def first_order(operation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wrap the backward of a Function so that differentiating its result raises instead of being ignored."""
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def wrapped(ctx: Any, *upstream: Tensor) -> Any:
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return backward(ctx, *upstream)
+            with torch.no_grad():
+                gradients = backward(ctx, *upstream)
+            anchor = torch.zeros((), requires_grad=True)
+            return tuple(_Refused.apply(g, anchor, operation) if g is not None else None for g in gradients)
+
+        return wrapped
+
+    return decorate

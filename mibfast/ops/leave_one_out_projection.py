@@ -1,0 +1,93 @@
+"""Ridge projection of every modality on the others of its sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast._check import Embeddings
+from mibfast.kernels.projection import reference
+from mibfast.ops._boundary import first_order, kernels, operation
+
+_NAME = "leave_one_out_projection"
+
+
+def leave_one_out_projection(embeddings: Embeddings, ridge: float = 1e-8, *, backend: str | None = None) -> Tensor:
+    r"""Project each modality's embedding on the span of the other modalities' embeddings of the same sample.
+
+    .. math:: \bar z^{(m)} = A_m (A_m^\top A_m + \lambda I)^{-1} A_m^\top z^{(m)}, \qquad
+              A_m = [z^{(k)}]_{k \ne m}
+
+    The keys of OVA-IB (arXiv 2605.29900), Eq. 10-11. All M come from one inverse a sample: with
+    :math:`H = (Z^\top Z + \lambda I)^{-1}` over all M embeddings the coefficients of modality m on the others are
+    :math:`-H_{\cdot m} / H_{mm}`. Gram matrices and factors are float64 for every input dtype.
+
+    Parameters
+    ----------
+    embeddings : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
+        float64, float32, bfloat16 or float16; M >= 2.
+    ridge : float
+        :math:`\lambda \ge 0`; raised to the rounding of the Gram matrix where that is larger, see
+        :func:`ridge_projection`.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    Tensor [M, N, d]
+        Of the input's dtype, in the order of the modalities.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For fewer than two modalities, unequal shapes, dtypes or devices, or a negative ridge.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> image, text = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    >>> F.leave_one_out_projection([image, text], ridge=0.0)
+    tensor([[[1., 1.]],
+    <BLANKLINE>
+            [[1., 0.]]])
+    """
+    z, _ = _check.embeddings(_NAME, embeddings)
+    ridge = _check.number(_NAME, "ridge", ridge, 0.0)
+    chosen = _backend.choose(_NAME, z[0].device, backend)
+    if chosen == "reference":
+        return reference.leave_one_out_projection(z, ridge)
+    return _LeaveOneOutProjection.apply(chosen, ridge, *z)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _fake_forward(z: list[Tensor], ridge: float, backend: str) -> tuple[Tensor, Tensor]:
+    m, (n, d) = len(z), z[0].shape
+    return z[0].new_empty(m, n, d), z[0].new_empty((n, m, m), dtype=torch.float64)
+
+
+@operation(fake=_fake_forward)
+def leave_one_out(z: list[Tensor], ridge: float, backend: str) -> tuple[Tensor, Tensor]:
+    return kernels("projection", backend).leave_one_out(z, ridge)  # type: ignore[no-any-return]
+
+
+@operation(fake=lambda upstream, z, inverse, backend: [x.new_empty(x.shape) for x in z])
+def leave_one_out_backward(upstream: Tensor, z: list[Tensor], inverse: Tensor, backend: str) -> list[Tensor]:
+    return kernels("projection", backend).leave_one_out_backward(upstream, z, inverse)  # type: ignore[no-any-return]
+
+
+class _LeaveOneOutProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, ridge: float, *z: Tensor) -> Tensor:
+        projections, inverse = leave_one_out(list(z), ridge, backend)
+        ctx.save_for_backward(inverse, *z)
+        ctx.backend = backend
+        return projections  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        inverse, *z = ctx.saved_tensors
+        return None, None, *leave_one_out_backward(upstream, z, inverse, ctx.backend)

@@ -1,0 +1,93 @@
+"""Product of diagonal Gaussian experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast._check import Embeddings
+from mibfast.kernels.gaussian import reference
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+
+_NAME = "product_of_experts"
+
+
+def product_of_experts(
+    means: Embeddings, logvars: Embeddings, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Multiply M diagonal Gaussian experts into one.
+
+    .. math:: \sigma^{-2} = \sum_m \sigma_m^{-2}, \qquad \mu = \sigma^2 \sum_m \sigma_m^{-2} \mu_m
+
+    Formed from log-variances without leaving their range: precisions that overflow float32 do no harm. The prior of
+    OVA-IB's minimality before it is made isotropic (arXiv 2605.29900, Eq. 17).
+
+    Parameters
+    ----------
+    means, logvars : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
+        float64, float32, bfloat16 or float16; M >= 2, all of one shape.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    mean, logvar : Tensor [N, d]
+        Of the input's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For fewer than two experts, means that do not match the log-variances, or unequal shapes, dtypes or devices.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> mean, logvar = F.product_of_experts(torch.tensor([[[0.0]], [[3.0]]]), torch.zeros(2, 1, 1))
+    >>> mean.item(), round(logvar.exp().item(), 6)
+    (1.5, 0.5)
+    """
+    mu, _ = _check.embeddings(_NAME, means)
+    logvar, _ = _check.embeddings(_NAME, logvars)
+    if len(mu) != len(logvar):
+        raise ValueError(f"{_NAME}: expected as many means as logvars, got {len(mu)} and {len(logvar)}")
+    _check.same_shape(_NAME, means=mu[0], logvars=logvar[0])
+    _check.alike(_NAME, means=mu[0], logvars=logvar[0])
+    tensors = _check.promoted([*mu, *logvar])
+    chosen = _backend.choose(_NAME, mu[0].device, backend)
+    if chosen == "reference":
+        dtype = accumulation_dtype(tensors[0].dtype)
+        stacked = torch.stack(tensors).to(dtype)
+        product = reference.product_of_experts(stacked[: len(mu)], stacked[len(mu) :])
+        return product[0].to(tensors[0].dtype), product[1].to(tensors[0].dtype)
+    return _ProductOfExperts.apply(chosen, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _fake_product(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
+    return tensors[0].new_empty(tensors[0].shape), tensors[0].new_empty(tensors[0].shape)
+
+
+@operation(fake=_fake_product)
+def product(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
+    return kernels("gaussian", backend).product(tensors)  # type: ignore[no-any-return]
+
+
+@operation(fake=lambda upstream, tensors, backend: [x.new_empty(x.shape) for x in tensors])
+def product_backward(upstream: list[Tensor], tensors: list[Tensor], backend: str) -> list[Tensor]:
+    return kernels("gaussian", backend).product_backward(upstream, tensors)  # type: ignore[no-any-return]
+
+
+class _ProductOfExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tensors)
+        ctx.backend = backend
+        return product(list(tensors), backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return None, *product_backward(list(upstream), list(ctx.saved_tensors), ctx.backend)

@@ -1,0 +1,98 @@
+"""Ridge projection of a target on a basis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast.kernels.projection import reference
+from mibfast.ops._boundary import first_order, kernels, operation
+
+_NAME = "ridge_projection"
+
+
+def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, backend: str | None = None) -> Tensor:
+    r"""Project a target on the span of a basis, by ridge regression.
+
+    .. math:: \bar z = A (A^\top A + \lambda I)^{-1} A^\top z
+
+    where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its Cholesky
+    factor are float64 for every input dtype, so nearly dependent bases project exactly; where float64 rounding of the
+    Gram matrix exceeds `ridge` (duplicates at a large scale), `ridge` is raised to 16 eps trace(A^T A).
+
+    Parameters
+    ----------
+    target : Tensor [..., d]
+    basis : Tensor [..., K, d]
+        The same leading dimensions as `target`; float64, float32, bfloat16 or float16, as `target`.
+    ridge : float
+        :math:`\lambda \ge 0`.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    Tensor [..., d]
+        Of the input's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not match, unequal dtypes or devices, or a negative ridge.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> F.ridge_projection(torch.tensor([3.0, 4.0]), torch.tensor([[2.0, 0.0]]), ridge=0.0)
+    tensor([3., 0.])
+    """
+    _check.tensor(_NAME, "target", target, "... d")
+    _check.tensor(_NAME, "basis", basis, "... K d")
+    _check.alike(_NAME, target=target, basis=basis)
+    if basis.ndim != target.ndim + 1 or basis.shape[:-2] != target.shape[:-1] or basis.shape[-1] != target.shape[-1]:
+        raise ValueError(
+            f"{_NAME}: basis must be [..., K, d] for a target [..., d] with the same leading dimensions, "
+            f"got {_check.described(target)} and {_check.described(basis)}"
+        )
+    ridge = _check.number(_NAME, "ridge", ridge, 0.0)
+    target, basis = _check.promoted([target, basis])
+    chosen = _backend.choose(_NAME, target.device, backend)
+    if chosen == "reference":
+        return reference.ridge_projection(target, basis, ridge)
+    return _RidgeProjection.apply(chosen, target, basis, ridge)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@operation(fake=lambda target, basis, ridge, backend: target.new_empty(target.shape))
+def projection(target: Tensor, basis: Tensor, ridge: float, backend: str) -> Tensor:
+    return kernels("projection", backend).ridge_projection(target, basis, ridge)  # type: ignore[no-any-return]
+
+
+def _fake_backward(
+    upstream: Tensor, target: Tensor, basis: Tensor, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    return target.new_empty(target.shape), basis.new_empty(basis.shape)
+
+
+@operation(fake=_fake_backward)
+def projection_backward(
+    upstream: Tensor, target: Tensor, basis: Tensor, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    launcher = kernels("projection", backend).ridge_projection_backward
+    return launcher(upstream, target, basis, ridge)  # type: ignore[no-any-return]
+
+
+class _RidgeProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, target: Tensor, basis: Tensor, ridge: float) -> Tensor:
+        ctx.save_for_backward(target, basis)
+        ctx.backend, ctx.ridge = backend, ridge
+        return projection(target, basis, ridge, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, *projection_backward(upstream, *ctx.saved_tensors, ctx.ridge, ctx.backend), None
