@@ -3,8 +3,8 @@
 Numba is imported here and in the `cpu.py` files only, and those are imported when the first CPU kernel is called:
 `import mibfast` does not pay for it.
 
-A cached kernel is found again by its own file's time stamp; a change in a file that it calls into would go unseen. So
-every kernel names :data:`FINGERPRINT`, a number made from all kernel sources, which Numba adds to the key.
+Numba finds a cached kernel again by its name and its own file's time stamp; a change in a file that it calls into would
+go unseen. So the name carries a fingerprint of all kernel sources.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 FASTMATH_MAXIMUM = FASTMATH | {"nnan"}
 
 
-def _fingerprint() -> int:
+def _fingerprint() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+    return digest.hexdigest()[:12]
 
 
-FINGERPRINT = _fingerprint()
+_FINGERPRINT = _fingerprint()
 
 # `error_model="numpy"` divides as IEEE says; Python's would test every divisor and keep loops from becoming vector code.
 
@@ -49,6 +49,7 @@ def inline_maximum(function: _Function) -> _Function:
 
 def kernel(function: _Function) -> _Function:
     """Compile a kernel that Python calls, cached on disk where a folder for it can be written."""
+    function.__qualname__ = f"{function.__qualname__}.{_FINGERPRINT}"
     try:
         return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError as error:  # raised where neither the package's nor the user's cache folder can be written

@@ -132,13 +132,15 @@ def embeddings(operation: str, x: Any) -> tuple[list[Tensor], list[str]]:
     return promoted(tensors), names
 
 
-def temperature(operation: str, x: Any) -> float | Tensor:
-    """Check a temperature: a positive finite number, or a 0-d floating-point tensor (not read back)."""
+def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
+    """Check a temperature: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
         if x.ndim != 0 or not x.dtype.is_floating_point:
             raise ValueError(
                 f"{operation}: temperature must be a positive number or a 0-d floating-point tensor, got {described(x)}"
             )
+        if x.device != device:
+            raise ValueError(f"{operation}: temperature must be on {device} as the embeddings are, got {described(x)}")
         return x
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{operation}: temperature must be a positive number or a 0-d tensor, got {described(x)}")

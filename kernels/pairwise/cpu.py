@@ -1,506 +1,250 @@
-"""The pairwise engine on the CPU: reductions over all pairs of a score, one block of rows at a time.
+"""InfoNCE's log-sum-exps on the CPU engine: which sweeps a loss needs, and what goes into their weights.
 
-A block of B rows against all K N' columns is one `torch.mm` into a tile [B, K N'] that stays in cache; Numba turns its
-inner products into scores, reduces them, and, where a gradient is wanted, replaces them by dL/dtile, which two more
-GEMMs turn into the gradients of rows and columns. Nothing of size N x N' is stored.
+With R_i the log-sum-exp of row i and C_j that of column j (the positive in or out), p the positive's score, eps the
+label smoothing and s-bar a mean of scores, the loss of sample i is
 
-Cost in GEMMs of 2 N N' K d FLOPs: `reduce` 1; `reduce_with_gradient` 3; `gradient` 3, after a `reduce` so 4 together.
-The row passes add for each score one exponential (0.43 ns on one core) and a maximum (0.17 ns), against 2 d FLOPs a
-GEMM (2 ns at d = 256 on two cores): one tenth of three GEMMs. Memory beyond operands and results is the tile and a few
-vectors. Measurements: `benches/notes/cpu-measurements.md`.
+    one way     R_i - (1 - eps) p_i - eps mean_j s_ij
+    both ways   half the sum of that and C_i - (1 - eps) p_i - eps mean_j s_ji.
 
-Scores and reductions are plug-ins: `scores_cpu.py`, `reductions_cpu.py`. This file knows neither.
+One way with a mean over samples takes one sweep and 3 GEMMs; everything else takes one for the loss and one for the
+gradient, 4 GEMMs.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast._threads import parallel, slots
-from mibfast.kernels.compilation import FINGERPRINT, kernel
+from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.vector_math import WEIGHT_EXPONENT
 
-# A tile of 512 rows runs at the full GEMM rate; a larger one leaves the cache.
-_TILE_ROWS = 512
-_TILE_BYTES = 64 * 2**20
-# Scores a slot, at least: 30 microseconds of work.
-_GRAIN = 65536
-
-
-@functools.lru_cache(maxsize=None)
-def _reduce_rows(score: int, reduction: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def reduce_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        column_statistics: Any,
-        offset: int,
-        flags: int,
-        row_state: Any,
-        column_state: Any,
-        reference: Any,
-        scratch: Any,
-    ) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        for local in range(begin, end):
-            row = first + local
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
-            reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
-
-    return reduce_rows
-
-
-@functools.lru_cache(maxsize=None)
-def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def reduce_and_weigh_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        column_statistics: Any,
-        offset: int,
-        flags: int,
-        row_state: Any,
-        column_state: Any,
-        reference: Any,
-        scratch: Any,
-        upstream: float,
-        label_smoothing: float,
-        factors: Any,
-        column_gradient: Any,
-    ) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        for local in range(begin, end):
-            row = first + local
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
-            total = reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
-            factor = reductions.weigh_added_row(reduction, s, row + offset, flags, total, upstream, label_smoothing)
-            factors[local] = factor
-            scores.score_gradient_row(
-                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
-            )
-
-    return reduce_and_weigh_rows
-
-
-@functools.lru_cache(maxsize=None)
-def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def weigh_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        column_statistics: Any,
-        offset: int,
-        flags: int,
-        row_weights: Any,
-        column_weights: Any,
-        scratch: Any,
-        factors: Any,
-        column_gradient: Any,
-    ) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        for local in range(begin, end):
-            row = first + local
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
-            factor = reductions.weigh_row(reduction, s, row, row + offset, flags, row_weights, column_weights)
-            factors[local] = factor
-            scores.score_gradient_row(
-                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
-            )
-
-    return weigh_rows
-
-
-@functools.lru_cache(maxsize=None)
-def _reduce_columns(score: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def reduce_columns(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        column_statistics: Any,
-        offset: int,
-        excluded: bool,
-        state: Any,
-        scratch: Any,
-    ) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        maxima, sums = state[0], state[1]
-        maxima[:] = -np.inf
-        sums[:] = 0.0
-        for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
-            if excluded:
-                s[first + local + offset] = -np.inf
-            reductions.raise_maxima(s, maxima)
-        for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
-            if excluded:
-                s[first + local + offset] = -np.inf
-            reductions.add_to_sums(s, maxima, sums)
-
-    return reduce_columns
-
-
-@functools.lru_cache(maxsize=None)
-def _score_rows(score: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def score_rows(tile: Any, begin: int, end: int, column_statistics: Any, scratch: Any, out: Any) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
-            out[local, :] = s
-
-    return score_rows
-
-
-@functools.lru_cache(maxsize=None)
-def _score_gradient_rows(score: int) -> Callable[..., None]:
-    fingerprint = FINGERPRINT
-
-    @kernel
-    def score_gradient_rows(
-        tile: Any, begin: int, end: int, column_statistics: Any, scratch: Any, upstream: Any, column_gradient: Any
-    ) -> None:
-        fingerprint  # noqa: B018 - part of the cache key
-        one = tile.dtype.type(1.0)
-        for local in range(begin, end):
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
-            s[:] = upstream[local]
-            scores.score_gradient_row(score, tiles, column_statistics, s, one, column_gradient, scratch)
-
-    return score_gradient_rows
-
-
-class Rows:
-    """The rows of a score: embeddings [N, d] of any dtype and strides, made unit where asked, times a scale.
-
-    They are converted one block at a time, and the gradient is brought back through the same steps block by block.
-    """
-
-    def __init__(
-        self,
-        embeddings: Tensor,
-        dtype: torch.dtype,
-        *,
-        scale: float = 1.0,
-        unit: bool = False,
-        wants_scale_gradient: bool = False,
-    ) -> None:
-        self.embeddings, self.dtype, self.scale, self.unit = embeddings, dtype, scale, unit
-        self.wants_scale_gradient, self.scale_gradient = wants_scale_gradient, 0.0
-
-    def block(self, first: int, last: int) -> Tensor:
-        """Return rows first to last as a new contiguous tensor of the engine's dtype."""
-        x = self.embeddings[first:last].to(self.dtype)
-        if not self.unit:
-            return (x * self.scale).contiguous()
-        return (x * self._inverse_norm(x).mul_(self.scale)).contiguous()
-
-    @staticmethod
-    def _inverse_norm(x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return norm.reciprocal_().masked_fill_(norm == torch.inf, 0.0)
-
-    def add_gradient(self, first: int, last: int, block: Tensor, gradient: Tensor, into: Tensor | None) -> None:
-        """Bring the gradient of a block, which is overwritten, back to the embeddings; add it to `into`'s rows."""
-        if self.wants_scale_gradient:
-            # A score is of degree 1 in the row, so dL/dscale = sum of dL/ds s / scale = dL/drow . row / scale.
-            self.scale_gradient += float((block * gradient).sum(dtype=torch.float64)) / self.scale
-        if into is None:
-            return
-        if self.unit:
-            x = self.embeddings[first:last].to(self.dtype)
-            inverse_norm = self._inverse_norm(x)
-            radial = (gradient * block).sum(1, keepdim=True).div_(self.scale**2)
-            gradient = gradient.addcmul_(block, radial, value=-1.0).mul_(inverse_norm)
-        into[first:last].add_(gradient, alpha=self.scale)
+# One reference for all columns holds while none lies further below it, nats; float32 weights end at e^-110.
+_DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
+# e^(R_i - C_j) is formed as a product of two numbers while no R exceeds a C by more, nats.
+_LARGEST_EXCESS = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of the engine's dtype."""
+class Objective:
+    """What InfoNCE to compute; the positive of row i is column i + offset."""
 
-    operands: Tensor
-    statistics: Tensor
+    offset: int = 0
+    positive_in_denominator: bool = True
+    symmetric: bool = False
+    label_smoothing: float = 0.0
 
     @property
-    def count(self) -> int:
-        return int(self.operands.shape[1])
+    def flags(self) -> int:
+        flags = reductions.COLUMNS if self.symmetric else 0
+        flags |= 0 if self.positive_in_denominator else reductions.POSITIVE_EXCLUDED
+        return flags | (reductions.TOTALS if self.label_smoothing else 0)
 
 
-@dataclass
-class Gradients:
-    """What a sweep adds gradients to; None where one is not wanted."""
-
-    rows: Tensor | None  # [N, d], any floating dtype
-    columns: Tensor | None  # [K, N', d], written, not added to
-    statistics: Tensor | None  # [S, N'], written
-
-
-class _Tiles:
-    """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
-
-    def __init__(self, score: int, rows: Rows, columns: Columns) -> None:
-        self.rows, self.columns = rows, columns
-        k, n_columns, self.d = columns.operands.shape
-        self.n = rows.embeddings.shape[0]
-        width = k * n_columns
-        dtype = columns.operands.dtype
-        self.size = min(self.n, _TILE_ROWS, max(16, _TILE_BYTES // (width * dtype.itemsize)))
-        numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
-        self._tile = torch.from_numpy(np.empty((self.size, width), numpy_dtype))
-        self.tile = self._tile.numpy().reshape(self.size, k, n_columns)
-        self.slots = slots(self.size, max(1, _GRAIN // width))
-        self.scratch = np.empty((self.slots, scores.scratch_rows(score, k), n_columns if k > 1 or score else 1), numpy_dtype)
-        self.factors = np.ones(self.size, numpy_dtype)
-        self.statistics = columns.statistics.numpy()
-        self.statistics_gradient = np.zeros((self.slots, *columns.statistics.shape), numpy_dtype)
-        self._flat = columns.operands.view(width, self.d)
-
-    def run(
-        self,
-        rows_function: Callable[[int, int, int, int], None],
-        gradients: Gradients | None = None,
-        after_tile: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Call `rows_function(first, begin, end, slot)` for every slot of every block, between the GEMMs."""
-        if gradients is not None and gradients.rows is not None:
-            row_gradient = torch.empty(self.size, self.d, dtype=self._flat.dtype)
-        for first in range(0, self.n, self.size):
-            last = min(first + self.size, self.n)
-            count = last - first
-            tile = self._tile[:count]
-            block = self.rows.block(first, last)
-            torch.mm(block, self._flat.T, out=tile)
-            bounds = [count * slot // self.slots for slot in range(self.slots + 1)]
-            parallel(lambda slot: rows_function(first, bounds[slot], bounds[slot + 1], slot), self.slots)  # noqa: B023
-            after_tile()
-            if gradients is None:
-                continue
-            factors = torch.from_numpy(self.factors[:count, None])
-            if gradients.columns is not None:
-                flat_gradient = gradients.columns.view(self._flat.shape)
-                weighted = block * factors
-                if first == 0:
-                    torch.mm(tile.T, weighted, out=flat_gradient)
-                else:
-                    flat_gradient.addmm_(tile.T, weighted)
-            if gradients.rows is not None or self.rows.wants_scale_gradient:
-                torch.mm(tile, self._flat, out=row_gradient[:count])
-                self.rows.add_gradient(first, last, block, row_gradient[:count].mul_(factors), gradients.rows)
-        if gradients is not None and gradients.statistics is not None:
-            gradients.statistics.copy_(torch.from_numpy(self.statistics_gradient.sum(0)))
+def losses(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each row [N] in the engine's dtype, and the log-sum-exps of rows [N] and columns [N' or 0], float64."""
+    arguments = (score, reductions.LOG_SUM_EXP, rows, columns, objective.offset, objective.flags)
+    row_state, column_state, reference = engine.reduce(*arguments)
+    column_lse = np.empty(0)
+    if objective.symmetric:
+        column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
+        # A NaN is no sign of a column far below the reference.
+        if np.nanmin(column_lse, initial=np.inf) < reference - _DEEPEST_COLUMN[rows.dtype]:
+            column_lse = _column_lse_exactly(score, rows, columns, objective)
+    result = _losses(row_state, column_state, column_lse, objective)
+    return torch.from_numpy(result).to(rows.dtype), torch.from_numpy(row_state[reductions.LSE]), torch.from_numpy(column_lse)
 
 
-class _ColumnStates:
-    """Partial results over rows, one a slot and tile, merged into float64 after each tile."""
-
-    def __init__(self, tiles: _Tiles, flags: int) -> None:
-        self.wanted = bool(flags & (reductions.COLUMNS | reductions.TOTALS))
-        width = tiles.columns.count if self.wanted else 1
-        self.slots = np.zeros((tiles.slots, 2, width), tiles.factors.dtype)
-        self.references = np.full((tiles.slots, 1), -np.inf, tiles.factors.dtype)
-        self.whole = np.zeros((2, width))
-        self.reference = -np.inf
-
-    def merge(self) -> None:
-        if self.wanted:
-            self.reference = reductions.merge_columns(self.slots, self.references, self.whole, self.reference)
-            self.slots.fill(0.0)
-            self.references.fill(-np.inf)
+def _losses(row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective) -> np.ndarray:
+    smoothing, n_columns = objective.label_smoothing, column_state.shape[1]
+    target = (1.0 - smoothing) * row_state[reductions.POSITIVE]
+    result: np.ndarray = row_state[reductions.LSE] - target
+    if smoothing:
+        result -= smoothing / n_columns * row_state[reductions.TOTAL]
+    if objective.symmetric:
+        other = column_lse - target
+        if smoothing:
+            other -= smoothing / n_columns * column_state[reductions.COLUMN_TOTAL]
+        result = 0.5 * (result + other)
+    return result
 
 
-def reduce(
-    score: int, reduction: int, rows: Rows, columns: Columns, offset: int, flags: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Reduce all pairs: the row state [3, N], the column state [2, N'] and the reference of its sums, float64."""
-    tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, flags)
-    kernel_of_rows = _reduce_rows(score, reduction)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            tiles.statistics,
-            offset,
-            flags,
-            row_state,
-            states.slots[slot],
-            states.references[slot],
-            tiles.scratch[slot],
-        )
-
-    tiles.run(of_rows, after_tile=states.merge)
-    return row_state, states.whole, states.reference
+def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    scale = WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lse: np.ndarray = np.log(sums) - scale + reference
+    return lse
 
 
-def reduce_columns(
-    score: int, rows: Rows, columns: Columns, offset: int, excluded: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima of the columns and sums of exp_weight(score - maximum), [N'] float64, with a maximum for each column."""
-    tiles = _Tiles(score, rows, columns)
-    states = np.empty((tiles.slots, 2, columns.count), tiles.factors.dtype)
-    maxima, sums = np.full(columns.count, -np.inf), np.zeros(columns.count)
-    kernel_of_rows = _reduce_columns(score)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            tiles.statistics,
-            offset,
-            excluded,
-            states[slot],
-            tiles.scratch[slot],
-        )
-
-    def merge() -> None:
-        for state in states.astype(np.float64):
-            higher = np.maximum(maxima, state[0])
-            finite = np.where(higher == -np.inf, 0.0, higher)
-            sums[:] = sums * np.exp(maxima - finite) + state[1] * np.exp(state[0] - finite)
-            maxima[:] = higher
-
-    tiles.run(of_rows, after_tile=merge)
-    return maxima, sums
-
-
-def reduce_with_gradient(
-    score: int,
-    reduction: int,
-    rows: Rows,
-    columns: Columns,
-    offset: int,
-    flags: int,
-    *,
-    upstream: float,
-    label_smoothing: float,
-    gradients: Gradients,
+def _column_lse_exactly(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times the sum of their losses in one sweep: the row state [3, N]."""
-    tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, flags)
-    kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            tiles.statistics,
-            offset,
-            flags,
-            row_state,
-            states.slots[slot],
-            states.references[slot],
-            tiles.scratch[slot],
-            upstream,
-            label_smoothing,
-            tiles.factors,
-            tiles.statistics_gradient[slot],
-        )
-
-    tiles.run(of_rows, gradients, states.merge)
-    return row_state
+    """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
+    maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, not objective.positive_in_denominator)
+    lse = _column_lse(sums, maxima, rows.dtype)
+    return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, lse)
 
 
-def gradient(
+def mean_with_gradient(
+    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective, gradients: engine.Gradients
+) -> Tensor:
+    """The mean of InfoNCE over rows, one way, and its gradients, in one sweep."""
+    row_state = engine.reduce_with_gradient(
+        score,
+        reductions.LOG_SUM_EXP,
+        rows,
+        columns,
+        objective.offset,
+        objective.flags,
+        upstream=1.0 / rows.embeddings.shape[0],
+        label_smoothing=objective.label_smoothing,
+        gradients=gradients,
+    )
+    mean = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective).mean()
+    return torch.tensor(mean, dtype=rows.dtype)
+
+
+def losses_gradient(
     score: int,
-    reduction: int,
-    rows: Rows,
-    columns: Columns,
-    offset: int,
-    flags: int,
-    *,
-    row_weights: np.ndarray,
-    column_weights: np.ndarray,
-    gradients: Gradients,
+    rows: engine.Rows,
+    columns: engine.Columns,
+    objective: Objective,
+    upstream: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    gradients: engine.Gradients,
 ) -> None:
-    """Form gradients from the results of an earlier reduction: `row_weights` [5, N], `column_weights` [3, N']."""
-    tiles = _Tiles(score, rows, columns)
-    kernel_of_rows = _weigh_rows(score, reduction)
+    """Gradients of `losses` for an upstream gradient [N]."""
+    flags, smoothing, n_columns = objective.flags, objective.label_smoothing, columns.count
+    g, lse = upstream.double().numpy(), row_lse.numpy()
+    half = 0.5 if objective.symmetric else 1.0
+    row_weights = np.zeros((5, g.size))
+    # A row of -inf has no softmax: exp(s - inf) = 0.
+    row_weights[reductions.ROW_LSE] = np.where(lse == -np.inf, np.inf, lse)
+    row_weights[reductions.ROW_SOFTMAX] = half * g
+    row_weights[reductions.ROW_SHIFT] = -smoothing / n_columns * half * g
+    row_weights[reductions.ROW_POSITIVE] = -(1.0 - smoothing) * g
+    column_weights = np.zeros((3, n_columns if flags & (reductions.COLUMNS | reductions.TOTALS) else 1))
+    if objective.symmetric:
+        c = column_lse.numpy()
+        column_weights[reductions.COLUMN_SHIFT] = -smoothing / n_columns * half * g
+        highest, lowest = float(lse.max()), float(c.min())
+        if highest - lowest <= _LARGEST_EXCESS[rows.dtype]:
+            middle = 0.5 * (highest + lowest)
+            row_weights[reductions.ROW_FACTOR] = np.exp(lse - middle)
+            column_weights[reductions.COLUMN_SOFTMAX] = half * g * np.exp(middle - c)
+        else:
+            flags |= reductions.SEPARATE_EXPONENTIALS
+            column_weights[reductions.COLUMN_LSE] = np.where(c == -np.inf, np.inf, c)
+            column_weights[reductions.COLUMN_SOFTMAX] = half * g
+    numpy_dtype = np.float64 if rows.dtype == torch.float64 else np.float32
+    engine.gradient(
+        score,
+        reductions.LOG_SUM_EXP,
+        rows,
+        columns,
+        objective.offset,
+        flags,
+        row_weights=row_weights,
+        column_weights=column_weights.astype(numpy_dtype),
+        gradients=gradients,
+    )
 
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            tiles.statistics,
-            offset,
-            flags,
-            row_weights,
-            column_weights,
-            tiles.scratch[slot],
-            tiles.factors,
-            tiles.statistics_gradient[slot],
-        )
 
-    tiles.run(of_rows, gradients)
+def _inverse_temperature(temperature: Tensor) -> float:
+    tau = float(temperature)
+    return 1.0 / tau if tau > 0.0 else math.nan
 
 
-def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
-    """All scores [N, N'] of the engine's dtype: the one function whose result is N x N'."""
-    tiles = _Tiles(score, rows, columns)
-    out = np.empty((tiles.n, columns.count), tiles.factors.dtype)
-    kernel_of_rows = _score_rows(score)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(tiles.tile, begin, end, tiles.statistics, tiles.scratch[slot], out[first:])
-
-    tiles.run(of_rows)
-    return torch.from_numpy(out)
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The engine's dtype: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dense_gradient(score: int, rows: Rows, columns: Columns, upstream: Tensor, gradients: Gradients) -> None:
-    """Gradients of `dense` for an upstream gradient [N, N']."""
-    tiles = _Tiles(score, rows, columns)
-    weights = upstream.to(columns.operands.dtype).contiguous().numpy()
-    kernel_of_rows = _score_gradient_rows(score)
+def _operands(
+    query: Tensor, key: Tensor, temperature: Tensor, needs_temperature: bool
+) -> tuple[engine.Rows, engine.Columns]:
+    dtype = accumulation_dtype(query.dtype)
+    scale = _inverse_temperature(temperature)
+    rows = engine.Rows(query.detach(), dtype, scale=scale, wants_scale_gradient=needs_temperature)
+    operands = key.detach().to(dtype).contiguous()[None]
+    return rows, engine.Columns(operands, operands.new_empty(0, key.shape[0]))
 
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            begin,
-            end,
-            tiles.statistics,
-            tiles.scratch[slot],
-            weights[first:],
-            tiles.statistics_gradient[slot],
-        )
 
-    tiles.run(of_rows, gradients)
+def _gradients(query: Tensor, key: Tensor, dtype: torch.dtype, needed: list[bool]) -> engine.Gradients:
+    return engine.Gradients(
+        torch.zeros(query.shape, dtype=query.dtype) if needed[0] else None,
+        torch.empty(1, *key.shape, dtype=dtype) if needed[1] else None,
+        None,
+    )
+
+
+def _results(
+    gradients: engine.Gradients, rows: engine.Rows, query: Tensor, key: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and temperature; those that were not needed are empty."""
+    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
+    d_key = key.new_empty(key.shape) if gradients.columns is None else gradients.columns[0].to(key.dtype)
+    # dL/dtau = -dL/d(1 / tau) / tau^2
+    d_temperature = torch.tensor(-rows.scale_gradient * rows.scale**2, dtype=temperature.dtype)
+    return d_query, d_key, d_temperature
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    offset: int,
+    positive_in_denominator: bool,
+    symmetric: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
+    rows, columns = _operands(query, key, temperature, False)
+    objective = Objective(offset, positive_in_denominator, symmetric, label_smoothing)
+    return losses(scores.INNER_PRODUCT, rows, columns, objective)
+
+
+def info_nce_backward(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+    symmetric: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
+    rows, columns = _operands(query, key, temperature, needed[2])
+    gradients = _gradients(query, key, rows.dtype, needed)
+    objective = Objective(offset, positive_in_denominator, symmetric, label_smoothing)
+    losses_gradient(scores.INNER_PRODUCT, rows, columns, objective, upstream, row_lse, column_lse, gradients)
+    return _results(gradients, rows, query, key, temperature)
+
+
+def info_nce_mean(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of one-way InfoNCE and its gradients, as `info_nce_backward` gives them."""
+    rows, columns = _operands(query, key, temperature, needed[2])
+    gradients = _gradients(query, key, rows.dtype, needed)
+    objective = Objective(offset, positive_in_denominator, False, label_smoothing)
+    loss = mean_with_gradient(scores.INNER_PRODUCT, rows, columns, objective, gradients)
+    return loss, *_results(gradients, rows, query, key, temperature)

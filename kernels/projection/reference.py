@@ -3,7 +3,7 @@
 A projection is zbar = A c with c = (A^T A + lambda I)^-1 A^T z. Gram matrices and their factors are float64 whatever
 the input: in float32 the paper's lambda = 1e-8 vanishes beside 1 and aligned modalities make the Gram matrix singular.
 Where even float64 cannot tell lambda from the rounding of the Gram matrix (exact duplicates at a large scale), lambda
-is raised to that rounding, 16 eps trace(G).
+is raised to 2^-40 trace(G), four thousand times that rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RELATIVE_FLOOR = 16 * 2.0**-52
+RELATIVE_FLOOR = 2.0**-40
 SMALLEST_RIDGE = 2.0**-1000
 
 
@@ -23,17 +23,20 @@ def effective_ridge(gram: Tensor, ridge: float) -> Tensor:
     return (trace * RELATIVE_FLOOR).clamp(min=max(ridge, SMALLEST_RIDGE))
 
 
-def cholesky(basis: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Float64 Cholesky factor [..., K, K] of A^T A + ridge I for a basis [..., K, d], and the ridge in effect [...]."""
+def cholesky(basis: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 Cholesky factor [..., K, K] of A^T A + ridge I for a basis [..., K, d], and the ridge in effect [...].
+
+    A ridge given as a tensor [...] is in effect as it is.
+    """
     wide = basis.double()
     gram = wide @ wide.mT
-    in_effect = effective_ridge(gram, ridge)
+    in_effect = ridge if isinstance(ridge, Tensor) else effective_ridge(gram, ridge)
     eye = torch.eye(gram.shape[-1], dtype=torch.float64, device=gram.device)
     factor, _ = torch.linalg.cholesky_ex(gram + in_effect[..., None, None] * eye)
     return factor, in_effect
 
 
-def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
+def ridge_projection(target: Tensor, basis: Tensor, ridge: float | Tensor) -> Tensor:
     """Project target [..., d] on basis [..., K, d]: [..., d] in the target's dtype."""
     factor, _ = cholesky(basis, ridge)
     wide = basis.double()
@@ -43,10 +46,12 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
 
 def leave_one_out_projection(embeddings: Sequence[Tensor], ridge: float) -> Tensor:
     """Project each of M embeddings [N, d] on the M - 1 others of its sample: [M, N, d]."""
+    wide = torch.stack([z.double() for z in embeddings], dim=1)
+    in_effect = effective_ridge(wide @ wide.mT, ridge)
     projections = []
     for m, target in enumerate(embeddings):
         others = torch.stack([z for k, z in enumerate(embeddings) if k != m], dim=1)
-        projections.append(ridge_projection(target, others, ridge))
+        projections.append(ridge_projection(target, others, in_effect))
     return torch.stack(projections)
 
 

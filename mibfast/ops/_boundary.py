@@ -27,6 +27,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def inverse_temperature(temperature: float | Tensor) -> float | Tensor:
+    """Return 1 / temperature; NaN for a tensor that is not positive, which is not read back."""
+    if isinstance(temperature, Tensor):
+        return torch.where(temperature > 0, temperature, torch.nan).reciprocal()
+    return 1.0 / temperature
+
+
+def temperature_tensor(temperature: float | Tensor) -> Tensor:
+    """Return a temperature as a 0-d tensor."""
+    return temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
+
+
 def reduced(losses: Tensor, reduction: str) -> Tensor:
     """Reduce one value a sample to the mean, or leave it."""
     return losses.mean() if reduction == "mean" else losses

@@ -21,7 +21,7 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
 
     where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its Cholesky
     factor are float64 for every input dtype, so nearly dependent bases project exactly; where float64 rounding of the
-    Gram matrix exceeds `ridge` (duplicates at a large scale), `ridge` is raised to 16 eps trace(A^T A).
+    Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised to 2^-40 trace(A^T A).
 
     Parameters
     ----------

@@ -1,0 +1,21 @@
+"""Operations on tensors, differentiable, in nats. Each is documented where it is defined, in `mibfast.ops`."""
+
+from mibfast.ops.gaussian_kl import gaussian_kl
+from mibfast.ops.info_nce import info_nce
+from mibfast.ops.leave_one_out_projection import leave_one_out_projection
+from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
+from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
+from mibfast.ops.product_of_experts import product_of_experts
+from mibfast.ops.projection_score import projection_score
+from mibfast.ops.ridge_projection import ridge_projection
+
+__all__ = [
+    "gaussian_kl",
+    "info_nce",
+    "leave_one_out_projection",
+    "one_vs_all_info_nce",
+    "one_vs_all_minimality",
+    "product_of_experts",
+    "projection_score",
+    "ridge_projection",
+]

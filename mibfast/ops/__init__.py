@@ -1,0 +1,1 @@
+"""Operations, one file each: checks, choice of the backend, autograd and the `torch.library` boundary."""
