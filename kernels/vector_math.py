@@ -108,6 +108,51 @@ def _exp(x: Any) -> Any:
     return lambda x: math.exp(x)
 
 
+def expm1(x: float) -> float:
+    """exp(x) - 1 without cancellation near zero."""
+    return math.expm1(x)
+
+
+@overload(expm1, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _expm1(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            x = _LOWEST if x < _LOWEST else x
+            x = _HIGHEST if x > _HIGHEST else x
+            n = _rint(x * _LOG2_E)
+            r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+            y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            scale = _two_to_the(n)
+            return (y * r * r + r) * scale + (scale - _ONE)
+
+        return polynomial
+    return lambda x: math.expm1(x)
+
+
+def expm1_minus_x(x: float) -> float:
+    """exp(x) - 1 - x, never negative: what a log-variance x adds to a KL divergence, twice."""
+    return math.expm1(x) - x
+
+
+@overload(expm1_minus_x, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _expm1_minus_x(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            bounded = _LOWEST if x < _LOWEST else x
+            bounded = _HIGHEST if bounded > _HIGHEST else bounded
+            n = _rint(bounded * _LOG2_E)
+            r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
+            y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            scale = _two_to_the(n)
+            # Near zero, n = 0, what is left is the square alone: nothing cancels.
+            return y * r * r * scale + (r * scale + (scale - _ONE) - x)
+
+        return polynomial
+    return lambda x: math.expm1(x) - x
+
+
 # Softmax weights are kept multiplied by 2^58 in float32. Unscaled, those of negatives 87 nats below the maximum, common
 # at a temperature of 0.01, are subnormal, and so are their products in the GEMM that follows: each costs a hundred
 # cycles. A power of two costs nothing and rounds nothing. Weights reach down to e^-110.

@@ -13,6 +13,7 @@ gradient, 4 GEMMs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,15 @@ from torch import Tensor
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.projection import cpu as projection
 from mibfast.kernels.vector_math import WEIGHT_EXPONENT
 
 # One reference for all columns holds while none lies further below it, nats; float32 weights end at e^-110.
 _DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
 # e^(R_i - C_j) is formed as a product of two numbers while no R exceeds a C by more, nats.
 _LARGEST_EXCESS = {torch.float32: 60.0, torch.float64: 600.0}
+# A shrinkage U changes a cosine by less than U / 2, float32 rounds it by 6e-8.
+_UNSEEN_SHRINKAGE = 2e-8
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,15 @@ def _column_lse_exactly(
     return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, lse)
 
 
-def mean_with_gradient(
-    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective, gradients: engine.Gradients
+def sum_with_gradient(
+    score: int,
+    rows: engine.Rows,
+    columns: engine.Columns,
+    objective: Objective,
+    weight: float,
+    gradients: engine.Gradients,
 ) -> Tensor:
-    """The mean of InfoNCE over rows, one way, and its gradients, in one sweep."""
+    """`weight` times the sum of one-way InfoNCE over rows, a float64 scalar, and its gradients, in one sweep."""
     row_state = engine.reduce_with_gradient(
         score,
         reductions.LOG_SUM_EXP,
@@ -103,12 +112,12 @@ def mean_with_gradient(
         columns,
         objective.offset,
         objective.flags,
-        upstream=1.0 / rows.embeddings.shape[0],
+        upstream=weight,
         label_smoothing=objective.label_smoothing,
         gradients=gradients,
     )
-    mean = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective).mean()
-    return torch.tensor(mean, dtype=rows.dtype)
+    each = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective)
+    return torch.tensor(weight * each.sum(), dtype=torch.float64)
 
 
 def losses_gradient(
@@ -158,7 +167,8 @@ def losses_gradient(
     )
 
 
-def _inverse_temperature(temperature: Tensor) -> float:
+def inverse_temperature(temperature: Tensor) -> float:
+    """1 / temperature; NaN where it is not positive."""
     tau = float(temperature)
     return 1.0 / tau if tau > 0.0 else math.nan
 
@@ -172,7 +182,7 @@ def _operands(
     query: Tensor, key: Tensor, temperature: Tensor, needs_temperature: bool
 ) -> tuple[engine.Rows, engine.Columns]:
     dtype = accumulation_dtype(query.dtype)
-    scale = _inverse_temperature(temperature)
+    scale = inverse_temperature(temperature)
     rows = engine.Rows(query.detach(), dtype, scale=scale, wants_scale_gradient=needs_temperature)
     operands = key.detach().to(dtype).contiguous()[None]
     return rows, engine.Columns(operands, operands.new_empty(0, key.shape[0]))
@@ -246,5 +256,49 @@ def info_nce_mean(
     rows, columns = _operands(query, key, temperature, needed[2])
     gradients = _gradients(query, key, rows.dtype, needed)
     objective = Objective(offset, positive_in_denominator, False, label_smoothing)
-    loss = mean_with_gradient(scores.INNER_PRODUCT, rows, columns, objective, gradients)
-    return loss, *_results(gradients, rows, query, key, temperature)
+    loss = sum_with_gradient(
+        scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients
+    )
+    return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature)
+
+
+def _cosines(candidates: Tensor, context: Tensor, ridge: float) -> tuple[int, engine.Rows, engine.Columns]:
+    score, columns = projection_columns(context.detach().unbind(1), ridge)
+    return score, engine.Rows(candidates.detach(), columns.operands.dtype, unit=True), columns
+
+
+def projection_columns(contexts: Sequence[Tensor], ridge: float) -> tuple[int, engine.Columns]:
+    """The score of cosines with projections on K contexts [N', d] each, and its columns: their whitened bases.
+
+    Where the ridge shrinks no float32 projection by anything that float32 shows, the score that leaves it out serves.
+    """
+    bases, shrinkage, largest = projection.whitened_bases(contexts, ridge)
+    if bases.dtype == torch.float32 and largest <= _UNSEEN_SHRINKAGE:
+        return scores.PROJECTION, engine.Columns(bases, shrinkage[:0])
+    return scores.RIDGE_PROJECTION, engine.Columns(bases, shrinkage)
+
+
+def column_gradients(columns: engine.Columns) -> tuple[Tensor, Tensor | None]:
+    """Room for the gradients of operands and statistics."""
+    statistics = torch.empty_like(columns.statistics) if columns.statistics.shape[0] else None
+    return torch.empty_like(columns.operands), statistics
+
+
+def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
+    """cos(c, P_i c) of candidates [C, d] and contexts [Q, K, d]: [C, Q] in the engine's dtype."""
+    score, rows, columns = _cosines(candidates, context, ridge)
+    return engine.dense(score, rows, columns)
+
+
+def projection_score_backward(
+    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `projection_score` for an upstream gradient [C, Q]."""
+    score, rows, columns = _cosines(candidates, context, ridge)
+    operands, statistics = column_gradients(columns)
+    d_candidates = torch.zeros(candidates.shape, dtype=rows.dtype)
+    engine.dense_gradient(score, rows, columns, upstream, engine.Gradients(d_candidates, operands, statistics))
+    count, k, d = context.shape
+    d_contexts = torch.zeros(k, count, d, dtype=rows.dtype)
+    projection.whitened_bases_backward(operands, statistics, context.detach().unbind(1), ridge, d_contexts.unbind(0))
+    return d_candidates.to(candidates.dtype), d_contexts.transpose(0, 1).to(context.dtype)

@@ -5,8 +5,6 @@ The truth that the streaming kernels are tested against, and the last backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -72,17 +70,3 @@ def info_nce(
 
     losses = one_way(scores)
     return 0.5 * (losses + one_way(scores.mT)) if symmetric else losses
-
-
-def one_vs_all_scores(embeddings: Sequence[Tensor], ridge: float, keys: str) -> list[Tensor]:
-    """OVA-IB's scores [N, N] of each modality as the query: per-sample keys cos(z_i, zbar_j), or pairwise cos(z_i, P_j z_i)."""
-    scores = []
-    for m, query in enumerate(embeddings):
-        others = torch.stack([z for k, z in enumerate(embeddings) if k != m], dim=1)
-        if keys == "pairwise":
-            scores.append(projection_cosine(query, others, ridge))
-        else:
-            dtype = accumulation_dtype(query.dtype)
-            key = projection.ridge_projection(query.to(dtype), others.to(dtype), ridge)
-            scores.append(inner_product(unit(query.to(dtype)), unit(key)))
-    return scores

@@ -1,0 +1,7 @@
+"""Losses as modules: `forward(embeddings)` gives a scalar, `terms(embeddings)` its named parts."""
+
+from mibfast.losses.info_nce import InfoNCELoss
+from mibfast.losses.ova_ib import OVAIBLoss
+from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
+
+__all__ = ["InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss"]

@@ -1,0 +1,90 @@
+"""InfoNCE of two modalities."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast import functional as F
+from mibfast.losses.normalisation import unit
+from mibfast.losses.temperature import Temperature
+
+
+class InfoNCELoss(nn.Module):
+    r"""InfoNCE of queries and keys, the key of the same index being the positive.
+
+    :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is CLIP's
+    loss (Radford et al. 2021).
+
+    Parameters
+    ----------
+    temperature : float
+        Positive; the initial value where it is learned.
+    learnable_temperature : bool
+        Learn it, as its logarithm.
+    positive_in_denominator : bool
+    symmetric : bool
+        Half the sum of both directions.
+    label_smoothing : float
+        In [0, 1].
+    normalize : bool
+        L2-normalise queries and keys first.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range; in `forward`, for tensors that do not fit together.
+
+    Examples
+    --------
+    >>> import torch, mibfast
+    >>> loss = mibfast.losses.InfoNCELoss(temperature=1.0)
+    >>> loss(torch.eye(3), torch.eye(3))
+    tensor(0.5514)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable_temperature: bool = False,
+        *,
+        positive_in_denominator: bool = True,
+        symmetric: bool = False,
+        label_smoothing: float = 0.0,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.temperature = Temperature(name, temperature, learnable_temperature)
+        self.label_smoothing = _check.smoothing(name, label_smoothing, positive_in_denominator)
+        self.positive_in_denominator = positive_in_denominator
+        self.symmetric = symmetric
+        self.normalize = normalize
+        self.backend = backend
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the loss of queries [N, d] and keys [N', d], N' >= N: a scalar in nats."""
+        name = type(self).__name__
+        _check.tensor(name, "query", query, "N d")
+        _check.tensor(name, "key", key, "N' d")
+        if self.normalize:
+            query, key = unit([query, key])
+        return F.info_nce(
+            query,
+            key,
+            self.temperature(),
+            positive_in_denominator=self.positive_in_denominator,
+            symmetric=self.symmetric,
+            label_smoothing=self.label_smoothing,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return (
+            f"positive_in_denominator={self.positive_in_denominator}, symmetric={self.symmetric}, "
+            f"label_smoothing={self.label_smoothing:g}, normalize={self.normalize}"
+        )

@@ -1,0 +1,153 @@
+"""CLIP over all pairs of modalities, by itself and with the pairwise information bottleneck."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast import functional as F
+from mibfast._check import Embeddings
+from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.temperature import Temperature
+
+
+class PairwiseCLIPLoss(nn.Module):
+    r"""The sum over all pairs of modalities of symmetric InfoNCE.
+
+    .. math:: L = \sum_{i < j} \tfrac12 \big( \ell(z_i \to z_j) + \ell(z_j \to z_i) \big)
+
+    With M = 2, CLIP (Radford et al. 2021). The baseline of OVA-IB (arXiv 2605.29900), Eq. 1-3, is
+    `temperature=0.01, positive_in_denominator=False`.
+
+    Parameters
+    ----------
+    temperature : float
+        Positive; the initial value where it is learned.
+    learnable_temperature : bool
+        Learn it, as its logarithm; one for all pairs.
+    positive_in_denominator : bool
+    normalize : bool
+        L2-normalise embeddings first.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range; in `forward`, for embeddings that do not fit together.
+
+    Examples
+    --------
+    >>> import torch, mibfast
+    >>> loss = mibfast.losses.PairwiseCLIPLoss(temperature=1.0)
+    >>> views = {"image": torch.eye(3), "text": torch.eye(3), "audio": torch.eye(3)}
+    >>> {name: round(term.item(), 4) for name, term in loss.terms(views).items()}
+    {'image-text': 0.5514, 'image-audio': 0.5514, 'text-audio': 0.5514}
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable_temperature: bool = False,
+        positive_in_denominator: bool = True,
+        *,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(type(self).__name__, temperature, learnable_temperature)
+        self.positive_in_denominator = positive_in_denominator
+        self.normalize = normalize
+        self.backend = backend
+
+    def forward(self, embeddings: Embeddings) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
+        first, *rest = self.terms(embeddings).values()
+        return sum(rest, start=first)
+
+    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Return each pair's loss, under the modalities' names joined by a hyphen."""
+        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        return self._pairs(z, names)
+
+    def _pairs(self, z: list[Tensor], names: list[str]) -> dict[str, Tensor]:
+        temperature = self.temperature()
+        return {
+            f"{names[i]}-{names[j]}": F.info_nce(
+                z[i],
+                z[j],
+                temperature,
+                positive_in_denominator=self.positive_in_denominator,
+                symmetric=True,
+                backend=self.backend,
+            )
+            for i, j in combinations(range(len(z)), 2)
+        }
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return f"positive_in_denominator={self.positive_in_denominator}, normalize={self.normalize}"
+
+
+class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
+    r"""Pairwise CLIP plus the pairwise information bottleneck.
+
+    .. math:: L = L_\mathrm{CLIP} + \beta \sum_{i < j} \frac1N \sum_n \| z_{i,n} - z_{j,n} \|^2
+
+    The second baseline of OVA-IB (arXiv 2605.29900), Eq. 4-5, after Almudevar et al. (2025), with
+    `temperature=0.01, positive_in_denominator=False`. The sum over pairs is :math:`(M-1)^2` times
+    :func:`mibfast.functional.one_vs_all_minimality`, and computed as that.
+
+    Parameters
+    ----------
+    temperature, learnable_temperature, positive_in_denominator, normalize, backend
+        As in :class:`PairwiseCLIPLoss`.
+    beta : float
+        Weight of the squared distances, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`PairwiseCLIPLoss`, and for a negative beta.
+
+    Examples
+    --------
+    >>> import torch, mibfast
+    >>> loss = mibfast.losses.PairwiseCLIPIBLoss(beta=0.5)
+    >>> loss.terms([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])["minimality"]
+    tensor(2.)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable_temperature: bool = False,
+        positive_in_denominator: bool = True,
+        *,
+        beta: float = 1.0,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            temperature, learnable_temperature, positive_in_denominator, normalize=normalize, backend=backend
+        )
+        self.beta = _check.number(type(self).__name__, "beta", beta, 0.0)
+
+    def forward(self, embeddings: Embeddings) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
+        terms = self.terms(embeddings)
+        minimality = terms.pop("minimality")
+        first, *rest = terms.values()
+        return sum(rest, start=first) + self.beta * minimality
+
+    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Return each pair's loss, and `minimality`, the sum of squared distances before it is multiplied by `beta`."""
+        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        minimality = F.one_vs_all_minimality(z, backend=self.backend) * (len(z) - 1) ** 2
+        return {**self._pairs(z, names), "minimality": minimality}
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return f"{super().extra_repr()}, beta={self.beta:g}"

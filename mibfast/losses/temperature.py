@@ -1,0 +1,42 @@
+"""The temperature of a loss: a constant, or a parameter learned as its logarithm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+
+
+class Temperature(nn.Module):
+    """A positive temperature.
+
+    Learned as its logarithm (as CLIP learns its logit scale), so that no step can make it negative, and kept in float32
+    at least when the model is cast to a shorter dtype.
+
+    Parameters
+    ----------
+    initial : float
+        Positive.
+    learnable : bool
+    """
+
+    def __init__(self, operation: str, initial: float, learnable: bool) -> None:
+        super().__init__()
+        if isinstance(initial, Tensor):
+            raise TypeError(
+                f"{operation}: temperature must be a positive number, got {_check.described(initial)}; "
+                "learnable_temperature=True makes it a parameter"
+            )
+        value = _check.temperature(operation, initial, torch.device("cpu"))
+        self.initial = float(value)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(self.initial))) if learnable else None
+
+    def forward(self) -> float | Tensor:
+        """Return the temperature: a number, or a 0-d tensor with a gradient."""
+        return self.initial if self.log_temperature is None else self.log_temperature.float().exp()
+
+    def extra_repr(self) -> str:
+        return f"{self.initial:g}, learnable={self.log_temperature is not None}"

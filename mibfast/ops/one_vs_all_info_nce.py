@@ -1,0 +1,201 @@
+"""One-vs-all InfoNCE of OVA-IB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast._check import Embeddings
+from mibfast.kernels.one_vs_all import reference
+from mibfast.kernels.pairwise import reference as pairwise
+from mibfast.ops._boundary import (
+    accumulation_dtype,
+    first_order,
+    inverse_temperature,
+    kernels,
+    operation,
+    reduced,
+    temperature_tensor,
+)
+
+_NAME = "one_vs_all_info_nce"
+_KEYS = ("per_sample", "pairwise")
+
+
+def one_vs_all_info_nce(
+    embeddings: Embeddings,
+    temperature: float | Tensor = 0.01,
+    ridge: float = 1e-8,
+    *,
+    keys: str = "per_sample",
+    positive_in_denominator: bool = False,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""InfoNCE of each modality against the span of all the others, by ridge projection.
+
+    .. math:: \ell_n^{(m)} = \log \sum_{n' \ne n} e^{s_{nn'}^{(m)} / \tau} - s_{nn}^{(m)} / \tau
+
+    OVA-IB (arXiv 2605.29900), Eq. 9-12, with the score as the cosine of a query :math:`z_n^{(m)}` with
+
+    - `keys="per_sample"`: the projection of :math:`z_{n'}^{(m)}` on the others of sample n', one key a sample: the
+      paper's cost, and what its text describes;
+    - `keys="pairwise"`: the projection of the query itself on the others of sample n': the score that retrieval needs,
+      where the target of the query is unknown. M - 1 times the work.
+
+    Both agree on the positives. With M = 2 this is not CLIP: positives are absolute cosines, so antipodal pairs count as
+    aligned. Embeddings need not be normalised. Only rows compete; the M choices of the query give the symmetry. No N x N
+    matrix is stored.
+
+    Parameters
+    ----------
+    embeddings : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
+        float64, float32, bfloat16 or float16, any strides; M >= 2.
+    temperature : float or 0-d Tensor
+        :math:`\tau > 0`; a tensor may need a gradient, and is not read back: :math:`\tau \le 0` there gives NaN.
+    ridge : float
+        :math:`\lambda \ge 0`, see :func:`ridge_projection`.
+    keys : {"per_sample", "pairwise"}
+    positive_in_denominator : bool
+        False in the paper: the loss is then unbounded below by zero and, with N - 1 negatives, ln(N - 1) minus the loss
+        is its estimate of the mutual information.
+    reduction : {"mean", "none"}
+        "none" gives [M, N].
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    Tensor
+        In nats; float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For fewer than two modalities, unequal shapes, dtypes or devices, a number for the temperature that is not
+        positive, a negative ridge, unknown keys, or N = 1 with the positive left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> aligned = torch.eye(4)
+    >>> F.one_vs_all_info_nce([aligned, aligned, aligned], temperature=1.0)
+    tensor(0.0986)
+    """
+    z, _ = _check.embeddings(_NAME, embeddings)
+    temperature = _check.temperature(_NAME, temperature, z[0].device)
+    ridge = _check.number(_NAME, "ridge", ridge, 0.0)
+    _check.choice(_NAME, "keys", keys, _KEYS)
+    _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
+    if not positive_in_denominator:
+        _check.negatives(_NAME, z[0].shape[0])
+    chosen = _backend.choose(_NAME, z[0].device, backend)
+    if chosen == "reference":
+        scale = inverse_temperature(temperature)
+        losses = torch.stack(
+            [
+                pairwise.info_nce(s * scale, positive_in_denominator=positive_in_denominator)
+                for s in reference.scores(z, ridge, keys)
+            ]
+        )
+        return reduced(losses, reduction)
+    tau = temperature_tensor(temperature)
+    settings = (ridge, keys, bool(positive_in_denominator))
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (tau, *z))
+    if reduction == "mean" and wanted:
+        return _MeanOneVsAllInfoNCE.apply(chosen, settings, tau, *z)  # type: ignore[no-any-return,no-untyped-call]
+    return reduced(_OneVsAllInfoNCE.apply(chosen, settings, tau, *z), reduction)  # type: ignore[no-untyped-call]
+
+
+def _fake_losses(z: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+    shape = (len(z), z[0].shape[0])
+    return z[0].new_empty(shape, dtype=accumulation_dtype(z[0].dtype)), z[0].new_empty(shape, dtype=torch.float64)
+
+
+@operation(fake=_fake_losses)
+def one_vs_all_losses(
+    z: list[Tensor], temperature: Tensor, ridge: float, keys: str, positive_in_denominator: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    launcher = kernels("one_vs_all", backend).info_nce
+    return launcher(z, temperature, ridge, keys, positive_in_denominator)  # type: ignore[no-any-return]
+
+
+def _fake_gradients(z: list[Tensor], temperature: Tensor) -> list[Tensor]:
+    return [*(x.new_empty(x.shape) for x in z), temperature.new_empty(())]
+
+
+@operation(fake=lambda upstream, z, temperature, *_: _fake_gradients(z, temperature))
+def one_vs_all_losses_backward(
+    upstream: Tensor,
+    z: list[Tensor],
+    temperature: Tensor,
+    lse: Tensor,
+    ridge: float,
+    keys: str,
+    positive_in_denominator: bool,
+    wants_temperature: bool,
+    backend: str,
+) -> list[Tensor]:
+    launcher = kernels("one_vs_all", backend).info_nce_backward
+    return launcher(  # type: ignore[no-any-return]
+        upstream, z, temperature, lse, ridge, keys, positive_in_denominator, wants_temperature
+    )
+
+
+def _fake_mean(z: list[Tensor], temperature: Tensor, *_: Any) -> tuple[Tensor, list[Tensor]]:
+    return z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype)), _fake_gradients(z, temperature)
+
+
+@operation(fake=_fake_mean)
+def one_vs_all_mean(
+    z: list[Tensor],
+    temperature: Tensor,
+    ridge: float,
+    keys: str,
+    positive_in_denominator: bool,
+    wants_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    launcher = kernels("one_vs_all", backend).info_nce_mean
+    return launcher(  # type: ignore[no-any-return]
+        z, temperature, ridge, keys, positive_in_denominator, wants_temperature
+    )
+
+
+class _OneVsAllInfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
+        losses, lse = one_vs_all_losses(list(z), temperature, *settings, backend)
+        ctx.save_for_backward(lse, temperature, *z)
+        ctx.backend, ctx.settings = backend, settings
+        return losses  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        lse, temperature, *z = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        *gradients, d_temperature = one_vs_all_losses_backward(
+            upstream, z, temperature, lse, *ctx.settings, needed[0], ctx.backend
+        )
+        return None, None, *(g if need else None for g, need in zip((d_temperature, *gradients), needed, strict=True))
+
+
+class _MeanOneVsAllInfoNCE(torch.autograd.Function):
+    """The mean: loss and gradient in one sweep, so that the backward has only to scale."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
+        loss, gradients = one_vs_all_mean(list(z), temperature, *settings, ctx.needs_input_grad[2], backend)
+        ctx.save_for_backward(gradients[-1], *gradients[:-1])
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *((g * upstream).to(g.dtype) if need else None for g, need in gradients)

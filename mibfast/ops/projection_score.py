@@ -1,0 +1,102 @@
+"""Cosines of candidates with their projections on contexts: OVA-IB's retrieval score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast.kernels.pairwise import reference
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+
+_NAME = "projection_score"
+
+
+def projection_score(
+    candidates: Tensor, context: Tensor, ridge: float = 1e-8, *, backend: str | None = None
+) -> Tensor:
+    r"""Score every candidate against every context: the cosine of a candidate and its projection on the context's span.
+
+    .. math:: s_{ic} = \cos(z_c, P_i z_c), \qquad P_i = A_i (A_i^\top A_i + \lambda I)^{-1} A_i^\top
+
+    In [0, 1], higher is better. The retrieval of OVA-IB (arXiv 2605.29900), Section 4: the embeddings of the modalities at
+    hand are the context, those of the missing one the candidates. A candidate or a context of zeros scores 0.
+
+    Parameters
+    ----------
+    candidates : Tensor [C, d]
+        float64, float32, bfloat16 or float16.
+    context : Tensor [Q, K, d]
+        K embeddings for each of Q queries, of the same dtype.
+    ridge : float
+        :math:`\lambda \ge 0`, see :func:`ridge_projection`.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    Tensor [Q, C]
+        float64 for float64 inputs, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not match, unequal dtypes or devices, or a negative ridge.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> F.projection_score(torch.eye(3), torch.eye(3)[None, :2])
+    tensor([[1., 1., 0.]])
+    """
+    _check.tensor(_NAME, "candidates", candidates, "C d")
+    _check.tensor(_NAME, "context", context, "Q K d")
+    _check.alike(_NAME, candidates=candidates, context=context)
+    _check.same_dimension(_NAME, candidates=candidates, context=context)
+    ridge = _check.number(_NAME, "ridge", ridge, 0.0)
+    candidates, context = _check.promoted([candidates, context])
+    chosen = _backend.choose(_NAME, candidates.device, backend)
+    if chosen == "reference":
+        return reference.projection_cosine(candidates, context, ridge).mT
+    return _ProjectionScore.apply(chosen, candidates, context, ridge).mT  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _fake_scores(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> Tensor:
+    return candidates.new_empty(
+        (candidates.shape[0], context.shape[0]), dtype=accumulation_dtype(candidates.dtype)
+    )
+
+
+@operation(fake=_fake_scores)
+def projection_scores(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> Tensor:
+    return kernels("pairwise", backend).projection_score(candidates, context, ridge)  # type: ignore[no-any-return]
+
+
+def _fake_gradients(
+    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    return candidates.new_empty(candidates.shape), context.new_empty(context.shape)
+
+
+@operation(fake=_fake_gradients)
+def projection_scores_backward(
+    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    launcher = kernels("pairwise", backend).projection_score_backward
+    return launcher(upstream, candidates, context, ridge)  # type: ignore[no-any-return]
+
+
+class _ProjectionScore(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
+        ctx.save_for_backward(candidates, context)
+        ctx.backend, ctx.ridge = backend, ridge
+        return projection_scores(candidates, context, ridge, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, *projection_scores_backward(upstream, *ctx.saved_tensors, ctx.ridge, ctx.backend), None
