@@ -1,38 +1,56 @@
-"""The CPU pool: runs a function once a slot, on as many threads as torch uses.
+"""The CPU pool: runs a function once a slot, on the threads that torch itself uses.
 
 A *slot* is a fixed share of the work with accumulators of its own, so a result depends on the number of slots and
-not on which thread took which: it repeats bit for bit. There are more slots than threads, because OpenMP's
-workers go on spinning for a while after each `torch.mm` and a thread that has to share its core should not keep the
-others waiting.
+not on which thread took which: it repeats bit for bit.
 
-The pool is made on first use and belongs to one process: a forked child (a DataLoader worker) makes its own. Threads
-of the user's may call at the same time; they share the pool.
+The threads are those of torch's OpenMP runtime. They go on spinning for milliseconds after each `torch.mm`, so a second
+pool would have to share its cores with them: the row passes between two GEMMs took as long on two threads as on one.
+Where the runtime's entry point is not found, and in a forked child (a DataLoader worker), whose copy of the runtime has
+no threads left, a pool of Python threads takes over, which belongs to one process. Threads of the user's may call at the
+same time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 _SLOTS_PER_THREAD = 2
+_OpenMPFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _openmp_entry() -> Any:
+    """The function that runs another on every thread of a team, None where the process has no such OpenMP runtime."""
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    entry.argtypes = [_OpenMPFunction, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    entry.restype = None
+    return entry
+
+
+_openmp = _openmp_entry()
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_key: tuple[int, int] = (0, 0)
 
 
-def _forget_pool() -> None:
-    """Drop the parent's pool in a forked child, and the lock, which another thread may have held."""
-    global _lock, _pool, _pool_key
+def _forget_threads() -> None:
+    """In a forked child: drop the parent's threads, and the lock, which another thread may have held."""
+    global _lock, _openmp, _pool, _pool_key
     _lock = threading.Lock()
-    _pool, _pool_key = None, (0, 0)
+    _openmp, _pool, _pool_key = None, None, (0, 0)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _workers(count: int) -> ThreadPoolExecutor:
@@ -65,24 +83,28 @@ def parallel(function: Callable[[int], object], count: int) -> None:
     if count == 1:
         function(0)
         return
-    turn = iter(range(count))
-    turn_lock = threading.Lock()
+    turn, turn_lock = iter(range(count)), threading.Lock()
+    failures: list[BaseException] = []
 
-    def take_turns() -> None:
-        while True:
-            with turn_lock:
-                slot = next(turn, None)
-            if slot is None:
-                return
-            function(slot)
+    def take_turns(_: object = None) -> None:
+        try:
+            while not failures:
+                with turn_lock:
+                    slot = next(turn, None)
+                if slot is None:
+                    return
+                function(slot)
+        except BaseException as failure:
+            failures.append(failure)
 
     threads = min(torch.get_num_threads(), count)
-    futures = [_workers(threads - 1).submit(take_turns) for _ in range(threads - 1)]
-    try:
+    if _openmp is not None:
+        _openmp(_OpenMPFunction(take_turns), None, threads, 0)
+    else:
+        futures = [_workers(threads - 1).submit(take_turns) for _ in range(threads - 1)]
         take_turns()
-    finally:
+        # Waits also where a share failed: nobody may write to buffers that are gone.
         for future in futures:
-            # Waits also when the caller's share failed: nobody may write to buffers that are gone.
-            future.exception()
-    for future in futures:
-        future.result()
+            future.result()
+    if failures:
+        raise failures[0]

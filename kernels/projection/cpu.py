@@ -41,6 +41,41 @@ def _dot(x: Any, y: Any) -> float:
 
 
 @inline
+def _dots(x: Any, vectors: Any, out: Any) -> None:
+    """out[k] = x . vectors[k] for the vectors that `out` has room for, four to a read of x."""
+    last = out.size - 1
+    for k in range(0, out.size, 4):
+        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
+        v0, v1, v2, v3 = vectors[k], vectors[k1], vectors[k2], vectors[k3]
+        t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
+        for j in range(x.size):
+            t0 += x[j] * v0[j]
+            t1 += x[j] * v1[j]
+            t2 += x[j] * v2[j]
+            t3 += x[j] * v3[j]
+        out[k3], out[k2], out[k1], out[k] = t3, t2, t1, t0
+
+
+@inline
+def _combine(coefficients: Any, vectors: Any, added: Any, out: Any) -> None:
+    """out = sum of coefficients[k] vectors[k], added to what stands there if asked, four to a write of `out`."""
+    last = coefficients.size - 1
+    for k in range(0, coefficients.size, 4):
+        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
+        v0, v1, v2, v3 = vectors[k], vectors[k1], vectors[k2], vectors[k3]
+        c0 = coefficients[k]
+        c1 = coefficients[k1] if k1 == k + 1 else 0.0
+        c2 = coefficients[k2] if k2 == k + 2 else 0.0
+        c3 = coefficients[k3] if k3 == k + 3 else 0.0
+        if k > 0 or added:
+            for j in range(out.size):
+                out[j] += c0 * v0[j] + c1 * v1[j] + c2 * v2[j] + c3 * v3[j]
+        else:
+            for j in range(out.size):
+                out[j] = c0 * v0[j] + c1 * v1[j] + c2 * v2[j] + c3 * v3[j]
+
+
+@inline
 def _cholesky_inverse(gram: Any, ridge: Any, inverse: Any) -> float:
     """inverse = L^-1 (lower triangle) where L L^T = gram + ridge I; the ridge in effect is returned.
 
@@ -103,21 +138,7 @@ def _load(addresses: Any, strides: Any, i: Any, like: Any, z: Any) -> None:
 def _gram(z: Any, gram: Any) -> None:
     """The lower triangle of z z^T."""
     for k in range(z.shape[0]):
-        for other in range(k + 1):
-            gram[k, other] = _dot(z[k], z[other])
-
-
-@inline
-def _combine(coefficients: Any, vectors: Any, skipped: Any, out: Any) -> None:
-    """out = sum of coefficients[k] vectors[k] over k other than `skipped`."""
-    for j in range(out.size):
-        out[j] = 0.0
-    for k in range(coefficients.size):
-        if k == skipped:
-            continue
-        c, v = coefficients[k], vectors[k]
-        for j in range(out.size):
-            out[j] += c * v[j]
+        _dots(z[k], z, gram[k, : k + 1])
 
 
 @kernel
@@ -149,13 +170,14 @@ def _project(
             _square(factor, h)
         for target in range(first, last):
             for k in range(m):
-                coefficients[k] = -h[k, target] / h[target, target]
-            _combine(coefficients, z, target, projection)
-            scale = 1.0
-            if unit:
-                squared = _dot(projection, projection)
-                scale = 0.0 if squared == 0.0 else 1.0 / math.sqrt(squared)
+                coefficients[k] = 0.0 if k == target else -h[k, target] / h[target, target]
             row = out[target - first, i]
+            if not unit:
+                _combine(coefficients, z, False, row)
+                continue
+            _combine(coefficients, z, False, projection)
+            squared = _dot(projection, projection)
+            scale = 0.0 if squared == 0.0 else 1.0 / math.sqrt(squared)
             for j in range(d):
                 row[j] = projection[j] * scale
 
@@ -170,6 +192,7 @@ def _project_backward(
     first: int,
     last: int,
     unit: bool,
+    added: bool,
     upstream: Any,
     gradient_addresses: Any,
     z: Any,
@@ -177,7 +200,7 @@ def _project_backward(
     vector: Any,
     small: Any,
 ) -> None:
-    """Add to dz the gradient of what `_project` gives, for upstream gradients [last - first, N, d]."""
+    """The gradient of what `_project` gives, for upstream gradients [last - first, N, d]; added to dz if asked."""
     m, d = z.shape
     p, q, c, e, x = small[:m], small[m : 2 * m], small[2 * m], small[2 * m + 1], small[2 * m + 2]
     for i in range(begin, end):
@@ -196,14 +219,13 @@ def _project_backward(
                 c[k] = 0.0 if k == target else -h[k, target] / h[target, target]
             if unit:
                 # zbar / |zbar|: the gradient across zbar, over its norm.
-                _combine(c, z, target, vector)
+                _combine(c, z, False, vector)
                 squared = _dot(vector, vector)
                 across = 0.0 if squared == 0.0 else 1.0 / math.sqrt(squared)
                 along = across * across * _dot(vector, row)
                 for j in range(d):
                     row[j] = (row[j] - along * vector[j]) * across
-            for k in range(m):
-                e[k] = _dot(z[k], row)
+            _dots(row, z, e)
             for k in range(m):
                 x[k] = _dot(h[k], e)
             for k in range(m):
@@ -215,15 +237,14 @@ def _project_backward(
                 for other in range(m):
                     p[k, other] -= c[k] * e[other] + e[k] * c[other]
         for k in range(m):
-            _combine(p[k], z, -1, vector)
-            for target in range(first, last):
-                weight, row = q[k, target], g[target - first]
-                if target != k:
-                    for j in range(d):
-                        vector[j] += weight * row[j]
             result = row_at(gradient_addresses[k], i, d, d, upstream)
+            _combine(p[k], z, False, vector)
+            if added:
+                for j in range(d):
+                    vector[j] += result[j]
+            _combine(q[k, first:last], g, True, vector)
             for j in range(d):
-                result[j] += vector[j]
+                result[j] = vector[j]
 
 
 @inline
@@ -239,7 +260,7 @@ def _coefficients(z: Any, ridge: Any, small: Any) -> Any:
 
 @kernel
 def _project_target(
-    addresses: Any, strides: Any, begin: int, end: int, ridge: float, out: Any, z: Any, projection: Any, small: Any
+    addresses: Any, strides: Any, begin: int, end: int, ridge: float, out: Any, z: Any, small: Any
 ) -> None:
     """Ridge projection of z[0] on the rows z[1:] into `out` [N, d]."""
     m = z.shape[0]
@@ -247,14 +268,10 @@ def _project_target(
     for i in range(begin, end):
         _load(addresses, strides, i, out, z)
         h = _coefficients(z, ridge, small)
-        for k in range(m - 1):
-            products[k] = _dot(z[k + 1], z[0])
+        _dots(z[0], z[1:], products)
         for k in range(m - 1):
             c[k] = _dot(h[k], products)
-        _combine(c, z[1:], -1, projection)
-        row = out[i]
-        for j in range(row.size):
-            row[j] = projection[j]
+        _combine(c, z[1:], False, out[i])
 
 
 @kernel
@@ -281,16 +298,14 @@ def _project_target_backward(
         source = upstream[i]
         for j in range(d):
             g[j] = source[j]
-        for k in range(m - 1):
-            products[k] = _dot(z[k + 1], z[0])
+        _dots(z[0], z[1:], products)
         for k in range(m - 1):
             c[k] = _dot(h[k], products)
-        for k in range(m - 1):
-            products[k] = _dot(z[k + 1], g)
+        _dots(g, z[1:], products)
         for k in range(m - 1):
             e[k] = _dot(h[k], products)
-        _combine(e, z[1:], -1, g_rest)
-        _combine(c, z[1:], -1, z_rest)
+        _combine(e, z[1:], False, g_rest)
+        _combine(c, z[1:], False, z_rest)
         row = d_target[i]
         for j in range(d):
             row[j] = g_rest[j]
@@ -312,7 +327,6 @@ def _whiten(
     bases: Any,
     shrinkage: Any,
     z: Any,
-    vector: Any,
     small: Any,
 ) -> float:
     """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = ridge W W^T (upper triangle).
@@ -328,10 +342,7 @@ def _whiten(
         in_effect = _cholesky_inverse(gram, ridge, w)
         entry = 0
         for k in range(m):
-            _combine(w[k], z, -1, vector)
-            row = bases[k, i]
-            for j in range(d):
-                row[j] = vector[j]
+            _combine(w[k], z, False, bases[k, i])
             for other in range(k, m):
                 u = in_effect * _dot(w[k], w[other])
                 shrinkage[entry, i] = u
@@ -411,12 +422,12 @@ def _whiten_backward(
                 u[k, other] = w[other, k]
         for k in range(m):
             result = row_at(gradient_addresses[k], i, d, d, bases_gradient)
-            _combine(dw[k], z, -1, vector)
             for j in range(d):
-                result[j] += vector[j]
-            _combine(u[k], g, -1, vector)
+                vector[j] = result[j]
+            _combine(dw[k], z, True, vector)
+            _combine(u[k], g, True, vector)
             for j in range(d):
-                result[j] += vector[j]
+                result[j] = vector[j]
 
 
 def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
@@ -476,8 +487,16 @@ def unit_leave_one_out(z: Sequence[Tensor], inverse: Tensor, target: int) -> Ten
     return torch.from_numpy(out[0])
 
 
-def _add_gradients(
-    upstream: Tensor, z: Sequence[Tensor], inverse: Tensor, first: int, last: int, unit: bool, gradients: Sequence[Tensor]
+def _run_backward(
+    upstream: Tensor,
+    z: Sequence[Tensor],
+    inverse: Tensor,
+    first: int,
+    last: int,
+    *,
+    unit: bool,
+    added: bool,
+    gradients: Sequence[Tensor],
 ) -> None:
     sources = RowAddresses(z)
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)
@@ -495,6 +514,7 @@ def _add_gradients(
             first,
             last,
             unit,
+            added,
             array,
             addresses,
             np.empty((m, d)),
@@ -510,15 +530,15 @@ def unit_leave_one_out_backward(
     upstream: Tensor, z: Sequence[Tensor], inverse: Tensor, target: int, gradients: Sequence[Tensor]
 ) -> None:
     """Add the gradient of `unit_leave_one_out` to `gradients`, contiguous [N, d] of its dtype."""
-    _add_gradients(upstream[None], z, inverse, target, target + 1, True, gradients)
+    _run_backward(upstream[None], z, inverse, target, target + 1, unit=True, added=True, gradients=gradients)
 
 
 def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
-    dtype = torch.float64 if z[0].dtype == torch.float64 else torch.float32
-    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
-    gradients = [torch.from_numpy(np.zeros(tuple(x.shape), numpy_dtype)) for x in z]
-    _add_gradients(upstream, z, inverse, 0, len(z), False, gradients)
+    dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
+    # One block: its pages come together, those of M smaller arrays would not.
+    gradients = torch.from_numpy(np.empty((len(z), *z[0].shape), dtype)).unbind(0)
+    _run_backward(upstream, z, inverse, 0, len(z), unit=False, added=False, gradients=gradients)
     return [g.to(z[0].dtype) for g in gradients]
 
 
@@ -543,7 +563,6 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Te
             bases,
             shrinkage,
             np.empty((m, d)),
-            np.empty(d),
             np.empty((2 * m, m)),
         )
 
@@ -608,7 +627,6 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
             ridge,
             out,
             np.empty((m, d)),
-            np.empty(d),
             np.empty((3 * m, m - 1)),
         )
 
