@@ -17,6 +17,7 @@ from torch import Tensor
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import scores_cpu
+from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.projection import cpu as projection
 
 
@@ -39,13 +40,8 @@ class _Modality:
         else:
             keys = projection.unit_leave_one_out(z, inverse, m)
             self.score, self.columns = scores_cpu.INNER_PRODUCT, engine.Columns(keys[None], keys.new_empty(0, len(keys)))
-        self.rows = engine.Rows(
-            z[m].detach(),
-            self.columns.operands.dtype,
-            scale=pairwise.inverse_temperature(temperature),
-            unit=True,
-            wants_scale_gradient=wants_temperature,
-        )
+        scale = pairwise.inverse_temperature(temperature)
+        self.rows = Rows(z[m].detach(), scale=scale, unit=True, scaled=wants_temperature)
 
     def gradients(self, into: Sequence[Tensor]) -> engine.Gradients:
         return engine.Gradients(into[self._m], *pairwise.column_gradients(self.columns))

@@ -23,6 +23,7 @@ from torch import Tensor
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.projection import cpu as projection
 from mibfast.kernels.vector_math import WEIGHT_EXPONENT
 
@@ -51,7 +52,7 @@ class Objective:
 
 
 def losses(
-    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
+    score: int, rows: Rows, columns: engine.Columns, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N] in the engine's dtype, and the log-sum-exps of rows [N] and columns [N' or 0], float64."""
     arguments = (score, reductions.LOG_SUM_EXP, rows, columns, objective.offset, objective.flags)
@@ -88,7 +89,7 @@ def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dt
 
 
 def _column_lse_exactly(
-    score: int, rows: engine.Rows, columns: engine.Columns, objective: Objective
+    score: int, rows: Rows, columns: engine.Columns, objective: Objective
 ) -> np.ndarray:
     """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
     maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, not objective.positive_in_denominator)
@@ -98,7 +99,7 @@ def _column_lse_exactly(
 
 def sum_with_gradient(
     score: int,
-    rows: engine.Rows,
+    rows: Rows,
     columns: engine.Columns,
     objective: Objective,
     weight: float,
@@ -122,7 +123,7 @@ def sum_with_gradient(
 
 def losses_gradient(
     score: int,
-    rows: engine.Rows,
+    rows: Rows,
     columns: engine.Columns,
     objective: Objective,
     upstream: Tensor,
@@ -180,27 +181,27 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _operands(
     query: Tensor, key: Tensor, temperature: Tensor, needs_temperature: bool
-) -> tuple[engine.Rows, engine.Columns]:
+) -> tuple[Rows, engine.Columns]:
     dtype = accumulation_dtype(query.dtype)
     scale = inverse_temperature(temperature)
-    rows = engine.Rows(query.detach(), dtype, scale=scale, wants_scale_gradient=needs_temperature)
+    rows = Rows(query.detach(), scale=scale, scaled=needs_temperature)
     operands = key.detach().to(dtype).contiguous()[None]
     return rows, engine.Columns(operands, operands.new_empty(0, key.shape[0]))
 
 
 def _gradients(query: Tensor, key: Tensor, dtype: torch.dtype, needed: list[bool]) -> engine.Gradients:
     return engine.Gradients(
-        torch.zeros(query.shape, dtype=query.dtype) if needed[0] else None,
+        torch.zeros(query.shape, dtype=dtype) if needed[0] else None,
         torch.empty(1, *key.shape, dtype=dtype) if needed[1] else None,
         None,
     )
 
 
 def _results(
-    gradients: engine.Gradients, rows: engine.Rows, query: Tensor, key: Tensor, temperature: Tensor
+    gradients: engine.Gradients, rows: Rows, query: Tensor, key: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and temperature; those that were not needed are empty."""
-    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
+    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows.to(query.dtype)
     d_key = key.new_empty(key.shape) if gradients.columns is None else gradients.columns[0].to(key.dtype)
     # dL/dtau = -dL/d(1 / tau) / tau^2
     d_temperature = torch.tensor(-rows.scale_gradient * rows.scale**2, dtype=temperature.dtype)
@@ -262,9 +263,9 @@ def info_nce_mean(
     return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature)
 
 
-def _cosines(candidates: Tensor, context: Tensor, ridge: float) -> tuple[int, engine.Rows, engine.Columns]:
+def _cosines(candidates: Tensor, context: Tensor, ridge: float) -> tuple[int, Rows, engine.Columns]:
     score, columns = projection_columns(context.detach().unbind(1), ridge)
-    return score, engine.Rows(candidates.detach(), columns.operands.dtype, unit=True), columns
+    return score, Rows(candidates.detach(), unit=True), columns
 
 
 def projection_columns(contexts: Sequence[Tensor], ridge: float) -> tuple[int, engine.Columns]:

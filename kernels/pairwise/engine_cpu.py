@@ -27,6 +27,7 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import kernel
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.pairwise.rows_cpu import Rows
 
 # GEMMs run at 93% of their full rate on 512 rows and at 98% on 1024; above 8 MiB a tile is better short than large, and
 # beyond 64 MiB memory decides.
@@ -182,51 +183,6 @@ def _score_gradient_rows(score: int) -> Callable[..., None]:
     return score_gradient_rows
 
 
-class Rows:
-    """The rows of a score: embeddings [N, d] of any dtype and strides, made unit where asked, times a scale.
-
-    They are converted one block at a time, and the gradient is brought back through the same steps block by block.
-    """
-
-    def __init__(
-        self,
-        embeddings: Tensor,
-        dtype: torch.dtype,
-        *,
-        scale: float = 1.0,
-        unit: bool = False,
-        wants_scale_gradient: bool = False,
-    ) -> None:
-        self.embeddings, self.dtype, self.scale, self.unit = embeddings, dtype, scale, unit
-        self.wants_scale_gradient, self.scale_gradient = wants_scale_gradient, 0.0
-
-    def block(self, first: int, last: int) -> Tensor:
-        """Return rows first to last as a new contiguous tensor of the engine's dtype."""
-        x = self.embeddings[first:last].to(self.dtype)
-        if not self.unit:
-            return (x * self.scale).contiguous()
-        return (x * self._inverse_norm(x).mul_(self.scale)).contiguous()
-
-    @staticmethod
-    def _inverse_norm(x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return norm.reciprocal_().masked_fill_(norm == torch.inf, 0.0)
-
-    def add_gradient(self, first: int, last: int, block: Tensor, gradient: Tensor, into: Tensor | None) -> None:
-        """Bring the gradient of a block, which is overwritten, back to the embeddings; add it to `into`'s rows."""
-        if self.wants_scale_gradient:
-            # A score is of degree 1 in the row, so dL/dscale = sum of dL/ds s / scale = dL/drow . row / scale.
-            self.scale_gradient += float((block * gradient).sum(dtype=torch.float64)) / self.scale
-        if into is None:
-            return
-        if self.unit:
-            x = self.embeddings[first:last].to(self.dtype)
-            inverse_norm = self._inverse_norm(x)
-            radial = (gradient * block).sum(1, keepdim=True).div_(self.scale**2)
-            gradient = gradient.addcmul_(block, radial, value=-1.0).mul_(inverse_norm)
-        into[first:last].add_(gradient, alpha=self.scale)
-
-
 @dataclass(frozen=True)
 class Columns:
     """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of the engine's dtype."""
@@ -243,7 +199,7 @@ class Columns:
 class Gradients:
     """What a sweep adds gradients to; None where one is not wanted."""
 
-    rows: Tensor | None  # [N, d], any floating dtype
+    rows: Tensor | None  # [N, d], added to, contiguous
     columns: Tensor | None  # [K, N', d], written, not added to
     statistics: Tensor | None  # [S, N'], written
 
@@ -259,11 +215,12 @@ class _Tiles:
     def __init__(self, score: int, rows: Rows, columns: Columns) -> None:
         self.rows, self.columns = rows, columns
         k, n_columns, self.d = columns.operands.shape
-        self.n = rows.embeddings.shape[0]
+        self.n = rows.n
         width = k * n_columns
         dtype = columns.operands.dtype
         self.size = min(self.n, _tile_rows(width * dtype.itemsize))
-        numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+        numpy_dtype = rows.numpy_dtype
+        rows.start(self.size)
         self._tile = torch.from_numpy(np.empty((self.size, width), numpy_dtype))
         self.tile = self._tile.numpy().reshape(self.size, k, n_columns)
         self.slots = slots(self.size, max(1, _GRAIN // width))
@@ -280,8 +237,8 @@ class _Tiles:
         after_tile: Callable[[], None] = lambda: None,
     ) -> None:
         """Call `rows_function(first, begin, end, slot)` for every slot of every block, between the GEMMs."""
-        if gradients is not None and gradients.rows is not None:
-            row_gradient = torch.empty(self.size, self.d, dtype=self._flat.dtype)
+        wants_rows = gradients is not None and (gradients.rows is not None or self.rows.scaled)
+        row_gradient = torch.empty(self.size if wants_rows else 0, self.d, dtype=self._flat.dtype)
         for first in range(0, self.n, self.size):
             last = min(first + self.size, self.n)
             count = last - first
@@ -293,17 +250,16 @@ class _Tiles:
             after_tile()
             if gradients is None:
                 continue
-            factors = torch.from_numpy(self.factors[:count, None])
             if gradients.columns is not None:
                 flat_gradient = gradients.columns.view(self._flat.shape)
-                weighted = block * factors
+                weighted = self.rows.weighted(self.factors, count)
                 if first == 0:
                     torch.mm(tile.T, weighted, out=flat_gradient)
                 else:
                     flat_gradient.addmm_(tile.T, weighted)
-            if gradients.rows is not None or self.rows.wants_scale_gradient:
+            if wants_rows:
                 torch.mm(tile, self._flat, out=row_gradient[:count])
-                self.rows.add_gradient(first, last, block, row_gradient[:count].mul_(factors), gradients.rows)
+                self.rows.add_gradient(first, count, row_gradient, self.factors, gradients.rows)
         if gradients is not None and gradients.statistics is not None:
             gradients.statistics.copy_(torch.from_numpy(self.statistics_gradient.sum(0)))
 
