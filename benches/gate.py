@@ -1,0 +1,262 @@
+"""Runs the benches, judges every claim, writes the results, and makes the README's table from them.
+
+    python -m benches.gate                 run all rows; exit status 1 where a claim is missed or a row is missing
+    python -m benches.gate --rows NAME,..  run some rows, write nothing
+    python -m benches.gate --table FILE    print the README's table of a results file
+
+Timed rows run one after another in one process, contenders interleaved round by round; memory and start-up are measured
+in processes of their own afterwards. Run it with nothing else on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mibfast
+from benches import memory, start
+from benches.rows import OURS, Row, rows
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benches" / "results"
+MIB = 2**20
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _machine() -> dict[str, Any]:
+    return {"processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def _timed(names: list[str]) -> dict[str, dict[str, float]]:
+    """Median seconds of each contender and floor, by row."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "benchmark.json"
+        selection = [f"benches/bench_rows.py::test_row[{name}]" for name in names]
+        options = ["-q", "--import-mode=importlib", "-o", "addopts=", "-o", "timeout=0", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, f"--benchmark-json={report}", *selection]
+        done = subprocess.run(command, cwd=ROOT, check=False)
+        if done.returncode or not report.exists():
+            raise SystemExit("mibfast: error: the timed rows failed, see above")
+        found = {}
+        for entry in json.loads(report.read_text())["benchmarks"]:
+            extra = entry["extra_info"]
+            found[extra["row"]] = {OURS: entry["stats"]["median"], **extra["peers"]}
+    return found
+
+
+def _with_the_best(seconds: dict[str, float]) -> dict[str, float]:
+    """Add what bars call the best chunk and the fastest peer."""
+    chunks = [t for name, t in seconds.items() if name.startswith("linear_cross_entropy")]
+    peers = [seconds[name] for name in ("eager", "torch.compile") if name in seconds]
+    added = {"linear_cross_entropy, best chunk": min(chunks)} if chunks else {}
+    return {**seconds, **added, **({"fastest peer": min(peers)} if peers else {})}
+
+
+def _judged(row: Row, seconds: dict[str, float]) -> list[dict[str, Any]]:
+    claims = []
+    everything = _with_the_best(seconds)
+    for bar in row.bars:
+        ratio = bar.ratio(everything)
+        sense = f">= {bar.least:g}x faster than" if bar.least is not None else f"<= {bar.most:g}x the time of"
+        claims.append({"claim": f"{sense} {bar.peer}", "ratio": round(ratio, 3), "met": bar.met(ratio)})
+    return claims
+
+
+def _workspaces(name: str, row: Row) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Bytes of workspace by contender, and the claims about them."""
+    found, claims = {}, []
+    if not (row.workspace_bytes or row.workspace_share):
+        return {}, []
+    for contender in (OURS, *row.workspace_of):
+        measured = memory.measure(name, contender)
+        if measured is None:
+            return {}, [{"claim": "workspace", "ratio": None, "met": False}]
+        found[contender] = measured[0]
+    if row.workspace_bytes:
+        claim = f"workspace <= {row.workspace_bytes / MIB:.0f} MiB"
+        claims.append({"claim": claim, "ratio": round(found[OURS] / MIB, 1), "met": found[OURS] <= row.workspace_bytes})
+    if row.workspace_share:
+        peer, share = row.workspace_share
+        ratio = found[OURS] / found[peer]
+        claims.append({"claim": f"workspace <= {share:.0%} of {peer}'s", "ratio": round(ratio, 4), "met": ratio <= share})
+    return found, claims
+
+
+def _large_row() -> dict[str, Any]:
+    row = memory.large_info_nce()
+    measured = memory.measure("info-nce-65536", OURS)
+    size, seconds = measured if measured is not None else (None, None)
+    limit = row.workspace_bytes or 0
+    return {
+        "title": row.title,
+        "seconds": {OURS: seconds},
+        "workspace": {OURS: size},
+        "claims": [
+            {
+                "claim": f"workspace <= {limit / MIB:.0f} MiB, where eager needs 16 GiB a matrix",
+                "ratio": None if size is None else round(size / MIB, 1),
+                "met": size is not None and size <= limit,
+            }
+        ],
+    }
+
+
+def _start_row() -> dict[str, Any]:
+    seconds = start.measure()
+    ratio = seconds["import mibfast"] / seconds["import torch"]
+    limits = (("first loss, cold", 6.0), ("first loss, warm", 1.0))
+    claims = [
+        {"claim": f"{name} cache <= {limit:g} s", "ratio": round(seconds[name], 3), "met": seconds[name] <= limit}
+        for name, limit in limits
+    ]
+    claims.append({"claim": "import mibfast <= 1.3x import torch", "ratio": round(ratio, 3), "met": ratio <= 1.3})
+    return {"title": "first OVAIBLoss forward + backward in a process, N=256", "seconds": seconds, "claims": claims}
+
+
+def measure(names: list[str], everything: bool) -> dict[str, Any]:
+    """Measure rows and judge their claims."""
+    table = rows()
+    found: dict[str, Any] = {}
+    for name, seconds in _timed(names).items():
+        row = table[name]
+        workspace, claims = _workspaces(name, row)
+        floor = None if row.floor is None else {"name": row.floor[0], "share": seconds[row.floor[0]] / seconds[OURS]}
+        found[name] = {
+            "title": row.title,
+            "seconds": seconds,
+            "floor": floor,
+            "workspace": workspace,
+            "claims": [*_judged(row, seconds), *claims],
+        }
+    if everything:
+        found["info-nce-65536"] = _large_row()
+        found["start"] = _start_row()
+    missing = [name for name in names if name not in found]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(),
+        "versions": mibfast.info()["versions"],
+        "rows": found,
+        "missing": missing,
+    }
+
+
+def missed(results: dict[str, Any]) -> list[str]:
+    """What keeps a release back."""
+    claims = [(row["title"], claim) for row in results["rows"].values() for claim in row["claims"]]
+    failed = [f"{title}: {c['claim']} (found {c['ratio']})" for title, c in claims if not c["met"]]
+    return failed + [f"{name}: not measured" for name in results["missing"]]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "not run" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The README's table of a results file."""
+    machine, versions = results["machine"], results["versions"]
+    lines = [
+        f"{machine['processor']}, {machine['threads']} threads, float32, forward + backward, {results['date']}, "
+        f"torch {versions['torch']}, numba {versions['numba']}. Medians of interleaved runs.",
+        "",
+        "| what | mibfast | against | workspace | claims |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["rows"].values():
+        seconds = row["seconds"]
+        ours = seconds.get(OURS)
+        ratios = [f"{t / ours:.2g}x {name}" for name, t in seconds.items() if name != OURS and ours]
+        if ours is None:
+            ratios = [f"{name} {t:.2g} s" for name, t in seconds.items()]
+        size = row.get("workspace", {}).get(OURS)
+        held = "" if size is None else f"{max(size, 0) / MIB:.0f} MiB"
+        others = [f"{name} {b / MIB:.0f} MiB" for name, b in row.get("workspace", {}).items() if name != OURS]
+        shortfall = [f"missed: {c['claim']} (found {c['ratio']})" for c in row["claims"] if not c["met"]]
+        verdict = "; ".join(shortfall) or f"all {len(row['claims'])} met"
+        workspace = ", ".join([held, *others]) if held else ""
+        time_of_ours = _milliseconds(ours) if ours is not None else ""
+        lines.append(f"| {row['title']} | {time_of_ours} | {'; '.join(ratios)} | {workspace} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _print(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("row", "contender", "time", "times mibfast", "workspace", "claim", "found", "")
+    for row in results["rows"].values():
+        seconds, claims = row["seconds"], list(row["claims"])
+        for position, (name, t) in enumerate(seconds.items()):
+            ours = seconds.get(OURS)
+            size = row.get("workspace", {}).get(name)
+            claim = claims.pop(0) if claims else None
+            table.add_row(
+                row["title"] if position == 0 else "",
+                name,
+                _milliseconds(t),
+                f"{t / ours:.2f}" if ours and t else "",
+                "" if size is None else f"{size / MIB:.1f} MiB",
+                claim["claim"] if claim else "",
+                str(claim["ratio"]) if claim else "",
+                ("[green]met[/]" if claim["met"] else "[red]missed[/]") if claim else "",
+            )
+        for claim in claims:
+            verdict = "[green]met[/]" if claim["met"] else "[red]missed[/]"
+            table.add_row("", "", "", "", "", claim["claim"], str(claim["ratio"]), verdict)
+        table.add_section()
+    Console(width=180 if not sys.stdout.isatty() else None).print(table)
+
+
+def _write(results: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"cpu-{results['date']}.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the gate; the exit status."""
+    parser = argparse.ArgumentParser(prog="mibfast bench", description="Measure against the peers and the floors.")
+    parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
+    options = parser.parse_args(argv)
+    if options.table is not None:
+        try:
+            print(markdown(json.loads(options.table.read_text())))
+        except (OSError, ValueError, KeyError) as error:
+            parser.error(f"{options.table} is no results file: {error}")
+        return 0
+    names = options.rows.split(",") if options.rows else list(rows())
+    unknown = [name for name in names if name not in rows()]
+    if unknown:
+        parser.error(f"unknown rows {', '.join(unknown)}; expected some of {', '.join(rows())}")
+    results = measure(names, everything=not options.rows)
+    _print(results)
+    if not options.rows:
+        print(f"written to {_write(results).relative_to(ROOT)}")
+    failed = missed(results)
+    for line in failed:
+        print(f"missed: {line}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What a user would write without mibfast: the fastest plain PyTorch of each operation, and its literal form.
+
+Every peer takes the tensors that the operation takes and returns the loss (or the projections), with autograd as it comes.
+`reference.py` in the kernels is the truth of tests; these are the opponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RIDGE = 1e-8
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` with what helps it: fixed shapes."""
+    return torch.compile(function, dynamic=False)
+
+
+def _others(embeddings: Sequence[Tensor], m: int) -> Tensor:
+    return torch.stack([z for k, z in enumerate(embeddings) if k != m], dim=1)
+
+
+def _excluding_positive(similarity: Tensor, temperature: float) -> Tensor:
+    logits = similarity / temperature
+    diagonal = torch.eye(len(logits), dtype=torch.bool)
+    return (torch.logsumexp(logits.masked_fill(diagonal, -torch.inf), dim=1) - logits.diagonal()).mean()
+
+
+def ridge_projection(target: Tensor, basis: Tensor) -> Tensor:
+    """A (A^T A + ridge I)^-1 A^T z by one batched `torch.linalg.solve`."""
+    gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1])
+    return (torch.linalg.solve(gram, basis @ target[..., None]).mT @ basis).squeeze(1)
+
+
+def ridge_projection_on_two(target: Tensor, basis: Tensor) -> Tensor:
+    """The same with the 2 x 2 system written out, which `torch.compile` can fuse."""
+    a, b = basis[:, 0], basis[:, 1]
+    aa, bb, ab = (a * a).sum(1) + RIDGE, (b * b).sum(1) + RIDGE, (a * b).sum(1)
+    az, bz = (a * target).sum(1), (b * target).sum(1)
+    determinant = aa * bb - ab * ab
+    return ((bb * az - ab * bz) / determinant)[:, None] * a + ((aa * bz - ab * az) / determinant)[:, None] * b
+
+
+def one_vs_all_info_nce(
+    embeddings: Sequence[Tensor],
+    temperature: float = 0.01,
+    project: Callable[[Tensor, Tensor], Tensor] = ridge_projection,
+) -> Tensor:
+    """OVA-IB Eq. 12 with a key a sample."""
+    losses = []
+    for m, z in enumerate(embeddings):
+        key = F.normalize(project(z, _others(embeddings, m)), dim=1)
+        losses.append(_excluding_positive(F.normalize(z, dim=1) @ key.T, temperature))
+    return torch.stack(losses).mean()
+
+
+def one_vs_all_info_nce_solved_by_hand(embeddings: Sequence[Tensor], temperature: float = 0.01) -> Tensor:
+    """The same for M = 3, whose systems are 2 x 2."""
+    return one_vs_all_info_nce(embeddings, temperature, ridge_projection_on_two)
+
+
+def one_vs_all_info_nce_pairwise(embeddings: Sequence[Tensor], temperature: float = 0.01) -> Tensor:
+    """The same with pairwise keys, on whitened bases: s = |B_j^T q|, one GEMM a tile."""
+    losses = []
+    for m, z in enumerate(embeddings):
+        basis = _others(embeddings, m)
+        gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1])
+        whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), basis, upper=False)
+        query = F.normalize(z, dim=1)
+        squared = sum((query @ whitened[:, k].T) ** 2 for k in range(basis.shape[1]))
+        losses.append(_excluding_positive(torch.sqrt(squared), temperature))
+    return torch.stack(losses).mean()
+
+
+def ova_ib(embeddings: Sequence[Tensor]) -> Tensor:
+    """OVA-IB's whole loss, normalisation and minimality with it, as the paper writes it."""
+    unit = [F.normalize(z, dim=1) for z in embeddings]
+    return one_vs_all_info_nce(unit) + minimality(unit)
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
+    """Symmetric InfoNCE: cross-entropy over rows and over columns of one matrix."""
+    logits = query @ key.T / temperature
+    target = torch.arange(len(query))
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def info_nce_by_linear_cross_entropy(
+    query: Tensor, key: Tensor, temperature: float = 0.07, batch_chunk_size: int | None = None
+) -> Tensor:
+    """The same by torch's chunked linear cross-entropy, once each way."""
+    target = torch.arange(len(query))
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk_size, chunking_method=None)
+    scaled = query / temperature
+    forward = F.linear_cross_entropy(scaled, key, target, options=options)
+    scaled = key / temperature
+    return 0.5 * (forward + F.linear_cross_entropy(scaled, query, target, options=options))
+
+
+def leave_one_out_projection(embeddings: Sequence[Tensor]) -> Tensor:
+    """All M projections, each by a batched solve."""
+    return torch.stack([ridge_projection(z, _others(embeddings, m)) for m, z in enumerate(embeddings)])
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL to the standard normal, summed over d and averaged over the batch."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1).mean()
+
+
+def minimality(embeddings: Sequence[Tensor]) -> Tensor:
+    """OVA-IB Eq. 18-19 as it stands."""
+    m = len(embeddings)
+    each = [((z - _others(embeddings, k).mean(1)) ** 2).sum(1).mean() for k, z in enumerate(embeddings)]
+    return torch.stack(each).sum() / m
+
+
+def minimality_closed_form(embeddings: Sequence[Tensor]) -> Tensor:
+    """M / (M - 1)^2 times the mean squared distance from the mean of all."""
+    m = len(embeddings)
+    mean = sum(embeddings[1:], start=embeddings[0]) / m
+    distances = [((z - mean) ** 2).sum(1) for z in embeddings]
+    return m / (m - 1) ** 2 * sum(distances[1:], start=distances[0]).mean()

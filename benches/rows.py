@@ -1,0 +1,263 @@
+"""The rows of the benchmark table: contenders, floors and the bars that a release must clear.
+
+A row is set up once. Its contenders run forward and backward on the same inputs; nothing is timed before their values
+and gradients agree. A bar is a ratio between two contenders' medians in the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mibfast
+from benches import peers
+from mibfast import functional as F
+
+OURS = "mibfast"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim: `peer` takes at least `least` times as long as mibfast, or mibfast at most `most` times as long as it."""
+
+    peer: str
+    least: float | None = None
+    most: float | None = None
+
+    def ratio(self, seconds: dict[str, float]) -> float:
+        """The ratio that the claim is about."""
+        return seconds[self.peer] / seconds[OURS] if self.least is not None else seconds[OURS] / seconds[self.peer]
+
+    def met(self, ratio: float) -> bool:
+        """Whether the claim holds."""
+        return ratio >= self.least if self.least is not None else ratio <= float(self.most or 0.0)
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    title: str
+    inputs: Callable[[], list[Tensor]]
+    contenders: dict[str, Callable[..., Tensor]]
+    floor: tuple[str, Callable[[list[Tensor]], Callable[[], object]]] | None = None
+    bars: Sequence[Bar] = ()
+    rounds: int = 7
+    tolerance: float = 1e-3
+    # Most workspace of mibfast in bytes, or as a share of the named peer's.
+    workspace_bytes: int | None = None
+    workspace_share: tuple[str, float] | None = None
+    workspace_of: Sequence[str] = ()
+    upstream: Callable[[], Tensor] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def step(self, name: str, inputs: list[Tensor]) -> Callable[[], Tensor]:
+        """Forward and backward of one contender, gradients cleared first."""
+        contender, upstream = self.contenders[name], self.upstream() if self.upstream else None
+
+        def run() -> Tensor:
+            for x in inputs:
+                x.grad = None
+            result = contender(*inputs)
+            result.backward(upstream)
+            return result.detach()
+
+        return run
+
+
+def _embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
+    """M views of a common signal, as alignment meets them: not orthogonal noise, not yet aligned."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(n, d, generator=generator)
+    return [(common + torch.randn(n, d, generator=generator)).requires_grad_() for _ in range(m)]
+
+
+def _unit_pair(n: int, d: int = 256) -> list[Tensor]:
+    return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(2, n, d)]
+
+
+def _gaussians(n: int, d: int = 256) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
+
+
+def gemms(forward: int, backward: int, n: int) -> Callable[[list[Tensor]], Callable[[], object]]:
+    """GEMMs of 2 n^2 d FLOPs: `forward` of the scores' shape and `backward` of each gradient's, into ready memory."""
+
+    def prepare(inputs: list[Tensor]) -> Callable[[], object]:
+        q, k = inputs[0].detach().clone(), inputs[1].detach().clone()
+        scores, gradient = torch.empty(n, n), torch.empty_like(q)
+
+        def run() -> None:
+            for _ in range(forward):
+                torch.mm(q, k.T, out=scores)
+            for _ in range(backward):
+                torch.mm(scores, k, out=gradient)
+                torch.mm(scores.T, q, out=gradient)
+
+        return run
+
+    return prepare
+
+
+def copies(times: int = 1) -> Callable[[list[Tensor]], Callable[[], object]]:
+    """Copies of all inputs, as one block, into memory that is allocated as the kernels' outputs are."""
+
+    def prepare(inputs: list[Tensor]) -> Callable[[], object]:
+        sources = [x.detach().clone() for x in inputs]
+
+        def run() -> None:
+            for _ in range(times):
+                for x in sources:
+                    torch.from_numpy(np.empty(tuple(x.shape), np.float32)).copy_(x)
+
+        return run
+
+    return prepare
+
+
+def copies_in_one_block(times: int) -> Callable[[list[Tensor]], Callable[[], object]]:
+    """Copies of all inputs, stacked, into one block that is allocated as the kernels' outputs are."""
+
+    def prepare(inputs: list[Tensor]) -> Callable[[], object]:
+        source = torch.stack([x.detach() for x in inputs])
+
+        def run() -> None:
+            for _ in range(times):
+                torch.from_numpy(np.empty(tuple(source.shape), np.float32)).copy_(source)
+
+        return run
+
+    return prepare
+
+
+def _info_nce_row(n: int) -> Row:
+    return Row(
+        title=f"InfoNCE, symmetric, N={n}, d=256",
+        inputs=partial(_unit_pair, n),
+        contenders={
+            OURS: partial(F.info_nce, symmetric=True),
+            "eager": peers.info_nce,
+            "torch.compile": peers.compiled(peers.info_nce),
+            **{
+                f"linear_cross_entropy, chunk {chunk}": partial(
+                    peers.info_nce_by_linear_cross_entropy, batch_chunk_size=chunk
+                )
+                for chunk in (512, 1024, 2048)
+            },
+        },
+        floor=("4 GEMMs", gemms(2, 1, n)),
+        bars=[
+            Bar("eager", least=1.8),
+            Bar("linear_cross_entropy, best chunk", least=1.4),
+            Bar("torch.compile", least=0.9),
+            Bar("4 GEMMs", most=1.2),
+        ],
+        rounds=7 if n <= 4096 else 3,
+        # A few matrices [N, d] and the tile: nothing that grows with N^2.
+        workspace_bytes=8 * n * 256 * 4 + 24 * 2**20,
+        workspace_of=("eager", "torch.compile"),
+    )
+
+
+def _sequence(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_tensors(*embeddings: Tensor) -> Tensor:
+        return function(embeddings)
+
+    return of_tensors
+
+
+def rows() -> dict[str, Row]:
+    """All rows whose contenders are timed against each other, by name."""
+    table = {
+        "one-vs-all-per-sample": Row(
+            title="one-vs-all InfoNCE, per-sample keys, M=3, N=4096, d=256",
+            inputs=partial(_embeddings, 3, 4096),
+            contenders={
+                OURS: _sequence(F.one_vs_all_info_nce),
+                "eager": _sequence(peers.one_vs_all_info_nce),
+                "torch.compile": _sequence(peers.compiled(peers.one_vs_all_info_nce)),
+                "torch.compile, solved by hand": _sequence(
+                    peers.compiled(peers.one_vs_all_info_nce_solved_by_hand)
+                ),
+            },
+            floor=("9 GEMMs", gemms(3, 3, 4096)),
+            bars=[
+                Bar("eager", least=2.2),
+                Bar("torch.compile", least=1.35),
+                Bar("torch.compile, solved by hand", least=1.15),
+                Bar("9 GEMMs", most=1.2),
+            ],
+            workspace_share=("eager", 0.05),
+            workspace_of=("eager", "torch.compile, solved by hand"),
+        ),
+        "info-nce-4096": _info_nce_row(4096),
+        "info-nce-8192": _info_nce_row(8192),
+        "one-vs-all-pairwise": Row(
+            title="one-vs-all InfoNCE, pairwise keys, M=3, N=2048, d=256",
+            inputs=partial(_embeddings, 3, 2048),
+            contenders={
+                OURS: _sequence(partial(F.one_vs_all_info_nce, keys="pairwise")),
+                "eager": _sequence(peers.one_vs_all_info_nce_pairwise),
+                "torch.compile": _sequence(peers.compiled(peers.one_vs_all_info_nce_pairwise)),
+            },
+            floor=("18 GEMMs", gemms(6, 6, 2048)),
+            bars=[Bar("fastest peer", least=1.2), Bar("18 GEMMs", most=1.25)],
+            workspace_bytes=10 * 2048 * 256 * 4 + 24 * 2**20,
+            workspace_of=("eager",),
+        ),
+        "leave-one-out": Row(
+            title="leave-one-out projection, M=4, N=8192, d=256",
+            inputs=partial(_embeddings, 4, 8192),
+            contenders={
+                OURS: _sequence(F.leave_one_out_projection),
+                "batched torch.linalg.solve": _sequence(peers.leave_one_out_projection),
+            },
+            # Forward: embeddings to projections; backward: upstream gradient to gradients. Each as large as the inputs.
+            floor=("copying inputs and outputs", copies_in_one_block(2)),
+            bars=[Bar("batched torch.linalg.solve", least=15.0), Bar("copying inputs and outputs", most=2.0)],
+            upstream=lambda: torch.randn(4, 8192, 256, generator=torch.Generator().manual_seed(1)),
+        ),
+        "gaussian-kl": Row(
+            title="Gaussian KL, 65,536 x 256",
+            inputs=partial(_gaussians, 65536),
+            contenders={
+                OURS: F.gaussian_kl,
+                "eager": peers.gaussian_kl,
+                "torch.compile": peers.compiled(peers.gaussian_kl),
+            },
+            floor=("copying inputs", copies()),
+            bars=[Bar("eager", least=10.0), Bar("torch.compile", least=2.5), Bar("copying inputs", most=1.25)],
+        ),
+        "minimality": Row(
+            title="one-vs-all minimality, M=5, N=65,536, d=256",
+            inputs=partial(_embeddings, 5, 65536),
+            contenders={
+                OURS: _sequence(F.one_vs_all_minimality),
+                "eager, literal": _sequence(peers.minimality),
+                "torch.compile, closed form": _sequence(peers.compiled(peers.minimality_closed_form)),
+            },
+            floor=("copying inputs", copies()),
+            bars=[
+                Bar("eager, literal", least=25.0),
+                Bar("torch.compile, closed form", least=4.0),
+                Bar("copying inputs", most=1.6),
+            ],
+            rounds=5,
+        ),
+    }
+    for n in (64, 256):
+        table[f"ova-ib-{n}"] = Row(
+            title=f"OVAIBLoss, M=3, N={n}, d=256",
+            inputs=partial(_embeddings, 3, n),
+            contenders={OURS: _sequence(mibfast.losses.OVAIBLoss()), "eager": _sequence(peers.ova_ib)},
+            bars=[Bar("eager", least=1.0)],
+            rounds=101,
+        )
+    return table
