@@ -45,9 +45,12 @@ class Objective:
     label_smoothing: float = 0.0
 
     @property
+    def reduction(self) -> int:
+        return reductions.TWO_WAY_LOG_SUM_EXP if self.symmetric else reductions.LOG_SUM_EXP
+
+    @property
     def flags(self) -> int:
-        flags = reductions.COLUMNS if self.symmetric else 0
-        flags |= 0 if self.positive_in_denominator else reductions.POSITIVE_EXCLUDED
+        flags = 0 if self.positive_in_denominator else reductions.POSITIVE_EXCLUDED
         return flags | (reductions.TOTALS if self.label_smoothing else 0)
 
 
@@ -55,7 +58,7 @@ def losses(
     score: int, rows: Rows, columns: engine.Columns, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N] in the engine's dtype, and the log-sum-exps of rows [N] and columns [N' or 0], float64."""
-    arguments = (score, reductions.LOG_SUM_EXP, rows, columns, objective.offset, objective.flags)
+    arguments = (score, objective.reduction, rows, columns, objective.offset, objective.flags)
     row_state, column_state, reference = engine.reduce(*arguments)
     column_lse = np.empty(0)
     if objective.symmetric:
@@ -141,7 +144,7 @@ def losses_gradient(
     row_weights[reductions.ROW_SOFTMAX] = half * g
     row_weights[reductions.ROW_SHIFT] = -smoothing / n_columns * half * g
     row_weights[reductions.ROW_POSITIVE] = -(1.0 - smoothing) * g
-    column_weights = np.zeros((3, n_columns if flags & (reductions.COLUMNS | reductions.TOTALS) else 1))
+    column_weights = np.zeros((3, n_columns if objective.symmetric or smoothing else 1))
     if objective.symmetric:
         c = column_lse.numpy()
         column_weights[reductions.COLUMN_SHIFT] = -smoothing / n_columns * half * g
@@ -157,7 +160,7 @@ def losses_gradient(
     numpy_dtype = np.float64 if rows.dtype == torch.float64 else np.float32
     engine.gradient(
         score,
-        reductions.LOG_SUM_EXP,
+        objective.reduction,
         rows,
         columns,
         objective.offset,

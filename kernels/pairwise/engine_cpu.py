@@ -267,8 +267,8 @@ class _Tiles:
 class _ColumnStates:
     """Partial results over rows, one a slot and tile, merged into float64 after each tile."""
 
-    def __init__(self, tiles: _Tiles, flags: int) -> None:
-        self.wanted = bool(flags & (reductions.COLUMNS | reductions.TOTALS))
+    def __init__(self, tiles: _Tiles, reduction: int, flags: int) -> None:
+        self.wanted = reduction == reductions.TWO_WAY_LOG_SUM_EXP or bool(flags & reductions.TOTALS)
         width = tiles.columns.count if self.wanted else 1
         self.slots = np.zeros((tiles.slots, 2, width), tiles.factors.dtype)
         self.references = np.full((tiles.slots, 1), -np.inf, tiles.factors.dtype)
@@ -287,7 +287,7 @@ def reduce(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Reduce all pairs: the row state [3, N], the column state [2, N'] and the reference of its sums, float64."""
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, flags)
+    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -356,7 +356,7 @@ def reduce_with_gradient(
 ) -> np.ndarray:
     """Reduce rows and form the gradients of `upstream` times the sum of their losses in one sweep: the row state [3, N]."""
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, flags)
+    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:

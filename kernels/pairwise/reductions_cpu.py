@@ -11,7 +11,7 @@ A reduction consists of
 - `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
   it returns, from the results of an earlier sweep.
 
-`flags` says what is asked for: columns as well, the positive left out, running sums of scores. To add a reduction: write
+`flags` says what is asked for: the positive left out, running sums of scores. To add a reduction: write
 the three, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS` and `_WEIGH_ROWS`.
 """
 
@@ -27,13 +27,13 @@ from numba.extending import overload
 from mibfast.kernels.compilation import inline, inline_maximum
 from mibfast.kernels.vector_math import exp_weight, maximum, weight_scale
 
-LOG_SUM_EXP = 0
+# Over rows alone, and over rows and columns in one sweep.
+LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP = 0, 1
 
 # Bits of `flags`.
-COLUMNS = 1
-POSITIVE_EXCLUDED = 2
-TOTALS = 4
-SEPARATE_EXPONENTIALS = 8
+POSITIVE_EXCLUDED = 1
+TOTALS = 2
+SEPARATE_EXPONENTIALS = 4
 
 # Rows of `row_state` and `column_state`.
 LSE, POSITIVE, TOTAL = 0, 1, 2
@@ -115,9 +115,8 @@ def add_to_sums(scores: Any, maxima: Any, sums: Any) -> None:
 
 
 @inline
-def _log_sum_exp_add_row(
-    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
-) -> Any:
+def _start_row(scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any) -> Any:
+    """What rows have in common before their exponentials; returns the largest score."""
     row_state[POSITIVE, row] = scores[positive]
     if flags & TOTALS:
         row_state[TOTAL, row] = _sum_of(scores)
@@ -126,18 +125,32 @@ def _log_sum_exp_add_row(
             column[j] += scores[j]
     if flags & POSITIVE_EXCLUDED:
         scores[positive] = -np.inf
-    largest = _maximum_of(scores)
+    return _maximum_of(scores)
+
+
+@inline
+def _log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    largest = _start_row(scores, row, positive, flags, row_state, column_state)
+    if largest > -np.inf:
+        total = _exponentials(scores, largest)
+        row_state[LSE, row] = largest + math.log(total / weight_scale(largest))
+        return total
+    # Nothing but -inf and NaN: the log-sum-exp is one or the other, and the weights are zero or NaN.
+    total = 0.0 * _exponentials(scores, scores.dtype.type(0.0))
+    row_state[LSE, row] = total - np.inf
+    return 1.0 + total
+
+
+@inline
+def _two_way_log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    """The columns' sums are relative to `reference`, which follows the largest row maximum of the slot."""
+    largest = _start_row(scores, row, positive, flags, row_state, column_state)
     columns = column_state[COLUMN_SUM]
-    if not largest > -np.inf:
-        # Nothing but -inf and NaN: the sum is one or the other, and so is the log-sum-exp.
-        total = _sum_of(scores)
-        row_state[LSE, row] = total
-        for j in range(scores.size):
-            if scores[j] != scores[j]:
-                columns[j] += scores[j]
-            scores[j] = 0.0
-        return 1.0 if total == -np.inf else total
-    if flags & COLUMNS:
+    if largest > -np.inf:
         if largest > reference[0]:
             shrink = scores.dtype.type(math.exp(reference[0] - largest))
             for j in range(columns.size):
@@ -145,10 +158,12 @@ def _log_sum_exp_add_row(
             reference[0] = largest
         scale = scores.dtype.type(math.exp(largest - reference[0]))
         total = _exponentials_and_columns(scores, largest, scale, columns)
-    else:
-        total = _exponentials(scores, largest)
-    row_state[LSE, row] = largest + math.log(total / weight_scale(largest))
-    return total
+        row_state[LSE, row] = largest + math.log(total / weight_scale(largest))
+        return total
+    zero = scores.dtype.type(0.0)
+    total = 0.0 * _exponentials_and_columns(scores, zero, zero, columns)
+    row_state[LSE, row] = total - np.inf
+    return 1.0 + total
 
 
 @inline
@@ -167,10 +182,44 @@ def _log_sum_exp_weigh_added_row(
 
 
 @inline
+def _finish_weights(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any, unscaled: Any
+) -> None:
+    """Add u_i + v_j, and p_i at the positive, to weights that carry the factor `unscaled`."""
+    number = scores.dtype.type
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = 0.0
+    if flags & TOTALS:
+        u, v = number(row_weights[ROW_SHIFT, row]), column_weights[COLUMN_SHIFT]
+        for j in range(scores.size):
+            scores[j] += (u + v[j]) * unscaled
+    scores[positive] += number(row_weights[ROW_POSITIVE, row]) * unscaled
+
+
+@inline
 def _log_sum_exp_weigh_row(
     scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
 ) -> Any:
-    """dL/ds_ij = a_i e^(s - R_i) + b_j e^(s - C_j) + u_i + v_j, and p_i at the positive; divided by 1 / weight_scale.
+    """dL/ds_ij = a_i e^(s - R_i) + u_i + v_j, and p_i at the positive; divided by 1 / weight_scale.
+
+    `row_weights` holds R_i, a_i, -, u_i, p_i and `column_weights` -, -, v_j.
+    """
+    number = scores.dtype.type
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = -np.inf
+    shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
+    for j in range(scores.size):
+        scores[j] = exp_weight(scores[j] - shift) * a
+    unscaled = number(weight_scale(shift))
+    _finish_weights(scores, row, positive, flags, row_weights, column_weights, unscaled)
+    return 1.0 / unscaled
+
+
+@inline
+def _two_way_log_sum_exp_weigh_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    """Like `_log_sum_exp_weigh_row`, plus b_j e^(s - C_j).
 
     `row_weights` holds R_i, a_i, x_i, u_i, p_i and `column_weights` C_j, y_j, v_j. With one exponential for both ways,
     x_i = e^(R_i - c), y_j = b_j e^(c - C_j) for a c between: it holds while no R_i exceeds a C_j by far, and the caller
@@ -185,27 +234,19 @@ def _log_sum_exp_weigh_row(
         for j in range(scores.size):
             s = scores[j]
             scores[j] = exp_weight(s - shift) * a + exp_weight(s - c[j]) * b[j]
-    elif flags & COLUMNS:
+    else:
         x, y = number(row_weights[ROW_FACTOR, row]), column_weights[COLUMN_SOFTMAX]
         for j in range(scores.size):
             scores[j] = exp_weight(scores[j] - shift) * (a + x * y[j])
-    else:
-        for j in range(scores.size):
-            scores[j] = exp_weight(scores[j] - shift) * a
     unscaled = number(weight_scale(shift))
-    if flags & POSITIVE_EXCLUDED:
-        scores[positive] = 0.0
-    if flags & TOTALS:
-        u, v = number(row_weights[ROW_SHIFT, row]), column_weights[COLUMN_SHIFT]
-        for j in range(scores.size):
-            scores[j] += (u + v[j]) * unscaled
-    scores[positive] += number(row_weights[ROW_POSITIVE, row]) * unscaled
+    _finish_weights(scores, row, positive, flags, row_weights, column_weights, unscaled)
     return 1.0 / unscaled
 
 
-_ADD_ROWS = {LOG_SUM_EXP: _log_sum_exp_add_row}
+_ADD_ROWS = {LOG_SUM_EXP: _log_sum_exp_add_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_add_row}
+# Two ways take a second sweep for the gradient: a column is not summed before the last row.
 _WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row}
-_WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row}
+_WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row}
 
 
 def merge_columns(state: Any, references: Any, whole: Any, reference: float) -> float:

@@ -31,14 +31,6 @@ def _load(address: int, stride: int, first: int, count: int, scale: float, unit:
 
 
 @kernel
-def _weigh(block: Any, factors: Any, count: int, out: Any) -> None:
-    for i in range(count):
-        x, row, factor = block[i], out[i], factors[i]
-        for j in range(row.size):
-            row[j] = x[j] * factor
-
-
-@kernel
 def _add_gradient(
     block: Any, gradient: Any, factors: Any, inverse: Any, first: int, count: int, scale: float, unit: bool, into: Any
 ) -> float:
@@ -90,8 +82,8 @@ class Rows:
 
     def weighted(self, factors: np.ndarray, count: int) -> Tensor:
         """Return the block, each row times its factor."""
-        _weigh(self._block, factors, count, self._weighted)
-        return torch.from_numpy(self._weighted[:count])
+        block, weighted = torch.from_numpy(self._block[:count]), torch.from_numpy(self._weighted[:count])
+        return torch.mul(block, torch.from_numpy(factors[:count, None]), out=weighted)
 
     def add_gradient(self, first: int, count: int, gradient: Tensor, factors: np.ndarray, into: Tensor | None) -> None:
         """Bring `factors * gradient`, the gradient of the block, back to the embeddings, and add it to `into`'s rows.

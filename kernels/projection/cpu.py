@@ -41,38 +41,23 @@ def _dot(x: Any, y: Any) -> float:
 
 
 @inline
-def _dots(x: Any, vectors: Any, out: Any) -> None:
-    """out[k] = x . vectors[k] for the vectors that `out` has room for, four to a read of x."""
-    last = out.size - 1
-    for k in range(0, out.size, 4):
-        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
-        v0, v1, v2, v3 = vectors[k], vectors[k1], vectors[k2], vectors[k3]
-        t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
-        for j in range(x.size):
-            t0 += x[j] * v0[j]
-            t1 += x[j] * v1[j]
-            t2 += x[j] * v2[j]
-            t3 += x[j] * v3[j]
-        out[k3], out[k2], out[k1], out[k] = t3, t2, t1, t0
-
-
-@inline
 def _combine(coefficients: Any, vectors: Any, added: Any, out: Any) -> None:
     """out = sum of coefficients[k] vectors[k], added to what stands there if asked, four to a write of `out`."""
+    if not added:
+        for j in range(out.size):
+            out[j] = 0.0
     last = coefficients.size - 1
     for k in range(0, coefficients.size, 4):
-        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
-        v0, v1, v2, v3 = vectors[k], vectors[k1], vectors[k2], vectors[k3]
-        c0 = coefficients[k]
+        # Where fewer than four are left, the last one is read again and counts nothing.
+        k1 = k + 1 if k + 1 <= last else last
+        k2 = k + 2 if k + 2 <= last else last
+        k3 = k + 3 if k + 3 <= last else last
+        c0, v0, v1, v2, v3 = coefficients[k], vectors[k], vectors[k1], vectors[k2], vectors[k3]
         c1 = coefficients[k1] if k1 == k + 1 else 0.0
         c2 = coefficients[k2] if k2 == k + 2 else 0.0
         c3 = coefficients[k3] if k3 == k + 3 else 0.0
-        if k > 0 or added:
-            for j in range(out.size):
-                out[j] += c0 * v0[j] + c1 * v1[j] + c2 * v2[j] + c3 * v3[j]
-        else:
-            for j in range(out.size):
-                out[j] = c0 * v0[j] + c1 * v1[j] + c2 * v2[j] + c3 * v3[j]
+        for j in range(out.size):
+            out[j] += c0 * v0[j] + c1 * v1[j] + c2 * v2[j] + c3 * v3[j]
 
 
 @inline
@@ -85,10 +70,10 @@ def _cholesky_inverse(gram: Any, ridge: Any, inverse: Any) -> float:
     trace = 0.0
     for i in range(m):
         trace += gram[i, i]
-    smallest = max(ridge, SMALLEST_RIDGE)
     in_effect = trace * RELATIVE_FLOOR
-    # A comparison that a NaN trace fails, so that it stays.
-    in_effect = smallest if in_effect < smallest else in_effect
+    # Comparisons that a NaN trace fails, so that it stays.
+    in_effect = ridge if in_effect < ridge else in_effect
+    in_effect = SMALLEST_RIDGE if in_effect < SMALLEST_RIDGE else in_effect
     for j in range(m):
         pivot = gram[j, j] + in_effect
         for k in range(j):
@@ -138,7 +123,8 @@ def _load(addresses: Any, strides: Any, i: Any, like: Any, z: Any) -> None:
 def _gram(z: Any, gram: Any) -> None:
     """The lower triangle of z z^T."""
     for k in range(z.shape[0]):
-        _dots(z[k], z, gram[k, : k + 1])
+        for other in range(k + 1):
+            gram[k, other] = _dot(z[k], z[other])
 
 
 @kernel
@@ -171,13 +157,11 @@ def _project(
         for target in range(first, last):
             for k in range(m):
                 coefficients[k] = 0.0 if k == target else -h[k, target] / h[target, target]
-            row = out[target - first, i]
-            if not unit:
-                _combine(coefficients, z, False, row)
-                continue
             _combine(coefficients, z, False, projection)
-            squared = _dot(projection, projection)
-            scale = 0.0 if squared == 0.0 else 1.0 / math.sqrt(squared)
+            scale, row = 1.0, out[target - first, i]
+            if unit:
+                squared = _dot(projection, projection)
+                scale = 0.0 if squared == 0.0 else 1.0 / math.sqrt(squared)
             for j in range(d):
                 row[j] = projection[j] * scale
 
@@ -225,7 +209,8 @@ def _project_backward(
                 along = across * across * _dot(vector, row)
                 for j in range(d):
                     row[j] = (row[j] - along * vector[j]) * across
-            _dots(row, z, e)
+            for k in range(m):
+                e[k] = _dot(z[k], row)
             for k in range(m):
                 x[k] = _dot(h[k], e)
             for k in range(m):
@@ -268,7 +253,8 @@ def _project_target(
     for i in range(begin, end):
         _load(addresses, strides, i, out, z)
         h = _coefficients(z, ridge, small)
-        _dots(z[0], z[1:], products)
+        for k in range(m - 1):
+            products[k] = _dot(z[k + 1], z[0])
         for k in range(m - 1):
             c[k] = _dot(h[k], products)
         _combine(c, z[1:], False, out[i])
@@ -298,10 +284,12 @@ def _project_target_backward(
         source = upstream[i]
         for j in range(d):
             g[j] = source[j]
-        _dots(z[0], z[1:], products)
+        for k in range(m - 1):
+            products[k] = _dot(z[k + 1], z[0])
         for k in range(m - 1):
             c[k] = _dot(h[k], products)
-        _dots(g, z[1:], products)
+        for k in range(m - 1):
+            products[k] = _dot(z[k + 1], g)
         for k in range(m - 1):
             e[k] = _dot(h[k], products)
         _combine(e, z[1:], False, g_rest)
