@@ -16,6 +16,7 @@ from numba.core import types
 from numba.extending import overload
 from torch import Tensor
 
+from mibfast import _buffers
 from mibfast.kernels.vector_math import float32_at, float64_at
 
 
@@ -47,5 +48,5 @@ class RowAddresses:
         self.strides = np.array([x.stride(0) for x in self._kept], np.int64)
 
     def empty(self, *shape: int) -> np.ndarray:
-        """A new array of this dtype. Numpy asks for huge pages, torch does not: page faults cost more than the writing."""
-        return np.empty(shape, self.dtype)
+        """An uninitialised array of this dtype."""
+        return _buffers.empty(shape, self.dtype)

@@ -3,6 +3,7 @@
 | variable | meaning | default |
 |---|---|---|
 | `MIBFAST_BACKEND` | backend of every operation: `auto`, `reference`, `cpu`, `triton` or `cuda` | `auto` |
+| `MIBFAST_BUFFER_CACHE` | MiB of freed results that the CPU kernels keep for the next step; 0 keeps none | 512 |
 | `MIBFAST_DATA` | folder with data sets that the tests and benches may use | unset: they skip |
 """
 
@@ -15,6 +16,14 @@ from pathlib import Path
 def backend() -> str:
     """Return the backend named by `MIBFAST_BACKEND`, `auto` where it is unset or empty."""
     return os.environ.get("MIBFAST_BACKEND", "").strip().lower() or "auto"
+
+
+def buffer_cache() -> int:
+    """Return the MiB of `MIBFAST_BUFFER_CACHE`, 512 where it is unset or empty."""
+    text = os.environ.get("MIBFAST_BUFFER_CACHE", "").strip() or "512"
+    if not text.isdecimal():
+        raise ValueError(f"MIBFAST_BUFFER_CACHE must be a whole number of MiB, got {text!r}")
+    return int(text)
 
 
 def data_folder() -> Path | None:

@@ -172,15 +172,18 @@ def _minimality(addresses: Any, strides: Any, begin: int, end: int, d: int, mean
 
 @inline
 def _mean_of(addresses: Any, strides: Any, i: Any, share: Any, mean: Any) -> None:
-    first = row_at(addresses[0], i, strides[0], mean.size, mean)
-    for j in range(mean.size):
-        mean[j] = first[j]
-    for k in range(1, addresses.size):
-        z = row_at(addresses[k], i, strides[k], mean.size, mean)
-        for j in range(mean.size):
-            mean[j] += z[j]
-    for j in range(mean.size):
-        mean[j] *= share
+    """Mean of sample i over modalities, four to a write of `mean`."""
+    d, m, zero = mean.size, addresses.size, mean.dtype.type(0.0)
+    for j in range(d):
+        mean[j] = zero
+    for k in range(0, m, 4):
+        # Where fewer than four are left, the first is read again and counts nothing.
+        k1, k2, k3 = (k + 1 if k + 1 < m else k), (k + 2 if k + 2 < m else k), (k + 3 if k + 3 < m else k)
+        w1, w2, w3 = (share if k1 > k else zero), (share if k2 > k else zero), (share if k3 > k else zero)
+        z0, z1 = row_at(addresses[k], i, strides[k], d, mean), row_at(addresses[k1], i, strides[k1], d, mean)
+        z2, z3 = row_at(addresses[k2], i, strides[k2], d, mean), row_at(addresses[k3], i, strides[k3], d, mean)
+        for j in range(d):
+            mean[j] += share * z0[j] + w1 * z1[j] + w2 * z2[j] + w3 * z3[j]
 
 
 @kernel

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mibfast import _buffers
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import scores_cpu
@@ -61,9 +62,8 @@ def _inverse(z: Sequence[Tensor], ridge: float, keys: str) -> Tensor | None:
 
 
 def _zeros(z: Sequence[Tensor]) -> list[Tensor]:
-    # One block of np.empty: its pages come together; those of np.zeros come one by one.
     dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
-    return list(torch.from_numpy(np.empty((len(z), *z[0].shape), dtype)).zero_().unbind(0))
+    return list(torch.from_numpy(_buffers.empty((len(z), *z[0].shape), dtype)).zero_().unbind(0))
 
 
 def _temperature_gradient(scale_gradient: float, temperature: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mibfast import _buffers
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
@@ -285,7 +286,8 @@ def projection_columns(contexts: Sequence[Tensor], ridge: float) -> tuple[int, e
 def column_gradients(columns: engine.Columns) -> tuple[Tensor, Tensor | None]:
     """Room for the gradients of operands and statistics."""
     statistics = torch.empty_like(columns.statistics) if columns.statistics.shape[0] else None
-    return torch.empty_like(columns.operands), statistics
+    operands = columns.operands
+    return torch.from_numpy(_buffers.empty(tuple(operands.shape), operands.numpy().dtype)), statistics
 
 
 def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mibfast import _buffers
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import kernel
 from mibfast.kernels.pairwise import reductions_cpu as reductions
@@ -221,7 +222,7 @@ class _Tiles:
         self.size = min(self.n, _tile_rows(width * dtype.itemsize))
         numpy_dtype = rows.numpy_dtype
         rows.start(self.size)
-        self._tile = torch.from_numpy(np.empty((self.size, width), numpy_dtype))
+        self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
         self.tile = self._tile.numpy().reshape(self.size, k, n_columns)
         self.slots = slots(self.size, max(1, _GRAIN // width))
         self.scratch = np.empty((self.slots, scores.scratch_rows(score, k), n_columns if k > 1 or score else 1), numpy_dtype)
@@ -420,7 +421,7 @@ def gradient(
 def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
     """All scores [N, N'] of the engine's dtype: the one function whose result is N x N'."""
     tiles = _Tiles(score, rows, columns)
-    out = np.empty((tiles.n, columns.count), tiles.factors.dtype)
+    out = _buffers.empty((tiles.n, columns.count), tiles.factors.dtype)
     kernel_of_rows = _score_rows(score)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mibfast import _buffers
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.projection.reference import RELATIVE_FLOOR, SMALLEST_RIDGE
@@ -524,8 +525,7 @@ def unit_leave_one_out_backward(
 def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
-    # One block: its pages come together, those of M smaller arrays would not.
-    gradients = torch.from_numpy(np.empty((len(z), *z[0].shape), dtype)).unbind(0)
+    gradients = torch.from_numpy(_buffers.empty((len(z), *z[0].shape), dtype)).unbind(0)
     _run_backward(upstream, z, inverse, 0, len(z), unit=False, added=False, gradients=gradients)
     return [g.to(z[0].dtype) for g in gradients]
 
