@@ -94,7 +94,9 @@ def _workspaces(name: str, row: Row) -> tuple[dict[str, int], list[dict[str, Any
     if row.workspace_share:
         peer, share = row.workspace_share
         ratio = found[OURS] / found[peer]
-        claims.append({"claim": f"workspace <= {share:.0%} of {peer}'s", "ratio": round(ratio, 4), "met": ratio <= share})
+        claims.append(
+            {"claim": f"workspace <= {share:.0%} of {peer}'s", "ratio": round(ratio, 4), "met": ratio <= share}
+        )
     return found, claims
 
 

@@ -1,7 +1,7 @@
 """What a user would write without mibfast: the fastest plain PyTorch of each operation, and its literal form.
 
-Every peer takes the tensors that the operation takes and returns the loss (or the projections), with autograd as it comes.
-`reference.py` in the kernels is the truth of tests; these are the opponents.
+Every peer takes the tensors that the operation takes and returns the loss (or the projections), with autograd as it
+comes. `reference.py` in the kernels is the truth of tests; these are the opponents.
 """
 
 from __future__ import annotations

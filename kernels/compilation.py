@@ -34,7 +34,8 @@ def _fingerprint() -> str:
 
 _FINGERPRINT = _fingerprint()
 
-# `error_model="numpy"` divides as IEEE says; Python's would test every divisor and keep loops from becoming vector code.
+# `error_model="numpy"` divides as IEEE says; Python's would test every divisor and keep loops from becoming vector
+# code.
 
 
 def inline(function: _Function) -> _Function:

@@ -33,9 +33,8 @@ def _missing_reason(backend: str) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         return "this version has no Triton kernels"
-    if backend == "cuda":
-        if importlib.util.find_spec("mibfast._cuda") is None:
-            return "mibfast._cuda was not built"
+    if backend == "cuda" and importlib.util.find_spec("mibfast._cuda") is None:
+        return "mibfast._cuda was not built"
     return None
 
 

@@ -1,8 +1,8 @@
 """Memory for large results, kept for the next step instead of given back to the system.
 
-A fresh page costs more than writing it: page faults were half the time of a Gaussian KL's backward. A training step asks
-for the same gradients again and again, so what a tensor leaves behind is kept, as torch keeps memory on a GPU. At most
-`MIBFAST_BUFFER_CACHE` MiB wait at a time; the oldest go first.
+A fresh page costs more than writing it: page faults were half the time of a Gaussian KL's backward. A training step
+asks for the same gradients again and again, so what a tensor leaves behind is kept, as torch keeps memory on a GPU. At
+most `MIBFAST_BUFFER_CACHE` MiB wait at a time; the oldest go first.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     if buffer is None:
         # Numpy asks for huge pages, torch does not.
         buffer = np.empty(size, np.uint8)
-    return np.asarray(_Lease(buffer)).view(dtype).reshape(shape)
+    array: np.ndarray[Any, Any] = np.asarray(_Lease(buffer)).view(dtype).reshape(shape)
+    return array
 
 
 def release() -> None:

@@ -28,9 +28,7 @@ def tensor(operation: str, argument: str, x: Any, shape: str) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{operation}: {argument} must be a tensor [{_listed(shape)}], got {described(x)}")
     if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{operation}: {argument} must be float64, float32, bfloat16 or float16, got {described(x)}"
-        )
+        raise TypeError(f"{operation}: {argument} must be float64, float32, bfloat16 or float16, got {described(x)}")
     if x.layout != torch.strided:
         raise TypeError(f"{operation}: {argument} must be a dense tensor, got layout {x.layout} in {described(x)}")
     names = shape.split()
@@ -144,27 +142,27 @@ def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
         return x
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{operation}: temperature must be a positive number or a 0-d tensor, got {described(x)}")
-    if not (math.isfinite(x) and x > 0):
+    value = float(x)
+    if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{operation}: temperature must be positive and finite, got {x}")
-    return float(x)
+    return value
 
 
 def number(operation: str, argument: str, x: Any, minimum: float, maximum: float = math.inf) -> float:
     """Check a finite Python number in [minimum, maximum]."""
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{operation}: {argument} must be a number, got {described(x)}")
-    if not (math.isfinite(x) and minimum <= x <= maximum):
+    value = float(x)
+    if not (math.isfinite(value) and minimum <= value <= maximum):
         bound = f"at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
         raise ValueError(f"{operation}: {argument} must be finite and {bound}, got {x}")
-    return float(x)
+    return value
 
 
 def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     """Check a name against the valid ones."""
     if x not in valid:
-        raise ValueError(
-            f"{operation}: {argument} must be one of {', '.join(map(repr, valid))}, got {described(x)}"
-        )
+        raise ValueError(f"{operation}: {argument} must be one of {', '.join(map(repr, valid))}, got {described(x)}")
     return str(x)
 
 

@@ -6,8 +6,8 @@ not on which thread took which: it repeats bit for bit.
 The threads are those of torch's OpenMP runtime. They go on spinning for milliseconds after each `torch.mm`, so a second
 pool would have to share its cores with them: the row passes between two GEMMs took as long on two threads as on one.
 Where the runtime's entry point is not found, and in a forked child (a DataLoader worker), whose copy of the runtime has
-no threads left, a pool of Python threads takes over, which belongs to one process. Threads of the user's may call at the
-same time.
+no threads left, a pool of Python threads takes over, which belongs to one process. Threads of the user's may call at
+the same time.
 """
 
 from __future__ import annotations

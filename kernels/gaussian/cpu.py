@@ -100,7 +100,9 @@ def _kl_backward(addresses: Any, strides: Any, begin: int, end: int, d: int, ups
 
 
 @kernel
-def _product(addresses: Any, strides: Any, begin: int, end: int, d: int, product_mean: Any, product_logvar: Any) -> None:
+def _product(
+    addresses: Any, strides: Any, begin: int, end: int, d: int, product_mean: Any, product_logvar: Any
+) -> None:
     """Means at addresses[:M], log-variances at addresses[M:]; precisions relative to the largest of each component."""
     m = addresses.size // 2
     for i in range(begin, end):

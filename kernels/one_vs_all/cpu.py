@@ -1,8 +1,10 @@
-"""OVA-IB's one-vs-all InfoNCE on the CPU: projections made into keys, swept by the pairwise engine, one modality a time.
+"""OVA-IB's one-vs-all InfoNCE on the CPU: projections made into keys, swept by the pairwise engine, one modality a
+time.
 
-Per-sample keys: the M keys of a sample share one small inverse (`projection/cpu.py`), and a modality costs the 3 GEMMs of
-N^2 d of a one-way sweep. Pairwise keys: a modality costs the 3 (M - 1) GEMMs of its M - 1 tiles. At N = 4096, d = 256,
-M = 3 the projections are 1% of the time. Memory beyond the gradients: one modality's keys, their gradient and a tile.
+Per-sample keys: the M keys of a sample share one small inverse (`projection/cpu.py`), and a modality costs the 3 GEMMs
+of N^2 d of a one-way sweep. Pairwise keys: a modality costs the 3 (M - 1) GEMMs of its M - 1 tiles. At N = 4096, d =
+256, M = 3 the projections are 1% of the time. Memory beyond the gradients: one modality's keys, their gradient and a
+tile.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class _Modality:
             self.score, self.columns = pairwise.projection_columns([z[k].detach() for k in self._others], ridge)
         else:
             keys = projection.unit_leave_one_out(z, inverse, m)
-            self.score, self.columns = scores_cpu.INNER_PRODUCT, engine.Columns(keys[None], keys.new_empty(0, len(keys)))
+            self.score, self.columns = (
+                scores_cpu.INNER_PRODUCT,
+                engine.Columns(keys[None], keys.new_empty(0, len(keys))),
+            )
         scale = pairwise.inverse_temperature(temperature)
         self.rows = Rows(z[m].detach(), scale=scale, unit=True, scaled=wants_temperature)
 
@@ -122,7 +127,7 @@ def info_nce_mean(
     positive_in_denominator: bool,
     wants_temperature: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean of one-vs-all InfoNCE over samples and modalities, and its gradients as `info_nce_backward` gives them."""
+    """The mean of one-vs-all InfoNCE over samples and modalities, and the gradients of `info_nce_backward`."""
     objective = pairwise.Objective(positive_in_denominator=positive_in_denominator)
     inverse = _inverse(z, ridge, keys)
     weight = 1.0 / (len(z) * z[0].shape[0])
@@ -130,9 +135,7 @@ def info_nce_mean(
 
     def sweep(m: int, modality: _Modality, gradients: engine.Gradients) -> None:
         loss.add_(
-            pairwise.sum_with_gradient(
-                modality.score, modality.rows, modality.columns, objective, weight, gradients
-            )
+            pairwise.sum_with_gradient(modality.score, modality.rows, modality.columns, objective, weight, gradients)
         )
 
     gradients = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)

@@ -55,10 +55,8 @@ class Objective:
         return flags | (reductions.TOTALS if self.label_smoothing else 0)
 
 
-def losses(
-    score: int, rows: Rows, columns: engine.Columns, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
-    """InfoNCE of each row [N] in the engine's dtype, and the log-sum-exps of rows [N] and columns [N' or 0], float64."""
+def losses(score: int, rows: Rows, columns: engine.Columns, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each row [N] in the engine's dtype, and log-sum-exps of rows [N] and columns [N' or 0], float64."""
     arguments = (score, objective.reduction, rows, columns, objective.offset, objective.flags)
     row_state, column_state, reference = engine.reduce(*arguments)
     column_lse = np.empty(0)
@@ -68,10 +66,16 @@ def losses(
         if np.nanmin(column_lse, initial=np.inf) < reference - _DEEPEST_COLUMN[rows.dtype]:
             column_lse = _column_lse_exactly(score, rows, columns, objective)
     result = _losses(row_state, column_state, column_lse, objective)
-    return torch.from_numpy(result).to(rows.dtype), torch.from_numpy(row_state[reductions.LSE]), torch.from_numpy(column_lse)
+    return (
+        torch.from_numpy(result).to(rows.dtype),
+        torch.from_numpy(row_state[reductions.LSE]),
+        torch.from_numpy(column_lse),
+    )
 
 
-def _losses(row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective) -> np.ndarray:
+def _losses(
+    row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective
+) -> np.ndarray:
     smoothing, n_columns = objective.label_smoothing, column_state.shape[1]
     target = (1.0 - smoothing) * row_state[reductions.POSITIVE]
     result: np.ndarray = row_state[reductions.LSE] - target
@@ -92,9 +96,7 @@ def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dt
     return lse
 
 
-def _column_lse_exactly(
-    score: int, rows: Rows, columns: engine.Columns, objective: Objective
-) -> np.ndarray:
+def _column_lse_exactly(score: int, rows: Rows, columns: engine.Columns, objective: Objective) -> np.ndarray:
     """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
     maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, not objective.positive_in_denominator)
     lse = _column_lse(sums, maxima, rows.dtype)
@@ -183,9 +185,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _operands(
-    query: Tensor, key: Tensor, temperature: Tensor, needs_temperature: bool
-) -> tuple[Rows, engine.Columns]:
+def _operands(query: Tensor, key: Tensor, temperature: Tensor, needs_temperature: bool) -> tuple[Rows, engine.Columns]:
     dtype = accumulation_dtype(query.dtype)
     scale = inverse_temperature(temperature)
     rows = Rows(query.detach(), scale=scale, scaled=needs_temperature)
@@ -261,9 +261,7 @@ def info_nce_mean(
     rows, columns = _operands(query, key, temperature, needed[2])
     gradients = _gradients(query, key, rows.dtype, needed)
     objective = Objective(offset, positive_in_denominator, False, label_smoothing)
-    loss = sum_with_gradient(
-        scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients
-    )
+    loss = sum_with_gradient(scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients)
     return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature)
 
 

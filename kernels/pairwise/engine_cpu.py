@@ -38,7 +38,7 @@ _TILE_BYTES, _LARGEST_TILE_BYTES = 8 * 2**20, 64 * 2**20
 _GRAIN = 65536
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _reduce_rows(score: int, reduction: int) -> Callable[..., None]:
     @kernel
     def reduce_rows(
@@ -62,7 +62,7 @@ def _reduce_rows(score: int, reduction: int) -> Callable[..., None]:
     return reduce_rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
     @kernel
     def reduce_and_weigh_rows(
@@ -96,7 +96,7 @@ def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
     return reduce_and_weigh_rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
     @kernel
     def weigh_rows(
@@ -126,7 +126,7 @@ def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
     return weigh_rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _reduce_columns(score: int) -> Callable[..., None]:
     @kernel
     def reduce_columns(
@@ -157,7 +157,7 @@ def _reduce_columns(score: int) -> Callable[..., None]:
     return reduce_columns
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _score_rows(score: int) -> Callable[..., None]:
     @kernel
     def score_rows(tile: Any, begin: int, end: int, column_statistics: Any, scratch: Any, out: Any) -> None:
@@ -168,7 +168,7 @@ def _score_rows(score: int) -> Callable[..., None]:
     return score_rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _score_gradient_rows(score: int) -> Callable[..., None]:
     @kernel
     def score_gradient_rows(
@@ -186,7 +186,7 @@ def _score_gradient_rows(score: int) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of the engine's dtype."""
+    """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of one dtype."""
 
     operands: Tensor
     statistics: Tensor
@@ -225,7 +225,9 @@ class _Tiles:
         self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
         self.tile = self._tile.numpy().reshape(self.size, k, n_columns)
         self.slots = slots(self.size, max(1, _GRAIN // width))
-        self.scratch = np.empty((self.slots, scores.scratch_rows(score, k), n_columns if k > 1 or score else 1), numpy_dtype)
+        self.scratch = np.empty(
+            (self.slots, scores.scratch_rows(score, k), n_columns if k > 1 or score else 1), numpy_dtype
+        )
         self.factors = np.ones(self.size, numpy_dtype)
         self.statistics = columns.statistics.numpy()
         self.statistics_gradient = np.zeros((self.slots, *columns.statistics.shape), numpy_dtype)
@@ -355,7 +357,7 @@ def reduce_with_gradient(
     label_smoothing: float,
     gradients: Gradients,
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times the sum of their losses in one sweep: the row state [3, N]."""
+    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [3, N]."""
     tiles = _Tiles(score, rows, columns)
     row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)

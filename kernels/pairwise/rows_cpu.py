@@ -14,7 +14,9 @@ from mibfast.kernels.row_addresses import RowAddresses, row_at
 
 
 @kernel
-def _load(address: int, stride: int, first: int, count: int, scale: float, unit: bool, block: Any, inverse: Any) -> None:
+def _load(
+    address: int, stride: int, first: int, count: int, scale: float, unit: bool, block: Any, inverse: Any
+) -> None:
     """block = scale x, or scale x / |x| where unit; `inverse` [B] gets scale or scale / |x|, 0 for a row of zeros."""
     d = block.shape[1]
     for i in range(count):
@@ -34,7 +36,8 @@ def _load(address: int, stride: int, first: int, count: int, scale: float, unit:
 def _add_gradient(
     block: Any, gradient: Any, factors: Any, inverse: Any, first: int, count: int, scale: float, unit: bool, into: Any
 ) -> float:
-    """Add the gradient of the embeddings to rows of `into`, where it has any; return dL/dscale of the block times scale.
+    """Add the gradient of the embeddings to rows of `into`, where it has any; return dL/dscale of the block times
+    scale.
 
     The gradient of the block is `factors * gradient`. A unit row passes on only what is across it.
     """
@@ -75,9 +78,7 @@ class Rows:
     def block(self, first: int, last: int) -> Tensor:
         """Return rows first to last, which stay until the next block is asked for."""
         count = last - first
-        _load(
-            self._address, self._stride, first, count, self.scale, self._unit, self._block, self._inverse
-        )
+        _load(self._address, self._stride, first, count, self.scale, self._unit, self._block, self._inverse)
         return torch.from_numpy(self._block[:count])
 
     def weighted(self, factors: np.ndarray, count: int) -> Tensor:

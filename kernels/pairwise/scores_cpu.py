@@ -6,8 +6,8 @@ the row q: whoever calls the engine multiplies rows by 1 / temperature and the s
 - `score_row(tiles, column_statistics, scratch)`: the scores of a row from its tiles [K, N'] and the columns' statistics
   [S, N']; returns the array [N'] that holds them, `tiles[0]` or `scratch[0]`. All of `scratch`
   [3 + K, N'] may be written;
-- `score_gradient_row(tiles, column_statistics, weights, factor, column_gradient, scratch)`: `weights` is that array again,
-  in which the reduction has replaced the scores, and `factor * weights` = dL/ds. Overwrites `tiles` with
+- `score_gradient_row(tiles, column_statistics, weights, factor, column_gradient, scratch)`: `weights` is that array
+  again, in which the reduction has replaced the scores, and `factor * weights` = dL/ds. Overwrites `tiles` with
   (dL/dtiles) / factor and adds dL/dstatistics to `column_gradient` [S, N']. `scratch[1:]` may be written.
 
 To add a score: write the two functions, give them a code here, and list them in `_ROWS` and `_GRADIENT_ROWS`.

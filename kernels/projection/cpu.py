@@ -145,7 +145,7 @@ def _project(
     projection: Any,
     small: Any,
 ) -> None:
-    """Projections of modalities first to last of samples begin to end into `out` [last - first, N, d], unit if asked."""
+    """Projections of modalities first to last, samples begin to end, into `out` [last - first, N, d]; unit if asked."""
     m, d = z.shape
     gram, factor, coefficients = small[:m], small[m : 2 * m], small[2 * m]
     for i in range(begin, end):
@@ -318,11 +318,12 @@ def _whiten(
     z: Any,
     small: Any,
 ) -> float:
-    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = ridge W W^T (upper triangle).
+    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = ridge W W^T (upper
+    triangle).
 
     Returns the largest number in `shrinkage`.
     """
-    m, d = z.shape
+    m = z.shape[0]
     gram, w = small[:m], small[m : 2 * m]
     largest = 0.0
     for i in range(begin, end):
@@ -424,7 +425,14 @@ def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
 
 
 def _run_project(
-    sources: RowAddresses, ridge: float, inverse: np.ndarray, has_inverse: bool, first: int, last: int, unit: bool, out: np.ndarray
+    sources: RowAddresses,
+    ridge: float,
+    inverse: np.ndarray,
+    has_inverse: bool,
+    first: int,
+    last: int,
+    unit: bool,
+    out: np.ndarray,
 ) -> None:
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)
 
@@ -469,7 +477,7 @@ def inverse_gram(z: Sequence[Tensor], ridge: float) -> Tensor:
 
 
 def unit_leave_one_out(z: Sequence[Tensor], inverse: Tensor, target: int) -> Tensor:
-    """The projection of modality `target`, divided by its norm: [N, d], float64 for float64 embeddings, else float32."""
+    """The projection of modality `target`, divided by its norm: [N, d], float64 for float64, else float32."""
     sources = RowAddresses(z)
     out = sources.empty(1, sources.n, sources.d)
     _run_project(sources, 0.0, inverse.numpy(), True, target, target + 1, True, out)
@@ -622,9 +630,7 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
     return torch.from_numpy(out).to(target.dtype).view(target.shape)
 
 
-def ridge_projection_backward(
-    upstream: Tensor, target: Tensor, basis: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
+def ridge_projection_backward(upstream: Tensor, target: Tensor, basis: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Gradients of `ridge_projection` with respect to target and basis."""
     sources = _target_and_basis(target, basis)
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)

@@ -13,8 +13,8 @@ from mibfast.losses.temperature import Temperature
 class InfoNCELoss(nn.Module):
     r"""InfoNCE of queries and keys, the key of the same index being the positive.
 
-    :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is CLIP's
-    loss (Radford et al. 2021).
+    :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is
+    CLIP's loss (Radford et al. 2021).
 
     Parameters
     ----------

@@ -18,7 +18,8 @@ class OVAIBLoss(nn.Module):
     with :math:`L_S` the one-vs-all InfoNCE (:func:`mibfast.functional.one_vs_all_info_nce`) and :math:`L_M` the
     minimality (:func:`mibfast.functional.one_vs_all_minimality`). OVA-IB (arXiv 2605.29900), Eq. 12 and 19-20; the
     paper's settings are the defaults. It does not say whether :math:`L_M` is of normalised embeddings; here
-    it is where `normalize` is, since otherwise shrinking every embedding would minimise it and leave :math:`L_S` as it is.
+    it is where `normalize` is, since otherwise shrinking every embedding would minimise it and leave :math:`L_S` as it
+    is.
 
     Parameters
     ----------

@@ -39,4 +39,5 @@ class Temperature(nn.Module):
         return self.initial if self.log_temperature is None else self.log_temperature.float().exp()
 
     def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
         return f"{self.initial:g}, learnable={self.log_temperature is not None}"

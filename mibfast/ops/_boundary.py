@@ -1,8 +1,8 @@
 """The boundary between autograd and the kernels, the same for every operation.
 
 An operation is an `autograd.Function` whose forward and backward each call one kernel launcher. In eager mode the
-launcher is called directly; under `torch.compile` the same launcher is called through a `torch.library` operation, which
-the graph can hold. Going through `torch.library` in eager mode as well would cost tens of microseconds a call.
+launcher is called directly; under `torch.compile` the same launcher is called through a `torch.library` operation,
+which the graph can hold. Going through `torch.library` in eager mode as well would cost tens of microseconds a call.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def first_order(operation: str) -> Callable[[Callable[..., Any]], Callable[..., 
             with torch.no_grad():
                 gradients = backward(ctx, *upstream)
             anchor = torch.zeros((), requires_grad=True)
-            return tuple(_Refused.apply(g, anchor, operation) if g is not None else None for g in gradients)
+            refused = _Refused.apply
+            return tuple(refused(g, anchor, operation) if g is not None else None for g in gradients)  # type: ignore[no-untyped-call]
 
         return wrapped
 

@@ -11,6 +11,8 @@ from mibfast import _backend, _check
 from mibfast.kernels.gaussian import reference
 from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
 
+__all__ = ["gaussian_kl"]
+
 _NAME = "gaussian_kl"
 _REDUCTIONS = ("none", "batchmean", "mean", "sum")
 
@@ -80,7 +82,7 @@ def gaussian_kl(
     chosen = _backend.choose(_NAME, mean.device, backend)
     if chosen == "reference":
         wide = [x.to(accumulation_dtype(x.dtype)) for x in tensors]
-        losses = reference.gaussian_kl(*(wide if len(wide) == 4 else [*wide, None, None]))  # type: ignore[arg-type]
+        losses = reference.gaussian_kl(*(wide if len(wide) == 4 else [*wide, None, None]))
     else:
         losses = _GaussianKL.apply(chosen, *tensors)  # type: ignore[no-untyped-call]
     if reduction == "none":

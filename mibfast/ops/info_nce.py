@@ -19,6 +19,8 @@ from mibfast.ops._boundary import (
     temperature_tensor,
 )
 
+__all__ = ["info_nce"]
+
 _NAME = "info_nce"
 
 
@@ -180,9 +182,7 @@ def info_nce_losses_backward(
     )
 
 
-def _fake_mean(
-    query: Tensor, key: Tensor, temperature: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_mean(query: Tensor, key: Tensor, temperature: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = query.new_empty((), dtype=accumulation_dtype(query.dtype))
     return loss, *_fake_gradients(query, key, temperature)
 
@@ -207,7 +207,12 @@ def info_nce_mean(
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, backend: str, query: Tensor, key: Tensor, temperature: Tensor, objective: tuple[int, bool, bool, float]
+        ctx: Any,
+        backend: str,
+        query: Tensor,
+        key: Tensor,
+        temperature: Tensor,
+        objective: tuple[int, bool, bool, float],
     ) -> Tensor:
         losses, row_lse, column_lse = info_nce_losses(query, key, temperature, *objective, backend)
         ctx.save_for_backward(query, key, temperature, row_lse, column_lse)
@@ -227,7 +232,12 @@ class _MeanInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, query: Tensor, key: Tensor, temperature: Tensor, objective: tuple[int, bool, bool, float]
+        ctx: Any,
+        backend: str,
+        query: Tensor,
+        key: Tensor,
+        temperature: Tensor,
+        objective: tuple[int, bool, bool, float],
     ) -> Tensor:
         offset, positive_in_denominator, _, smoothing = objective
         needed = list(ctx.needs_input_grad[1:4])

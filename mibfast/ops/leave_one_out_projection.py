@@ -12,6 +12,8 @@ from mibfast._check import Embeddings
 from mibfast.kernels.projection import reference
 from mibfast.ops._boundary import first_order, kernels, operation
 
+__all__ = ["leave_one_out_projection"]
+
 _NAME = "leave_one_out_projection"
 
 

@@ -21,6 +21,8 @@ from mibfast.ops._boundary import (
     temperature_tensor,
 )
 
+__all__ = ["one_vs_all_info_nce"]
+
 _NAME = "one_vs_all_info_nce"
 _KEYS = ("per_sample", "pairwise")
 
@@ -46,9 +48,9 @@ def one_vs_all_info_nce(
     - `keys="pairwise"`: the projection of the query itself on the others of sample n': the score that retrieval needs,
       where the target of the query is unknown. M - 1 times the work.
 
-    Both agree on the positives. With M = 2 this is not CLIP: positives are absolute cosines, so antipodal pairs count as
-    aligned. Embeddings need not be normalised. Only rows compete; the M choices of the query give the symmetry. No N x N
-    matrix is stored.
+    Both agree on the positives. With M = 2 this is not CLIP: positives are absolute cosines, so antipodal pairs count
+    as aligned. Embeddings need not be normalised. Only rows compete; the M choices of the query give the symmetry. No N
+    x N matrix is stored.
 
     Parameters
     ----------

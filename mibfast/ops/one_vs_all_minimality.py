@@ -12,6 +12,8 @@ from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
 from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
 
+__all__ = ["one_vs_all_minimality"]
+
 _NAME = "one_vs_all_minimality"
 
 

@@ -12,12 +12,12 @@ from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
 from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
 
+__all__ = ["product_of_experts"]
+
 _NAME = "product_of_experts"
 
 
-def product_of_experts(
-    means: Embeddings, logvars: Embeddings, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     r"""Multiply M diagonal Gaussian experts into one.
 
     .. math:: \sigma^{-2} = \sum_m \sigma_m^{-2}, \qquad \mu = \sigma^2 \sum_m \sigma_m^{-2} \mu_m

@@ -11,18 +11,18 @@ from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
 from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
 
+__all__ = ["projection_score"]
+
 _NAME = "projection_score"
 
 
-def projection_score(
-    candidates: Tensor, context: Tensor, ridge: float = 1e-8, *, backend: str | None = None
-) -> Tensor:
+def projection_score(candidates: Tensor, context: Tensor, ridge: float = 1e-8, *, backend: str | None = None) -> Tensor:
     r"""Score every candidate against every context: the cosine of a candidate and its projection on the context's span.
 
     .. math:: s_{ic} = \cos(z_c, P_i z_c), \qquad P_i = A_i (A_i^\top A_i + \lambda I)^{-1} A_i^\top
 
-    In [0, 1], higher is better. The retrieval of OVA-IB (arXiv 2605.29900), Section 4: the embeddings of the modalities at
-    hand are the context, those of the missing one the candidates. A candidate or a context of zeros scores 0.
+    In [0, 1], higher is better. The retrieval of OVA-IB (arXiv 2605.29900), Section 4: the embeddings of the modalities
+    at hand are the context, those of the missing one the candidates. A candidate or a context of zeros scores 0.
 
     Parameters
     ----------
@@ -65,9 +65,7 @@ def projection_score(
 
 
 def _fake_scores(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> Tensor:
-    return candidates.new_empty(
-        (candidates.shape[0], context.shape[0]), dtype=accumulation_dtype(candidates.dtype)
-    )
+    return candidates.new_empty((candidates.shape[0], context.shape[0]), dtype=accumulation_dtype(candidates.dtype))
 
 
 @operation(fake=_fake_scores)

@@ -11,6 +11,8 @@ from mibfast import _backend, _check
 from mibfast.kernels.projection import reference
 from mibfast.ops._boundary import first_order, kernels, operation
 
+__all__ = ["ridge_projection"]
+
 _NAME = "ridge_projection"
 
 
@@ -19,9 +21,9 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
 
     .. math:: \bar z = A (A^\top A + \lambda I)^{-1} A^\top z
 
-    where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its Cholesky
-    factor are float64 for every input dtype, so nearly dependent bases project exactly; where float64 rounding of the
-    Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised to 2^-40 trace(A^T A).
+    where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its
+    Cholesky factor are float64 for every input dtype, so nearly dependent bases project exactly; where float64 rounding
+    of the Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised to 2^-40 trace(A^T A).
 
     Parameters
     ----------
