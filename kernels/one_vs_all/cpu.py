@@ -68,7 +68,7 @@ def _inverse(z: Sequence[Tensor], ridge: float, keys: str) -> Tensor | None:
 
 def _zeros(z: Sequence[Tensor]) -> list[Tensor]:
     dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
-    return list(torch.from_numpy(_buffers.empty((len(z), *z[0].shape), dtype)).zero_().unbind(0))
+    return [torch.from_numpy(_buffers.empty(tuple(x.shape), dtype)).zero_() for x in z]
 
 
 def _temperature_gradient(scale_gradient: float, temperature: Tensor) -> Tensor:

@@ -533,7 +533,7 @@ def unit_leave_one_out_backward(
 def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
-    gradients = torch.from_numpy(_buffers.empty((len(z), *z[0].shape), dtype)).unbind(0)
+    gradients = [torch.from_numpy(_buffers.empty(tuple(x.shape), dtype)) for x in z]
     _run_backward(upstream, z, inverse, 0, len(z), unit=False, added=False, gradients=gradients)
     return [g.to(z[0].dtype) for g in gradients]
 
