@@ -3,6 +3,7 @@
     python -m benches.gate                 run all rows; exit status 1 where a claim is missed or a row is missing
     python -m benches.gate --rows NAME,..  run some rows, write nothing
     python -m benches.gate --table FILE    print the README's table of a results file
+    python -m benches.gate --readme FILE   put that table into the README
 
 Timed rows run one after another in one process, contenders interleaved round by round; memory and start-up are measured
 in processes of their own afterwards. Run it with nothing else on the machine.
@@ -166,6 +167,16 @@ def missed(results: dict[str, Any]) -> list[str]:
     return failed + [f"{name}: not measured" for name in results["missing"]]
 
 
+_BEGIN = "<!-- benchmarks: made by `python -m benches.gate --readme FILE` -->"
+_END = "<!-- end of benchmarks -->"
+
+
+def in_readme(readme: str, table: str) -> str:
+    """The README with its table replaced."""
+    before, rest = readme.split(_BEGIN)
+    return f"{before}{_BEGIN}\n{table}\n{_END}{rest.split(_END)[1]}"
+
+
 def _milliseconds(seconds: float | None) -> str:
     return "not run" if seconds is None else f"{seconds * 1e3:.3g} ms"
 
@@ -239,12 +250,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mibfast bench", description="Measure against the peers and the floors.")
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table of a results file into the README")
     options = parser.parse_args(argv)
-    if options.table is not None:
+    file = options.table or options.readme
+    if file is not None:
         try:
-            print(markdown(json.loads(options.table.read_text())))
+            table = markdown(json.loads(file.read_text()))
         except (OSError, ValueError, KeyError) as error:
-            parser.error(f"{options.table} is no results file: {error}")
+            parser.error(f"{file} is no results file: {error}")
+        if options.table:
+            print(table)
+        else:
+            readme = ROOT / "README.md"
+            readme.write_text(in_readme(readme.read_text(), table))
         return 0
     names = options.rows.split(",") if options.rows else list(rows())
     unknown = [name for name in names if name not in rows()]

@@ -28,6 +28,8 @@ from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.projection import cpu as projection
 from mibfast.kernels.vector_math import WEIGHT_EXPONENT
 
+# NaN and infinity are results here, not accidents.
+_QUIET = np.errstate(all="ignore")
 # One reference for all columns holds while none lies further below it, nats; float32 weights end at e^-110.
 _DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
 # e^(R_i - C_j) is formed as a product of two numbers while no R exceeds a C by more, nats.
@@ -73,6 +75,7 @@ def losses(score: int, rows: Rows, columns: engine.Columns, objective: Objective
     )
 
 
+@_QUIET
 def _losses(
     row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective
 ) -> np.ndarray:
@@ -89,10 +92,10 @@ def _losses(
     return result
 
 
+@_QUIET
 def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dtype) -> np.ndarray:
     scale = WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lse: np.ndarray = np.log(sums) - scale + reference
+    lse: np.ndarray = np.log(sums) - scale + reference
     return lse
 
 
@@ -127,6 +130,7 @@ def sum_with_gradient(
     return torch.tensor(weight * each.sum(), dtype=torch.float64)
 
 
+@_QUIET
 def losses_gradient(
     score: int,
     rows: Rows,

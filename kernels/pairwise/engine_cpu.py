@@ -334,6 +334,7 @@ def reduce_columns(
             tiles.scratch[slot],
         )
 
+    @np.errstate(all="ignore")
     def merge() -> None:
         for state in states.astype(np.float64):
             higher = np.maximum(maxima, state[0])

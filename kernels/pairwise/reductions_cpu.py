@@ -249,6 +249,7 @@ _WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row}
 _WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row}
 
 
+@np.errstate(all="ignore")
 def merge_columns(state: Any, references: Any, whole: Any, reference: float) -> float:
     """Add the slots' column states [slots, 2, N'] of a tile to the whole [2, N'] in float64; return its reference."""
     largest = max(reference, float(references.max()))

@@ -1,0 +1,106 @@
+"""The pairwise engine by itself: its plug-in contract, its blocks, and what it holds in memory."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mibfast.kernels.compilation import inline
+from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores_cpu
+from mibfast.kernels.pairwise.rows_cpu import Rows
+
+SQUARED_DISTANCE_LIKE = 1000
+
+
+@inline
+def _negative_excess(tiles, column_statistics, scratch):
+    """q . b - b . b / 2, whose columns' statistics are b . b: what squared distances amount to, up to the row."""
+    out, statistic = scratch[0], column_statistics[0]
+    half = tiles.dtype.type(0.5)
+    for j in range(out.size):
+        out[j] = tiles[0, j] - half * statistic[j]
+    return out
+
+
+@inline
+def _negative_excess_gradient(tiles, column_statistics, weights, factor, column_gradient, scratch):
+    half = tiles.dtype.type(0.5)
+    for j in range(weights.size):
+        tiles[0, j] = weights[j]
+        column_gradient[0, j] -= half * factor * weights[j]
+
+
+def test_a_score_is_added_without_touching_the_loop(monkeypatch) -> None:
+    monkeypatch.setitem(scores_cpu._ROWS, SQUARED_DISTANCE_LIKE, _negative_excess)
+    monkeypatch.setitem(scores_cpu._GRADIENT_ROWS, SQUARED_DISTANCE_LIKE, _negative_excess_gradient)
+    q, b = (torch.randn(40, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    statistic = torch.randn(1, 40, dtype=torch.float64, requires_grad=True)
+    truth = reference.info_nce(q @ b.T - statistic / 2, symmetric=True)
+    expected = torch.autograd.grad(truth.mean(), (q, b, statistic))
+
+    objective = cpu.Objective(symmetric=True)
+    columns = engine_cpu.Columns(b.detach()[None], statistic.detach())
+    losses, row_lse, column_lse = cpu.losses(SQUARED_DISTANCE_LIKE, Rows(q.detach()), columns, objective)
+    gradients = engine_cpu.Gradients(
+        torch.zeros(40, 7).double(), torch.empty(1, 40, 7).double(), torch.empty(1, 40).double()
+    )
+    upstream = torch.full((40,), 1 / 40)
+    cpu.losses_gradient(
+        SQUARED_DISTANCE_LIKE, Rows(q.detach()), columns, objective, upstream, row_lse, column_lse, gradients
+    )
+    torch.testing.assert_close(losses, truth.detach(), rtol=1e-12, atol=1e-12)
+    found = (gradients.rows, gradients.columns[0], gradients.statistics)
+    # The upstream gradient is float32: 1 / 40 is not exact.
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_and_slots_join(n, dtype) -> None:
+    q, b = torch.randn(n, 9, dtype=dtype), torch.randn(n + 3, 9, dtype=dtype)
+    columns = engine_cpu.Columns(b[None], b.new_empty(0, n + 3))
+    losses, row_lse, _ = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q, scale=3.0), columns, cpu.Objective(offset=2))
+    truth = reference.info_nce(3.0 * reference.inner_product(q.double(), b.double()), 2)
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-5
+    torch.testing.assert_close(losses.double(), truth, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        row_lse, torch.logsumexp(3.0 * q.double() @ b.double().T, 1), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_tiles_stay_small_however_many_columns() -> None:
+    for n_columns in (64, 4096, 65536, 2**20):
+        rows = engine_cpu._tile_rows(4 * n_columns)
+        assert rows >= 16
+        assert rows * 4 * n_columns <= max(engine_cpu._LARGEST_TILE_BYTES, 16 * 4 * n_columns)
+
+
+def test_columns_far_apart_are_summed_with_a_maximum_each() -> None:
+    """One reference for all columns would leave the low ones to the floor of float32 exponentials."""
+    q, b = torch.randn(300, 8), torch.randn(300, 8)
+    b[::3] *= 1e-3
+    q[:, 0] = 100.0
+    b[1::3, 0] = 3.0
+    b[2::3, 0] = -3.0
+    columns = engine_cpu.Columns(b[None], b.new_empty(0, 300))
+    _, _, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, cpu.Objective(symmetric=True))
+    truth = torch.logsumexp(q.double() @ b.double().T, 0)
+    assert truth.max() - truth.min() > 500
+    torch.testing.assert_close(column_lse, truth, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rows_of_minus_infinity_and_nan(symmetric) -> None:
+    q = torch.ones(6, 1, dtype=torch.float64)
+    b = torch.tensor([[-math.inf]] * 6, dtype=torch.float64)
+    columns = engine_cpu.Columns(b[None], b.new_empty(0, 6))
+    objective = cpu.Objective(symmetric=symmetric)
+    _, row_lse, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, objective)
+    assert (row_lse == -math.inf).all()
+    assert (column_lse == -math.inf).all()
+    b[2] = math.nan
+    _, row_lse, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, objective)
+    assert row_lse.isnan().all()
+    assert np.array_equal(column_lse.isnan().numpy(), np.arange(6) == 2) or not symmetric
