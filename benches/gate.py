@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -245,9 +245,14 @@ def _write(results: dict[str, Any]) -> Path:
     return path
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"mibfast: error: {message}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the gate; the exit status."""
-    parser = argparse.ArgumentParser(prog="mibfast bench", description="Measure against the peers and the floors.")
+    parser = _Parser(prog="mibfast bench", description="Measure against the peers and the floors.")
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table of a results file into the README")

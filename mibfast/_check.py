@@ -159,6 +159,15 @@ def number(operation: str, argument: str, x: Any, minimum: float, maximum: float
     return value
 
 
+def count(operation: str, argument: str, x: Any) -> int:
+    """Check a positive int."""
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{operation}: {argument} must be an int, got {described(x)}")
+    if x < 1:
+        raise ValueError(f"{operation}: {argument} must be at least 1, got {x}")
+    return x
+
+
 def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     """Check a name against the valid ones."""
     if x not in valid:

@@ -1,0 +1,80 @@
+"""Multilayer perceptrons: encoders of vectors, and the heads that losses see."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mibfast import _check
+
+
+def _layers(sizes: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return layers[:-1]
+
+
+class MLPEncoder(nn.Module):
+    """An encoder of vectors: linear layers with ReLU between them.
+
+    Parameters
+    ----------
+    in_features : int
+        Length of an input vector.
+    out_features : int
+        Length of a representation.
+    hidden_features : int
+        Width of the hidden layers.
+    depth : int
+        Number of linear layers, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.nn import MLPEncoder
+    >>> MLPEncoder(64, 256)(torch.zeros(8, 64)).shape
+    torch.Size([8, 256])
+    """
+
+    def __init__(self, in_features: int, out_features: int = 256, hidden_features: int = 256, depth: int = 3) -> None:
+        super().__init__()
+        name = type(self).__name__
+        sizes = {"in_features": in_features, "out_features": out_features, "hidden_features": hidden_features}
+        for argument, size in {**sizes, "depth": depth}.items():
+            _check.count(name, argument, size)
+        self.in_features, self.out_features = in_features, out_features
+        self.layers = nn.Sequential(*_layers([in_features, *[hidden_features] * (depth - 1), out_features]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode vectors [..., in_features] to representations [..., out_features]."""
+        result: Tensor = self.layers(x)
+        return result
+
+
+class ProjectionHead(MLPEncoder):
+    """The head between a representation and the embedding that a loss aligns: three linear layers, as in OVA-IB.
+
+    Downstream tasks use the representation before the head (arXiv 2605.29900, Appendix).
+
+    Parameters
+    ----------
+    features : int
+        Length of a representation.
+    embedding_features : int
+        Length of an embedding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.nn import ProjectionHead
+    >>> ProjectionHead(256, 128)(torch.zeros(8, 256)).shape
+    torch.Size([8, 128])
+    """
+
+    def __init__(self, features: int = 256, embedding_features: int = 256) -> None:
+        super().__init__(features, embedding_features, features, 3)

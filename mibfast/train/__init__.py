@@ -1,0 +1,1 @@
+"""Training and evaluation: Lightning modules, probes, retrieval, run folders."""
