@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_no_two_live_arrays_share_memory() -> None:
     del arrays[::2]
     arrays += [_buffers.empty((2**20,), np.float32) for _ in range(6)]
     spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_what_waits_stays_within_the_limit(monkeypatch) -> None:

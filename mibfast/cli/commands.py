@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 
-class BadInput(Exception):
+class InputError(Exception):
     """Something that the user can put right, in one line."""
 
 
@@ -67,9 +67,9 @@ def demo(
             announce=lambda title: console.print(f"training {title}: {epochs} epochs on handwritten digits"),
         )
     except FileExistsError as error:
-        raise BadInput(str(error)) from error
+        raise InputError(str(error)) from error
     except OSError as error:
-        raise BadInput(f"cannot write {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
     console.print(_table(metrics))
     console.print(
         "On the test split. Retrieval: of the missing modality by the other two, each method with its own score. "
@@ -130,10 +130,11 @@ def verify() -> None:
     help="Measure against peers and floors.",
 )
 def bench(context: typer.Context) -> None:
+    """Run `benches.gate` of the checkout, whose exit status becomes this one."""
     candidates = (Path.cwd(), Path(mibfast.__file__).parents[1])
     root = next((folder for folder in candidates if (folder / "benches" / "gate.py").exists()), None)
     if root is None:
-        raise BadInput(f"no benches/ in {candidates[0]}: run it in a checkout of the repository")
+        raise InputError(f"no benches/ in {candidates[0]}: run it in a checkout of the repository")
     done = subprocess.run([sys.executable, "-m", "benches.gate", *context.args], cwd=root, check=False)
     raise typer.Exit(done.returncode)
 
@@ -142,7 +143,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit status."""
     try:
         result = app(list(arguments), standalone_mode=False)
-    except BadInput as error:
+    except InputError as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
         return _refuse(f"{error.name} is missing; pip install 'mibfast[train]'")

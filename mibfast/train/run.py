@@ -37,8 +37,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Train and evaluate every method, and leave the run's folder.
 
-    The folder holds `config.json`, `metrics.json`, `<method>.safetensors`, `learning_curves.png` and `embeddings.png`. It
-    appears whole or not at all: everything is written beside it and then renamed.
+    The folder holds `config.json`, `metrics.json`, `<method>.safetensors`, `learning_curves.png` and `embeddings.png`.
+    It appears whole or not at all: everything is written beside it and then renamed.
 
     Parameters
     ----------

@@ -1,0 +1,160 @@
+"""Numbers of released code and of the formulas, on both backends: 1e-9 in float64, 2e-5 in float32."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mibfast import functional as F
+from mibfast import losses
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
+pytestmark = [
+    pytest.mark.parametrize("backend", ["reference", "cpu"]),
+    pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"]),
+]
+
+
+def embeddings(m: int, dtype: torch.dtype, unit: bool = True) -> list[torch.Tensor]:
+    """The goldens' recipe: rows of standard_normal((8, 16)) from default_rng(100 + m), m = 1..M."""
+    views = [torch.from_numpy(np.random.default_rng(101 + k).standard_normal((8, 16))) for k in range(m)]
+    if unit:
+        views = [z / z.norm(dim=1, keepdim=True) for z in views]
+    return [z.to(dtype).requires_grad_() for z in views]
+
+
+def assert_near(found, expected, dtype) -> None:
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    found = torch.as_tensor(found).detach().double()
+    allowed = TOLERANCE[dtype] * expected.abs().max().clamp(min=1.0)
+    assert (found - expected).abs().max() <= allowed
+
+
+def assert_gradients(leaves, golden, dtype) -> None:
+    for leaf, expected in zip(leaves, golden["grad"], strict=True):
+        gradient = leaf.grad.double()
+        # The sum cancels: its tolerance is that of the gradient it is summed from.
+        scale = max(1.0, expected["l2"])
+        assert abs(gradient.sum().item() - expected["sum"]) <= 16 * TOLERANCE[dtype] * scale
+        assert abs(gradient.norm().item() - expected["l2"]) <= TOLERANCE[dtype] * scale
+        assert_near(gradient.flatten()[:3] / scale, np.array(expected["first3"]) / scale, dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+@pytest.mark.parametrize(("reading", "keys"), [("A", "per_sample"), ("B", "pairwise")])
+def test_one_vs_all_info_nce(reading, keys, m, temperature, dtype, backend) -> None:
+    golden = GOLDENS[f"ovaib_LS_reading{reading}_M{m}_tau{temperature}"]
+    z = embeddings(m, dtype)
+    loss = F.one_vs_all_info_nce(z, temperature, keys=keys, backend=backend)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+    each = F.one_vs_all_info_nce(z, temperature, keys=keys, reduction="none", backend=backend)
+    assert_near(each.mean(1), golden["per_modality"], dtype)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_one_vs_all_info_nce_of_embeddings_that_are_not_normalised(m, dtype, backend) -> None:
+    golden = GOLDENS[f"ovaib_LS_readingA_M{m}_tau0.1_unnormalised"]
+    loss = F.one_vs_all_info_nce(embeddings(m, dtype, unit=False), 0.1, backend=backend)
+    assert_near(loss, golden["value"], dtype)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_minimality(m, dtype, backend) -> None:
+    golden = GOLDENS[f"ovaib_LM_M{m}"]
+    z = embeddings(m, dtype)
+    loss = F.one_vs_all_minimality(z, backend=backend)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+
+
+def test_ova_ib_loss(dtype, backend) -> None:
+    loss = losses.OVAIBLoss(backend=backend)(embeddings(3, dtype, unit=False))
+    assert_near(loss, GOLDENS["ovaib_total_readingA_M3_beta1"]["value"], dtype)
+
+
+def test_projection_score(dtype, backend) -> None:
+    first, second, candidates = embeddings(3, dtype)
+    scores = F.projection_score(candidates, torch.stack([first, second], 1), backend=backend)
+    assert_near(scores[0], GOLDENS["ovaib_retrieval_score"]["value"], dtype)
+
+
+def test_score_of_a_row_and_its_loss_agree(dtype, backend) -> None:
+    golden = GOLDENS["ovaib_LS_readingB_M3_tau0.1"]
+    query, *others = embeddings(3, dtype)
+    scores = F.projection_score(query, torch.stack(others, 1), backend=backend)
+    assert_near(scores[:, 0], golden["score_row0_m1"], dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize(("name", "included"), [("inclpos", True), ("exclpos", False)])
+def test_pairwise_clip(name, included, temperature, dtype, backend) -> None:
+    golden = GOLDENS[f"pairwise_clip_M3_tau{temperature}_{name}"]
+    z = embeddings(3, dtype)
+    loss = losses.PairwiseCLIPLoss(temperature, positive_in_denominator=included, normalize=False, backend=backend)(z)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+
+
+def test_pairwise_clip_of_released_code(dtype, backend) -> None:
+    golden = GOLDENS["pairwise_clip_sum_M3"]
+    z = embeddings(3, dtype)
+    loss = losses.PairwiseCLIPLoss(float(np.exp(-1.0)), normalize=False, backend=backend)(z)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+
+
+def test_pairwise_information_bottleneck(dtype, backend) -> None:
+    terms = losses.PairwiseCLIPIBLoss(backend=backend).terms(embeddings(3, dtype, unit=False))
+    assert_near(terms["minimality"], GOLDENS["pairwise_ib_reg_M3"]["value"], dtype)
+
+
+def test_almudevar(dtype, backend) -> None:
+    first, second = embeddings(2, dtype, unit=False)
+    contrastive = losses.InfoNCELoss(0.07, backend=backend)(first, second)
+    # The released loss is minus the estimate ln N - InfoNCE.
+    assert_near(contrastive - np.log(8), GOLDENS["almudevar_contrastive"]["value"], dtype)
+    terms = losses.PairwiseCLIPIBLoss(backend=backend).terms([first, second])
+    assert_near(terms["minimality"] / 2, GOLDENS["almudevar_alignment"]["value"], dtype)
+
+
+def experts(dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    means = [torch.from_numpy(np.random.default_rng(301 + i).standard_normal((4, 6))).to(dtype) for i in range(3)]
+    logvars = [
+        torch.from_numpy(0.3 * np.random.default_rng(311 + i).standard_normal((4, 6))).to(dtype) for i in range(3)
+    ]
+    return means, logvars
+
+
+def test_gaussian_kl_to_the_standard_normal(dtype, backend) -> None:
+    means, logvars = experts(dtype)
+    golden = GOLDENS["kl_std_normal"]
+    assert_near(F.gaussian_kl(means[0], logvars[0], reduction="none", backend=backend), golden["value"], dtype)
+    assert_near(F.gaussian_kl(means[0], logvars[0], backend=backend), golden["mean"], dtype)
+
+
+def test_gaussian_kl_to_a_product_of_experts(dtype, backend) -> None:
+    means, logvars = experts(dtype)
+    prior = F.product_of_experts(means[1:], logvars[1:], backend=backend)
+    found = F.gaussian_kl(means[0], logvars[0], *prior, reduction="none", backend=backend)
+    assert_near(found, GOLDENS["poe_kl_diag"]["value"], dtype)
+    isotropic = [torch.full_like(x, float(np.log(0.5))) for x in logvars]
+    prior = F.product_of_experts(means[1:], isotropic[1:], backend=backend)
+    found = F.gaussian_kl(means[0], isotropic[0], *prior, reduction="none", backend=backend)
+    assert_near(found, GOLDENS["poe_kl_isotropic"]["value"], dtype)
+
+
+@pytest.mark.parametrize("seed", [101, 102, 103, 104, 105])
+def test_the_recipes_random_numbers_are_these(seed, dtype, backend) -> None:
+    golden = GOLDENS[f"input_check_{seed}"]["value"]
+    x = np.random.default_rng(seed).standard_normal((8, 16))
+    assert abs(x.sum() - golden["sum"]) < 1e-12
+    assert np.allclose(x.flat[:3], golden["first3"], rtol=0, atol=1e-15)
