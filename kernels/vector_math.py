@@ -25,7 +25,7 @@ _LOG2_E = _f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = _f32(0.693359375), _f32(-2.12194440e-4)
 _P0, _P1, _P2 = _f32(1.9875691500e-4), _f32(1.3981999507e-3), _f32(8.3334519073e-3)
 _P3, _P4, _P5 = _f32(4.1665795894e-2), _f32(1.6666665459e-1), _f32(5.0000001201e-1)
-_ONE = _f32(1.0)
+_ZERO, _ONE = _f32(0.0), _f32(1.0)
 # Below, 2^n would be subnormal: exp(-87.3) = 1.2e-38 stands for zero.
 _LOWEST, _HIGHEST = _f32(-87.3), _f32(88.3)
 
@@ -123,8 +123,10 @@ def _expm1(x: Any) -> Any:
             n = _rint(x * _LOG2_E)
             r = (x - n * _LN2_HIGH) - n * _LN2_LOW
             y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            # Near zero, n = 0, nothing is left to cancel. Written as a choice, since fast-math may reorder a sum.
+            near = y * r * r + r
             scale = _two_to_the(n)
-            return (y * r * r + r) * scale + (scale - _ONE)
+            return near if n == _ZERO else near * scale + (scale - _ONE)
 
         return polynomial
     return lambda x: math.expm1(x)
@@ -145,9 +147,10 @@ def _expm1_minus_x(x: Any) -> Any:
             n = _rint(bounded * _LOG2_E)
             r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
             y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            # Near zero, n = 0, the square alone is left, and nothing cancels.
+            square = y * r * r
             scale = _two_to_the(n)
-            # Near zero, n = 0, what is left is the square alone: nothing cancels.
-            return y * r * r * scale + (r * scale + (scale - _ONE) - x)
+            return square if n == _ZERO else (square + r) * scale + (scale - _ONE) - x
 
         return polynomial
     return lambda x: math.expm1(x) - x

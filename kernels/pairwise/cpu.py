@@ -179,9 +179,9 @@ def losses_gradient(
 
 
 def inverse_temperature(temperature: Tensor) -> float:
-    """1 / temperature; NaN where it is not positive."""
+    """1 / temperature; NaN where it is not positive and finite."""
     tau = float(temperature)
-    return 1.0 / tau if tau > 0.0 else math.nan
+    return 1.0 / tau if 0.0 < tau < math.inf else math.nan
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -62,25 +62,23 @@ def _combine(coefficients: Any, vectors: Any, added: Any, out: Any) -> None:
 
 
 @inline
-def _cholesky_inverse(gram: Any, ridge: Any, inverse: Any) -> float:
-    """inverse = L^-1 (lower triangle) where L L^T = gram + ridge I; the ridge in effect is returned.
+def _cholesky_inverse(gram: Any, ridge: Any, inverse: Any, in_effect: Any) -> None:
+    """inverse = L^-1 (lower triangle) where L L^T = gram + the ridge in effect, which goes into `in_effect` [M].
 
-    The ridge is raised to the rounding of the Gram matrix, of which the lower triangle is read and overwritten.
+    The ridge is raised to the rounding of each row of the Gram matrix, whose lower triangle is read and overwritten.
     """
     m = gram.shape[0]
-    trace = 0.0
-    for i in range(m):
-        trace += gram[i, i]
-    in_effect = trace * RELATIVE_FLOOR
-    # Comparisons that a NaN trace fails, so that it stays.
-    in_effect = ridge if in_effect < ridge else in_effect
-    in_effect = SMALLEST_RIDGE if in_effect < SMALLEST_RIDGE else in_effect
     for j in range(m):
-        pivot = gram[j, j] + in_effect
+        # Comparisons that a NaN fails, so that it stays.
+        raised = gram[j, j] * RELATIVE_FLOOR
+        raised = ridge if raised < ridge else raised
+        raised = SMALLEST_RIDGE if raised < SMALLEST_RIDGE else raised
+        in_effect[j] = raised
+        pivot = gram[j, j] + raised
         for k in range(j):
             pivot -= gram[j, k] * gram[j, k]
         # Rounding alone can take a pivot below the ridge.
-        pivot = in_effect if pivot < in_effect else pivot
+        pivot = raised if pivot < raised else pivot
         gram[j, j] = math.sqrt(pivot)
         for i in range(j + 1, m):
             x = gram[i, j]
@@ -95,7 +93,6 @@ def _cholesky_inverse(gram: Any, ridge: Any, inverse: Any) -> float:
                 x -= gram[i, k] * inverse[k, j]
             inverse[i, j] = x / gram[i, i]
             inverse[j, i] = 0.0
-    return in_effect
 
 
 @inline
@@ -153,7 +150,7 @@ def _project(
         h = inverse[i]
         if not has_inverse:
             _gram(z, gram)
-            _cholesky_inverse(gram, ridge, factor)
+            _cholesky_inverse(gram, ridge, factor, coefficients)
             _square(factor, h)
         for target in range(first, last):
             for k in range(m):
@@ -239,7 +236,7 @@ def _coefficients(z: Any, ridge: Any, small: Any) -> Any:
     k = z.shape[0] - 1
     gram, w, h = small[:k], small[k : 2 * k], small[2 * k : 3 * k]
     _gram(z[1:], gram)
-    _cholesky_inverse(gram, ridge, w)
+    _cholesky_inverse(gram, ridge, w, small[3 * k])
     _square(w, h)
     return h
 
@@ -318,23 +315,25 @@ def _whiten(
     z: Any,
     small: Any,
 ) -> float:
-    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = ridge W W^T (upper
+    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = W ridge W^T (upper
     triangle).
 
     Returns the largest number in `shrinkage`.
     """
     m = z.shape[0]
-    gram, w = small[:m], small[m : 2 * m]
+    gram, w, in_effect = small[:m], small[m : 2 * m], small[2 * m]
     largest = 0.0
     for i in range(begin, end):
         _load(addresses, strides, i, bases, z)
         _gram(z, gram)
-        in_effect = _cholesky_inverse(gram, ridge, w)
+        _cholesky_inverse(gram, ridge, w, in_effect)
         entry = 0
         for k in range(m):
             _combine(w[k], z, False, bases[k, i])
             for other in range(k, m):
-                u = in_effect * _dot(w[k], w[other])
+                u = 0.0
+                for inner in range(m):
+                    u += w[k, inner] * in_effect[inner] * w[other, inner]
                 shrinkage[entry, i] = u
                 entry += 1
                 # Not `u > largest`, which a NaN fails.
@@ -359,15 +358,16 @@ def _whiten_backward(
 ) -> None:
     """Add to dA the gradient of what `_whiten` gives, the ridge in effect held constant.
 
-    dW = dB A^T + 2 ridge dU W; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its diagonal halved (the
+    dW = dB A^T + 2 dU W ridge; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its diagonal halved (the
     Cholesky factor's backward); dA = W^T dB + (X + X^T) A.
     """
     m, d = z.shape
     gram, w, u, dw, x = small[:m], small[m : 2 * m], small[2 * m : 3 * m], small[3 * m : 4 * m], small[4 * m : 5 * m]
+    in_effect = small[5 * m]
     for i in range(begin, end):
         _load(addresses, strides, i, bases_gradient, z)
         _gram(z, gram)
-        in_effect = _cholesky_inverse(gram, ridge, w)
+        _cholesky_inverse(gram, ridge, w, in_effect)
         entry = 0
         for k in range(m):
             row = bases_gradient[k, i]
@@ -383,7 +383,7 @@ def _whiten_backward(
             for other in range(k + 1):
                 total = _dot(g[k], z[other])
                 for inner in range(m):
-                    total += 2.0 * in_effect * u[k, inner] * w[inner, other]
+                    total += 2.0 * u[k, inner] * w[inner, other] * in_effect[other]
                 dw[k, other] = total
         # u = phi(-tril(dW) W^T)
         for k in range(m):
@@ -541,7 +541,7 @@ def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tenso
 def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor, float]:
     """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and U [K (K + 1) / 2, N], and the largest of U.
 
-    With L L^T = A^T A + ridge I: B = A L^-T, and U = ridge L^-1 L^-T is what B^T B lacks of the identity, its upper
+    With L L^T = A^T A + ridge I: B = A L^-T, and U = L^-1 ridge L^-T is what B^T B lacks of the identity, its upper
     triangle row by row. float64 for float64 contexts, else float32.
     """
     sources = RowAddresses(contexts)
@@ -559,7 +559,7 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Te
             bases,
             shrinkage,
             np.empty((m, d)),
-            np.empty((2 * m, m)),
+            np.empty((2 * m + 1, m)),
         )
 
     parallel(of_slot, count)
@@ -596,7 +596,7 @@ def whitened_bases_backward(
             np.empty((m, d)),
             np.empty((m, d)),
             np.empty(d),
-            np.empty((5 * m, m)),
+            np.empty((5 * m + 1, m)),
         )
 
     parallel(of_slot, count)

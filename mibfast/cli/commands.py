@@ -66,10 +66,8 @@ def demo(
             progress=console.is_terminal,
             announce=lambda title: console.print(f"training {title}: {epochs} epochs on handwritten digits"),
         )
-    except FileExistsError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {folder}: {error.strerror}" if error.strerror else str(error)) from error
     console.print(_table(metrics))
     console.print(
         "On the test split. Retrieval: of the missing modality by the other two, each method with its own score. "

@@ -28,9 +28,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def inverse_temperature(temperature: float | Tensor) -> float | Tensor:
-    """Return 1 / temperature; NaN for a tensor that is not positive, which is not read back."""
+    """Return 1 / temperature; NaN for a tensor, which is not read back, that is not positive and finite."""
     if isinstance(temperature, Tensor):
-        return torch.where(temperature > 0, temperature, torch.nan).reciprocal()
+        valid = (temperature > 0) & (temperature < torch.inf)
+        return torch.where(valid, temperature, torch.nan).reciprocal()
     return 1.0 / temperature
 
 

@@ -22,8 +22,9 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
     .. math:: \bar z = A (A^\top A + \lambda I)^{-1} A^\top z
 
     where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its
-    Cholesky factor are float64 for every input dtype, so nearly dependent bases project exactly; where float64 rounding
-    of the Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised to 2^-40 trace(A^T A).
+    Cholesky factor are float64 for every input dtype, so nearly dependent bases project exactly. Where the rounding of
+    the Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised, for each basis vector by itself,
+    to 2^-40 of its squared norm.
 
     Parameters
     ----------

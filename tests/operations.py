@@ -1,0 +1,99 @@
+"""Every operation as a function of four [N, d] tensors and a temperature, for tests that go through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mibfast import functional as F
+
+Operation = Callable[..., Tensor]
+
+
+def _one_vs_all(a, b, c, d, tau, backend=None, **options):
+    return F.one_vs_all_info_nce([a, b, c], tau, backend=backend, **options)
+
+
+def _info_nce(a, b, c, d, tau, backend=None, **options):
+    return F.info_nce(a, b, tau, backend=backend, **options)
+
+
+def _slice_of_a_batch(a, b, c, d, tau, backend=None):
+    rows = max(1, len(a) - 2)
+    return F.info_nce(a[:rows], b, tau, offset=len(a) - rows, reduction="none", backend=backend)
+
+
+def _projection_score(a, b, c, d, tau, backend=None, ridge=1e-8):
+    return F.projection_score(a, torch.stack([b, c], 1)[: max(1, len(b) - 1)], ridge, backend=backend)
+
+
+def _ridge_projection(a, b, c, d, tau, backend=None, ridge=1e-8):
+    return F.ridge_projection(a, torch.stack([b, c, d], 1), ridge, backend=backend)
+
+
+def _leave_one_out(a, b, c, d, tau, backend=None, ridge=1e-8):
+    return F.leave_one_out_projection([a, b, c, d], ridge, backend=backend)
+
+
+def _gaussian_kl(a, b, c, d, tau, backend=None, prior=False):
+    return F.gaussian_kl(a, b, *((c, d) if prior else ()), reduction="none", backend=backend)
+
+
+def _product_of_experts(a, b, c, d, tau, backend=None):
+    return torch.stack(F.product_of_experts([a, b], [c, d], backend=backend))
+
+
+def _minimality(a, b, c, d, tau, backend=None):
+    return F.one_vs_all_minimality([a, b, c, d], backend=backend)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "info_nce": _info_nce,
+    "info_nce, each": partial(_info_nce, reduction="none"),
+    "info_nce, positive out": partial(_info_nce, positive_in_denominator=False),
+    "info_nce, smoothed": partial(_info_nce, label_smoothing=0.2),
+    "info_nce, symmetric": partial(_info_nce, symmetric=True),
+    "info_nce, symmetric, positive out, each": partial(
+        _info_nce, symmetric=True, positive_in_denominator=False, reduction="none"
+    ),
+    "info_nce, symmetric, smoothed, each": partial(_info_nce, symmetric=True, label_smoothing=0.2, reduction="none"),
+    "info_nce, slice": _slice_of_a_batch,
+    "one_vs_all_info_nce": _one_vs_all,
+    "one_vs_all_info_nce, each": partial(_one_vs_all, reduction="none"),
+    "one_vs_all_info_nce, positive in": partial(_one_vs_all, positive_in_denominator=True),
+    "one_vs_all_info_nce, pairwise": partial(_one_vs_all, keys="pairwise"),
+    "one_vs_all_info_nce, pairwise, each": partial(_one_vs_all, keys="pairwise", reduction="none"),
+    "one_vs_all_info_nce, pairwise, ridge": partial(_one_vs_all, keys="pairwise", ridge=0.3),
+    "projection_score": _projection_score,
+    "projection_score, ridge": partial(_projection_score, ridge=0.3),
+    "ridge_projection": _ridge_projection,
+    "ridge_projection, ridge": partial(_ridge_projection, ridge=0.3),
+    "leave_one_out_projection": _leave_one_out,
+    "leave_one_out_projection, ridge": partial(_leave_one_out, ridge=0.3),
+    "gaussian_kl": _gaussian_kl,
+    "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
+    "product_of_experts": _product_of_experts,
+    "one_vs_all_minimality": _minimality,
+}
+NAMES = list(OPERATIONS)
+
+
+def inputs(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    """Four tensors [n, d] and a temperature, all needing gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
+    return [x.requires_grad_() for x in (*tensors, torch.tensor(0.5, dtype=torch.float64))]
+
+
+def value_and_gradients(operation: Operation, leaves: list[Tensor], backend: str | None) -> list[Tensor]:
+    """The result and the gradients for an uneven upstream gradient; zeros for what is not used."""
+    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves]
+    result = operation(*leaves, backend=backend)
+    upstream = torch.linspace(-0.7, 1.3, result.numel(), dtype=torch.float64).view(result.shape).to(result.dtype)
+    if result.ndim == 0:
+        upstream = torch.full_like(result, 1.7)
+    result.backward(upstream)
+    return [result.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)]

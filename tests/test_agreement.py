@@ -1,0 +1,54 @@
+"""Backends agree in float64; shorter dtypes err no more than plain PyTorch of the same dtype."""
+
+import pytest
+import torch
+from operations import NAMES, OPERATIONS, inputs, value_and_gradients
+
+SIZES = [(2, 1), (3, 2), (17, 33), (600, 8)]
+
+
+@pytest.mark.parametrize(("n", "d"), SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_agrees(name, n, d) -> None:
+    leaves = inputs(n, d)
+    truth = value_and_gradients(OPERATIONS[name], leaves, "reference")
+    # With fewer dimensions than embeddings only the ridge of 1e-8 separates them: a condition number of 1e9.
+    tolerance = 1e-10 if d > 4 else 1e-6
+    for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "cpu"), truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "positive out" not in n and "one_vs_all_info" not in n])
+def test_one_sample(name) -> None:
+    leaves = inputs(1, 5)
+    truth = value_and_gradients(OPERATIONS[name], leaves, "reference")
+    for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "cpu"), truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
+    """Against float64 on the same rounded inputs: three times the reference's own error, and a few roundings."""
+    leaves = inputs(70, 24, dtype)
+    truth = value_and_gradients(OPERATIONS[name], [x.detach().double() for x in leaves], "reference")
+    plain = value_and_gradients(OPERATIONS[name], leaves, "reference")
+    found = value_and_gradients(OPERATIONS[name], leaves, "cpu")
+    for a, b, exact in zip(found, plain, truth, strict=True):
+        assert a.dtype == b.dtype
+        scale = exact.abs().max()
+        allowed = 3 * (b.double() - exact).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
+        assert (a.double() - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_dtypes_of_results(dtype) -> None:
+    leaves = inputs(6, 4, dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    keeps = ("projection", "product_of_experts")
+    for name, operation in OPERATIONS.items():
+        for backend in ("cpu", "reference"):
+            value, *gradients, _ = value_and_gradients(operation, leaves, backend)
+            expected = dtype if name.split(",")[0].endswith(keeps) else wide
+            assert value.dtype == expected, (name, backend)
+            assert all(g.dtype == dtype for g in gradients)

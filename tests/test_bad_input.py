@@ -1,0 +1,140 @@
+"""Errors come early and say what came in."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import mibfast
+from mibfast import functional as F
+from mibfast import losses
+
+A, B = torch.randn(6, 4), torch.randn(6, 4)
+
+ERRORS = [
+    (lambda: F.one_vs_all_info_nce([A]), ValueError, r"one_vs_all_info_nce: embeddings must hold at least 2 .* got 1"),
+    (lambda: F.one_vs_all_info_nce(A), ValueError, r"must be \[M, N, d\], got a tensor of shape \[6, 4\]"),
+    (lambda: F.one_vs_all_info_nce(3), TypeError, r"embeddings must be a sequence .* got int 3"),
+    (lambda: F.one_vs_all_info_nce([A, [1.0]]), TypeError, r"embeddings\[1\] must be a tensor \[N, d\], got list"),
+    (
+        lambda: F.one_vs_all_info_nce([A, B[:5]]),
+        ValueError,
+        r"embeddings\[0\] and embeddings\[1\] .*\[6, 4\].*\[5, 4\]",
+    ),
+    (lambda: F.one_vs_all_info_nce({"image": A, "text": B[:, :3]}), ValueError, r"embeddings\['text'\] must have one"),
+    (lambda: F.one_vs_all_info_nce([A.int(), B.int()]), TypeError, r"embeddings\[0\] must be float64.*torch.int32"),
+    (lambda: F.one_vs_all_info_nce([A, B.double()]), TypeError, r"must have one dtype.*float32.*float64"),
+    (lambda: F.one_vs_all_info_nce([A, B.to("meta")]), ValueError, r"must be on one device.*on cpu.*on meta"),
+    (lambda: F.one_vs_all_info_nce([A[:1], B[:1]]), ValueError, r"one_vs_all_info_nce: .*N = 1 has no negatives"),
+    (lambda: F.one_vs_all_info_nce([A, B], 0.0), ValueError, r"temperature must be positive and finite, got 0.0"),
+    (lambda: F.one_vs_all_info_nce([A, B], -1), ValueError, r"temperature must be positive and finite, got -1"),
+    (lambda: F.one_vs_all_info_nce([A, B], math.nan), ValueError, r"temperature must be positive and finite, got nan"),
+    (lambda: F.one_vs_all_info_nce([A, B], True), TypeError, r"temperature must be a positive number .* got bool"),
+    (lambda: F.one_vs_all_info_nce([A, B], "warm"), TypeError, r"temperature must be a positive number .* got str"),
+    (lambda: F.one_vs_all_info_nce([A, B], torch.ones(2)), ValueError, r"0-d floating-point tensor, got .*\[2\]"),
+    (
+        lambda: F.one_vs_all_info_nce([A, B], torch.tensor(1.0, device="meta")),
+        ValueError,
+        r"temperature must be on cpu",
+    ),
+    (
+        lambda: F.one_vs_all_info_nce([A, B], ridge=-1e-8),
+        ValueError,
+        r"ridge must be finite and at least 0, got -1e-08",
+    ),
+    (lambda: F.one_vs_all_info_nce([A, B], keys="both"), ValueError, r"keys must be one of 'per_sample', 'pairwise'"),
+    (lambda: F.one_vs_all_info_nce([A, B], reduction="sum"), ValueError, r"reduction must be one of 'mean', 'none'"),
+    (lambda: F.one_vs_all_info_nce([A, B], backend="gpu"), ValueError, r"unknown backend 'gpu'; .*'reference', 'cpu'"),
+    (lambda: F.one_vs_all_minimality([A.to_sparse(), B]), TypeError, r"must be a dense tensor"),
+    (lambda: F.one_vs_all_minimality([A[:0], B[:0]]), ValueError, r"must not be empty, got a tensor of shape \[0, 4\]"),
+    (lambda: F.info_nce(A, B[:5]), ValueError, r"info_nce: .*offset must be in \[0, N' - N\].*N = 6 rows and N' = 5"),
+    (lambda: F.info_nce(A[:4], B, offset=3), ValueError, r"got offset 3, N = 4 rows and N' = 6 columns"),
+    (lambda: F.info_nce(A[:4], B, offset=1.0), TypeError, r"offset must be an int, got float 1.0"),
+    (lambda: F.info_nce(A[:4], B, symmetric=True), ValueError, r"symmetric=True needs as many keys as queries"),
+    (lambda: F.info_nce(A, B[:, :3]), ValueError, r"query and key must have one last dimension"),
+    (lambda: F.info_nce(A[0], B), ValueError, r"query must be \[N, d\], got a tensor of shape \[4\]"),
+    (lambda: F.info_nce(A[:1], B[:1], positive_in_denominator=False), ValueError, r"N = 1 has no negatives"),
+    (
+        lambda: F.info_nce(A, B, label_smoothing=0.1, positive_in_denominator=False),
+        ValueError,
+        r"label_smoothing = 0.1 needs positive_in_denominator=True",
+    ),
+    (lambda: F.info_nce(A, B, label_smoothing=1.5), ValueError, r"label_smoothing must be finite and in \[0, 1\]"),
+    (lambda: F.gaussian_kl(A, B[:5]), ValueError, r"gaussian_kl: mean and logvar must have one shape"),
+    (
+        lambda: F.gaussian_kl(A, B, A),
+        ValueError,
+        r"prior_mean and prior_logvar go together.* and prior_logvar NoneType",
+    ),
+    (lambda: F.gaussian_kl(A, B, A[:5], B), ValueError, r"prior_mean must broadcast to the shape of mean"),
+    (lambda: F.gaussian_kl(A, B, reduction="avg"), ValueError, r"'none', 'batchmean', 'mean', 'sum', got str 'avg'"),
+    (lambda: F.product_of_experts([A, B], [A, B, A]), ValueError, r"as many means as logvars, got 2 and 3"),
+    (lambda: F.product_of_experts([A, B], [A[:5], B[:5]]), ValueError, r"means and logvars must have one shape"),
+    (lambda: F.ridge_projection(A, B), ValueError, r"basis must be \[\.\.\., K, d\] for a target \[\.\.\., d\]"),
+    (lambda: F.ridge_projection(A, A[:, None], ridge="small"), TypeError, r"ridge must be a number, got str 'small'"),
+    (lambda: F.projection_score(A, B), ValueError, r"context must be \[Q, K, d\], got a tensor of shape \[6, 4\]"),
+    (lambda: F.leave_one_out_projection([A.bool(), B.bool()]), TypeError, r"must be float64, float32, bfloat16"),
+    (lambda: losses.OVAIBLoss(temperature=0), ValueError, r"OVAIBLoss: temperature must be positive, got 0"),
+    (lambda: losses.OVAIBLoss(beta=-1), ValueError, r"OVAIBLoss: beta must be finite and at least 0, got -1"),
+    (lambda: losses.OVAIBLoss(keys="all"), ValueError, r"OVAIBLoss: keys must be one of"),
+    (lambda: losses.OVAIBLoss()([A, B[:5]]), ValueError, r"OVAIBLoss: embeddings\[0\] and embeddings\[1\] must have"),
+    (lambda: losses.PairwiseCLIPLoss(torch.tensor(0.1)), TypeError, r"learnable_temperature=True makes it a parameter"),
+    (lambda: losses.PairwiseCLIPIBLoss(beta=math.inf), ValueError, r"PairwiseCLIPIBLoss: beta must be finite"),
+    (
+        lambda: losses.InfoNCELoss()(A, None),
+        TypeError,
+        r"InfoNCELoss: key must be a tensor \[N', d\], got NoneType None",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), ERRORS, ids=range(len(ERRORS)))
+def test_errors(call, kind, message) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_backend_asked_for_by_name_never_falls_back(name) -> None:
+    with pytest.raises(RuntimeError, match=f"info_nce: backend '{name}' cannot be used: "):
+        F.info_nce(A, B, backend=name)
+    with mibfast.use_backend(name):  # noqa: SIM117
+        with pytest.raises(RuntimeError, match=f"'{name}' cannot be used"):
+            F.info_nce(A, B)
+
+
+def test_use_backend_is_undone_and_belongs_to_a_thread() -> None:
+    def default() -> str:
+        return mibfast.info()["default_backend"]
+
+    seen = []
+    with mibfast.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(default()))
+        thread.start()
+        thread.join()
+        with mibfast.use_backend("cpu"):
+            seen.append(default())
+        seen.append(default())
+    with pytest.raises(ZeroDivisionError), mibfast.use_backend("reference"):
+        _ = 1 / 0
+    seen.append(default())
+    assert seen == ["auto", "cpu", "reference", "auto"]
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        mibfast.use_backend("gpu")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("MIBFAST_BACKEND", "gpu"), ("MIBFAST_BUFFER_CACHE", "much")])
+def test_environment_variables_are_checked(variable, value) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import mibfast.kernels.row_addresses"],
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert value in done.stderr.strip().splitlines()[-1]

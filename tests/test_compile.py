@@ -1,0 +1,64 @@
+"""`torch.compile(fullgraph=True)`: the same numbers, whole graphs."""
+
+import pytest
+import torch
+from operations import OPERATIONS, inputs
+
+from mibfast import losses
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "info_nce, smoothed",
+        "info_nce, symmetric",
+        "one_vs_all_info_nce",
+        "one_vs_all_info_nce, pairwise, each",
+        "projection_score",
+        "ridge_projection",
+        "leave_one_out_projection",
+        "gaussian_kl, prior",
+        "product_of_experts",
+        "one_vs_all_minimality",
+    ],
+)
+def test_operations(name) -> None:
+    leaves = inputs(7, 5, torch.float32)
+    operation = OPERATIONS[name]
+    expected = operation(*leaves)
+    gradients = torch.autograd.grad(expected.sum(), leaves, allow_unused=True)
+    found = torch.compile(operation, fullgraph=True, backend="aot_eager")(*leaves)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(torch.autograd.grad(found.sum(), leaves, allow_unused=True), gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("loss", [losses.OVAIBLoss(), losses.PairwiseCLIPLoss(learnable_temperature=True)], ids=repr)
+def test_losses_under_inductor(loss) -> None:
+    views = [torch.randn(16, 8, requires_grad=True) for _ in range(3)]
+    leaves = [*views, *loss.parameters()]
+    expected = torch.autograd.grad(loss(views), leaves)
+    for a, b in zip(torch.autograd.grad(torch.compile(loss, fullgraph=True)(views), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_registered_operations_are_what_torch_expects() -> None:
+    z = [torch.randn(5, 4) for _ in range(3)]
+    tau = torch.tensor(0.1)
+    calls = {
+        "info_nce_losses": (z[0], z[1], tau, 0, True, True, 0.1, "cpu"),
+        "info_nce_mean": (z[0], z[1], tau, [True, True, True], 0, False, 0.0, "cpu"),
+        "one_vs_all_mean": (z, tau, 1e-8, "per_sample", False, True, "cpu"),
+        "one_vs_all_losses": (z, tau, 1e-8, "pairwise", False, "cpu"),
+        "projection_scores": (z[0], torch.stack(z[1:], 1), 1e-8, "cpu"),
+        "leave_one_out": (z, 1e-8, "cpu"),
+        "kl": (z[:2], "cpu"),
+        "product": ([*z, z[0]], "cpu"),
+        "minimality": (z, "cpu"),
+    }
+    for name, arguments in calls.items():
+        torch.library.opcheck(
+            getattr(torch.ops.mibfast, name).default, arguments, test_utils=("test_schema", "test_faketensor")
+        )

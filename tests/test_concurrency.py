@@ -1,0 +1,88 @@
+"""Repeatability, threads, forked workers."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mibfast import _threads, losses
+
+
+def _step() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    views = [torch.randn(700, 48, generator=generator).requires_grad_() for _ in range(3)]
+    value = losses.OVAIBLoss()(views) + losses.PairwiseCLIPLoss()(views)
+    value.backward()
+    return [value.detach(), *(z.grad for z in views)]
+
+
+def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_results_repeat_bit_for_bit() -> None:
+    first = _step()
+    assert all(_same(_step(), first) for _ in range(5))
+
+
+def test_threads_get_the_same_bits() -> None:
+    first, failures = _step(), []
+
+    def work() -> None:
+        for _ in range(4):
+            if not _same(_step(), first):
+                failures.append(threading.get_ident())
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+class _Steps(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        return _step()[0]
+
+
+def test_forked_workers() -> None:
+    """After the parent has used its threads, which a forked child does not have."""
+    expected = _step()[0]
+    loader = DataLoader(_Steps(), batch_size=2, num_workers=2, multiprocessing_context="fork")
+    torch.testing.assert_close(torch.cat(list(loader)), expected.expand(4), rtol=1e-5, atol=1e-5)
+
+
+def test_one_thread() -> None:
+    expected, threads = _step()[0], torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        torch.testing.assert_close(_step()[0], expected, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_pool_runs_every_slot_once_and_raises_the_first_failure(openmp, monkeypatch) -> None:
+    if not openmp:
+        monkeypatch.setattr(_threads, "_openmp", None)
+    done: list[int] = []
+    _threads.parallel(done.append, 9)
+    assert sorted(done) == list(range(9))
+
+    def fail(slot: int) -> None:
+        if slot == 3:
+            raise ZeroDivisionError("slot 3")
+
+    with pytest.raises(ZeroDivisionError, match="slot 3"):
+        _threads.parallel(fail, 9)
+
+
+def test_slots_are_never_smaller_than_the_grain() -> None:
+    assert _threads.slots(10, 6) == 1
+    for work in (12, 100, 10**6):
+        assert 1 <= _threads.slots(work, 6) <= work // 6

@@ -1,0 +1,173 @@
+"""Where losses usually break: aligned modalities, tiny temperatures, large and small scales, zeros, NaN."""
+
+import math
+
+import pytest
+import torch
+
+from mibfast import functional as F
+from mibfast import losses
+
+KEYS = pytest.mark.parametrize("keys", ["per_sample", "pairwise"])
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+def _loss_and_gradients(loss, views):
+    leaves = [z.clone().requires_grad_() for z in views]
+    value = loss(leaves)
+    value.backward()
+    return value.detach(), [z.grad for z in leaves]
+
+
+def _finite(value, gradients) -> bool:
+    return bool(value.isfinite()) and all(bool(g.isfinite().all()) for g in gradients)
+
+
+@BACKENDS
+@KEYS
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_exact_duplicates(normalize, scale, keys, backend) -> None:
+    view = scale * torch.randn(40, 16)
+    loss = losses.OVAIBLoss(keys=keys, normalize=normalize, backend=backend)
+    value, gradients = _loss_and_gradients(loss, [view] * 4)
+    assert _finite(value, gradients)
+    # Positives of cosine 1, and negatives of any: far below zero at temperature 0.01.
+    assert value < -20
+
+
+@BACKENDS
+@KEYS
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_scale_does_not_matter(scale, keys, backend) -> None:
+    views = [torch.randn(30, 12, dtype=torch.float64) for _ in range(3)]
+    plain = F.one_vs_all_info_nce(views, ridge=0.0, keys=keys, backend=backend)
+    scaled = F.one_vs_all_info_nce([scale * z for z in views], ridge=0.0, keys=keys, backend=backend)
+    torch.testing.assert_close(scaled, plain, rtol=1e-9, atol=1e-9)
+
+
+@BACKENDS
+@KEYS
+def test_zero_vectors_have_zero_gradients(keys, backend) -> None:
+    views = [torch.randn(20, 8) for _ in range(3)]
+    views[1][3] = 0
+    value, gradients = _loss_and_gradients(losses.OVAIBLoss(keys=keys, backend=backend), views)
+    assert _finite(value, gradients)
+    assert (gradients[1][3] == 0).all()
+    value, gradients = _loss_and_gradients(losses.OVAIBLoss(keys=keys, backend=backend), [torch.zeros(5, 4)] * 3)
+    assert abs(value.item() - math.log(4)) < 1e-6
+    assert all((g == 0).all() for g in gradients)
+
+
+@BACKENDS
+@KEYS
+def test_nan_is_not_lost(keys, backend) -> None:
+    views = [torch.randn(20, 8) for _ in range(3)]
+    views[2][5, 1] = math.nan
+    loss = losses.OVAIBLoss(keys=keys, backend=backend)
+    assert all(term.isnan() for term in loss.terms(views).values())
+    value, gradients = _loss_and_gradients(loss, views)
+    assert value.isnan()
+    assert gradients[0].isnan().any()
+
+
+@BACKENDS
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_nan_in_a_query_or_a_key(symmetric, backend) -> None:
+    for position in range(2):
+        pair = [torch.randn(20, 8), torch.randn(20, 8)]
+        pair[position][5, 1] = math.nan
+        each = F.info_nce(*pair, symmetric=symmetric, reduction="none", backend=backend)
+        assert each[5].isnan()
+        # A NaN key is in every query's denominator; a NaN query only in its own, one way.
+        assert each.isnan().all() == (position == 1 or symmetric)
+
+
+@BACKENDS
+@pytest.mark.parametrize("temperature", [1e-3, 1e-2])
+@pytest.mark.parametrize("positive_in_denominator", [True, False])
+def test_small_temperatures(positive_in_denominator, temperature, backend) -> None:
+    first = torch.nn.functional.normalize(torch.randn(600, 32), dim=1)
+    second = torch.nn.functional.normalize(first + 0.1 * torch.randn(600, 32), dim=1)
+    options = {"symmetric": True, "positive_in_denominator": positive_in_denominator}
+    truth, exact = _loss_and_gradients(
+        lambda x: F.info_nce(*x, temperature, **options, backend="reference"), [first.double(), second.double()]
+    )
+    value, gradients = _loss_and_gradients(
+        lambda x: F.info_nce(*x, temperature, **options, backend=backend), [first, second]
+    )
+    assert abs(value.item() - truth.item()) <= 1e-5 / temperature * max(1.0, abs(truth.item())) * 1e-2
+    for a, b in zip(gradients, exact, strict=True):
+        # Beside what each row's gradient is before softmax and target cancel, as they do for aligned pairs.
+        assert (a.double() - b).norm() <= 1e-7 / temperature**2 / 600**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [64, 700])
+def test_both_ways_with_rows_and_columns_far_from_the_others(n, dtype) -> None:
+    """e^(R_i - C_j) leaves the range that one exponential for both ways can serve."""
+    query, key = torch.randn(n, 16), torch.randn(n, 16)
+    query[3] *= 100
+    key[5] *= 80
+    query[7] = 0
+    truth, exact = _loss_and_gradients(
+        lambda x: F.info_nce(*x, 0.01, symmetric=True, backend="reference"), [query.double(), key.double()]
+    )
+    value, gradients = _loss_and_gradients(
+        lambda x: F.info_nce(*x, 0.01, symmetric=True, backend="cpu"), [query.to(dtype), key.to(dtype)]
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(value.double(), truth, rtol=tolerance, atol=0)
+    for a, b in zip(gradients, exact, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+def test_nearly_aligned_modalities_project_exactly_in_float32() -> None:
+    """1e-4 apart the Gram matrix has a condition number of 4e8: in float32 `torch.linalg.solve` raises."""
+    common = torch.randn(128, 256, dtype=torch.float64)
+    views = [(common + 1e-4 * torch.randn(128, 256, dtype=torch.float64)).float() for _ in range(4)]
+    found = F.leave_one_out_projection(views, backend="cpu").double()
+    for m, target in enumerate(views):
+        basis = torch.stack([z.double() for k, z in enumerate(views) if k != m], dim=2)
+        orthonormal, _ = torch.linalg.qr(basis)
+        truth = (orthonormal @ (orthonormal.mT @ target.double()[..., None])).squeeze(-1)
+        cosine = torch.nn.functional.cosine_similarity
+        error = cosine(found[m], target.double()) - cosine(truth, target.double())
+        assert error.abs().max() / 0.01 < 1e-6
+
+
+@KEYS
+def test_nearly_aligned_modalities_align_in_float32(keys) -> None:
+    common = torch.randn(64, 256, dtype=torch.float64)
+    views = [(common + 1e-4 * torch.randn(64, 256, dtype=torch.float64)).float() for _ in range(4)]
+    truth = F.one_vs_all_info_nce([z.double() for z in views], keys=keys, backend="reference")
+    assert abs(F.one_vs_all_info_nce(views, keys=keys).item() - truth.item()) < 2e-3
+
+
+def test_minimality_of_nearly_equal_modalities_does_not_cancel() -> None:
+    common = torch.randn(50, 64, dtype=torch.float64)
+    views = [(common + 1e-4 * torch.randn(50, 64, dtype=torch.float64)).float() for _ in range(3)]
+    truth = F.one_vs_all_minimality([z.double() for z in views], backend="reference")
+    assert abs(F.one_vs_all_minimality(views).item() / truth.item() - 1) < 1e-4
+
+
+def test_kl_near_the_prior_does_not_cancel() -> None:
+    logvar = 1e-3 * torch.randn(64, 32)
+    truth = F.gaussian_kl(torch.zeros(64, 32).double(), logvar.double(), backend="reference")
+    assert abs(F.gaussian_kl(torch.zeros(64, 32), logvar).item() / truth.item() - 1) < 1e-5
+
+
+def test_precisions_beyond_float32_multiply() -> None:
+    logvars = [torch.full((2, 3), -200.0), torch.full((2, 3), -199.0)]
+    mean, logvar = F.product_of_experts([torch.ones(2, 3), torch.zeros(2, 3)], logvars)
+    share = 1 / (1 + math.exp(-1))
+    torch.testing.assert_close(mean, torch.full((2, 3), share))
+    torch.testing.assert_close(logvar, torch.full((2, 3), -200 + math.log(share)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf])
+@BACKENDS
+def test_a_tensor_temperature_that_is_not_positive_gives_nan(temperature, backend) -> None:
+    tau = torch.tensor(temperature)
+    assert F.info_nce(torch.eye(3), torch.eye(3), tau, backend=backend).isnan()
+    assert F.one_vs_all_info_nce([torch.eye(3)] * 2, tau, backend=backend).isnan()

@@ -1,0 +1,72 @@
+"""Derivatives: checked against differences, for every subset of inputs; second ones right or refused."""
+
+from itertools import product
+
+import pytest
+import torch
+from operations import NAMES, OPERATIONS, inputs
+
+from mibfast import functional as F
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name, backend) -> None:
+    leaves = inputs(5, 4)
+    assert torch.autograd.gradcheck(lambda *x: OPERATIONS[name](*x, backend=backend), leaves, fast_mode=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_subset_of_inputs_that_need_gradients(name) -> None:
+    operation = OPERATIONS[name]
+    full = inputs(4, 3)
+    expected = operation(*full, backend="cpu")
+    gradients = torch.autograd.grad(expected.sum(), full, allow_unused=True)
+    for needed in product([False, True], repeat=5):
+        leaves = [x.detach().clone().requires_grad_(need) for x, need in zip(full, needed, strict=True)]
+        result = operation(*leaves, backend="cpu")
+        torch.testing.assert_close(result.detach(), expected.detach(), rtol=1e-13, atol=1e-13)
+        used = [x for x, g in zip(leaves, gradients, strict=True) if x.requires_grad and g is not None]
+        assert result.requires_grad == bool(used)
+        if used:
+            result.sum().backward()
+        for x, g in zip(leaves, gradients, strict=True):
+            if x.requires_grad and g is not None:
+                torch.testing.assert_close(x.grad, g, rtol=1e-12, atol=1e-13)
+            else:
+                assert x.grad is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_twice_gives_the_same(name) -> None:
+    leaves = inputs(6, 4, torch.float32)
+    result = OPERATIONS[name](*leaves, backend="cpu").sum()
+    first = torch.autograd.grad(result, leaves, allow_unused=True, retain_graph=True)
+    second = torch.autograd.grad(result, leaves, allow_unused=True)
+    assert all(a is b or torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_derivative_is_refused_by_kernels(name) -> None:
+    """In a gradient penalty it would otherwise be a silent zero."""
+    leaves = inputs(5, 4)
+    result = OPERATIONS[name](*leaves, backend="cpu").sum()
+    (gradient,) = torch.autograd.grad(result, leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name.split(',')[0]}: the second derivative"):
+        (result + (gradient**2).sum()).backward()
+
+
+@pytest.mark.parametrize("name", ["info_nce, symmetric", "one_vs_all_info_nce", "gaussian_kl, prior"])
+def test_reference_has_second_derivatives(name) -> None:
+    leaves = inputs(3, 4)
+    assert torch.autograd.gradgradcheck(lambda *x: OPERATIONS[name](*x, backend="reference"), leaves)
+
+
+def test_a_learned_temperature_gets_its_gradient_under_every_reduction() -> None:
+    a, b, _, _, tau = inputs(6, 4)
+    for options in ({}, {"symmetric": True}, {"reduction": "none"}):
+        loss = F.info_nce(a.detach(), b.detach(), tau, **options).sum()
+        (found,) = torch.autograd.grad(loss, tau)
+        step = 1e-6
+        high, low = (F.info_nce(a, b, tau.item() + s, **options).sum() for s in (step, -step))
+        assert abs(found.item() - (high - low).item() / (2 * step)) < 1e-6

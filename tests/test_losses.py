@@ -1,0 +1,75 @@
+"""Loss modules as modules."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from mibfast import losses
+
+MODULES = [
+    losses.OVAIBLoss(beta=0.5, keys="pairwise"),
+    losses.PairwiseCLIPLoss(0.1, learnable_temperature=True),
+    losses.PairwiseCLIPIBLoss(0.1, beta=2.0, positive_in_denominator=False),
+]
+
+
+@pytest.mark.parametrize("loss", MODULES, ids=repr)
+def test_terms_make_up_the_loss(loss) -> None:
+    views = {name: torch.randn(8, 6) for name in ("image", "text", "audio")}
+    terms = loss.terms(views)
+    weights = {"minimality": getattr(loss, "beta", 1.0)}
+    torch.testing.assert_close(loss(views), sum(weights.get(name, 1.0) * term for name, term in terms.items()))
+    assert all(term.ndim == 0 for term in terms.values())
+
+
+@pytest.mark.parametrize("loss", MODULES, ids=repr)
+def test_copies_and_states(loss) -> None:
+    views = [torch.randn(8, 6) for _ in range(3)]
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other(views), loss(views))
+        other.load_state_dict(loss.state_dict())
+
+
+def test_no_minimality_without_beta() -> None:
+    assert set(losses.OVAIBLoss(beta=0.0).terms([torch.eye(3)] * 3)) == {"alignment"}
+
+
+def test_a_learned_temperature_learns_and_stays_positive() -> None:
+    loss = losses.PairwiseCLIPLoss(0.07, learnable_temperature=True)
+    assert abs(loss.temperature().item() - 0.07) < 1e-7
+    views = [torch.randn(16, 6) for _ in range(2)]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
+    before = loss(views)
+    # Unaligned views: the temperature rises.
+    for _ in range(5):
+        optimizer.zero_grad()
+        value = loss(views)
+        value.backward()
+        optimizer.step()
+    assert value < before
+    assert loss.temperature() > 0
+    assert loss.to(torch.bfloat16).temperature().dtype == torch.float32
+    assert not list(losses.PairwiseCLIPLoss(0.07).parameters())
+
+
+def test_normalisation_is_in_float32_for_shorter_dtypes() -> None:
+    views = [torch.randn(50, 64).bfloat16() for _ in range(3)]
+    loss = losses.OVAIBLoss()
+    truth = loss([z.double() for z in views])
+    assert abs(loss(views).item() - truth.item()) < 1e-4
+
+
+def test_two_modalities_of_pairwise_clip_are_info_nce() -> None:
+    views = [torch.randn(9, 5) for _ in range(2)]
+    expected = losses.InfoNCELoss(0.07, symmetric=True)(*views)
+    assert torch.equal(losses.PairwiseCLIPLoss(0.07)(views), expected)
+
+
+def test_repr_tells_the_settings() -> None:
+    assert repr(losses.OVAIBLoss()) == (
+        "OVAIBLoss(temperature=0.01, ridge=1e-08, beta=1, keys='per_sample', normalize=True, "
+        "positive_in_denominator=False)"
+    )
+    assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))

@@ -1,0 +1,127 @@
+"""What holds for every input."""
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mibfast import functional as F
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+sizes = st.tuples(st.integers(2, 5), st.integers(2, 12), st.integers(6, 20), st.integers(0, 2**16))
+
+
+def views_of(size) -> list[torch.Tensor]:
+    m, n, d, seed = size
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(m, n, d, generator=generator, dtype=torch.float64))
+
+
+def near(a, b, tolerance=1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@few
+@given(sizes)
+def test_order_of_samples_and_modalities_does_not_matter(size) -> None:
+    views = views_of(size)
+    order = torch.randperm(size[1], generator=torch.Generator().manual_seed(size[3]))
+    for keys in ("per_sample", "pairwise"):
+        loss = F.one_vs_all_info_nce(views, 0.2, keys=keys)
+        near(F.one_vs_all_info_nce([z[order] for z in views], 0.2, keys=keys), loss)
+        near(F.one_vs_all_info_nce(views[::-1], 0.2, keys=keys), loss)
+
+
+@few
+@given(sizes, st.floats(-6, 6))
+def test_scale_of_an_embedding_does_not_matter_without_ridge(size, exponent) -> None:
+    views = views_of(size)
+    scaled = [views[0] * 10**exponent, *views[1:]]
+    for keys in ("per_sample", "pairwise"):
+        near(
+            F.one_vs_all_info_nce(scaled, 0.2, 0.0, keys=keys), F.one_vs_all_info_nce(views, 0.2, 0.0, keys=keys), 1e-6
+        )
+
+
+@few
+@given(sizes)
+def test_both_kinds_of_keys_agree_on_positives(size) -> None:
+    views = views_of(size)
+    projections = F.leave_one_out_projection(views)
+    for m, target in enumerate(views):
+        context = torch.stack([z for k, z in enumerate(views) if k != m], dim=1)
+        cosine = torch.nn.functional.cosine_similarity(projections[m], target)
+        near(F.projection_score(target, context).diagonal(), cosine)
+        near(F.ridge_projection(target, context), projections[m])
+
+
+@few
+@given(sizes)
+def test_a_projection_projects_to_itself_and_leaves_a_right_angle(size) -> None:
+    target, *basis = views_of(size)
+    basis = torch.stack(basis, dim=1)
+    projection = F.ridge_projection(target, basis, 0.0)
+    near(F.ridge_projection(projection, basis, 0.0), projection, 1e-6)
+    near((basis @ (target - projection)[..., None]).squeeze(-1), torch.zeros(basis.shape[:2]).double(), 1e-6)
+
+
+@few
+@given(sizes)
+def test_scores_are_cosines_of_an_angle_with_a_span(size) -> None:
+    candidates, *context = views_of(size)
+    scores = F.projection_score(candidates, torch.stack(context, 1))
+    assert (scores >= 0).all()
+    assert (scores <= 1 + 1e-12).all()
+
+
+@few
+@given(sizes)
+def test_minimality_is_the_sum_of_pairwise_distances(size) -> None:
+    views = views_of(size)
+    m = len(views)
+    pairs = [((views[i] - views[j]) ** 2).sum(1).mean() for i in range(m) for j in range(i)]
+    near(F.one_vs_all_minimality(views), torch.stack(pairs).sum() / (m - 1) ** 2)
+
+
+@few
+@given(sizes)
+def test_kl_is_positive_but_for_equals_and_follows_torch(size) -> None:
+    mean, logvar, *rest = [*views_of(size), *views_of(size)][:4]
+    prior = (rest[0], rest[1] * 0.5)
+    found = F.gaussian_kl(mean, logvar, *prior, reduction="none")
+    normal = torch.distributions.Normal
+    truth = torch.distributions.kl_divergence(normal(mean, (logvar / 2).exp()), normal(prior[0], (prior[1] / 2).exp()))
+    near(found, truth.sum(-1))
+    assert (found >= 0).all()
+    near(F.gaussian_kl(mean, logvar, mean, logvar), torch.tensor(0.0).double())
+
+
+@few
+@given(sizes)
+def test_a_product_with_itself_halves_the_variance(size) -> None:
+    mean, logvar = views_of(size)[:2]
+    product = F.product_of_experts([mean, mean], [logvar, logvar])
+    near(product[0], mean)
+    near(product[1], logvar - math.log(2))
+
+
+@few
+@given(sizes)
+def test_info_nce_is_cross_entropy(size) -> None:
+    query, key = views_of(size)[:2]
+    logits, target = query @ key.T / 0.3, torch.arange(size[1])
+    for smoothing in (0.0, 0.3):
+        truth = torch.nn.functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        near(F.info_nce(query, key, 0.3, label_smoothing=smoothing), truth)
+        back = torch.nn.functional.cross_entropy(logits.T, target, label_smoothing=smoothing)
+        near(F.info_nce(query, key, 0.3, label_smoothing=smoothing, symmetric=True), (truth + back) / 2)
+
+
+@few
+@given(sizes)
+def test_slices_of_a_batch_make_up_the_whole(size) -> None:
+    query, key = views_of(size)[:2]
+    cut = size[1] // 2
+    parts = [F.info_nce(query[s:e], key, offset=s, reduction="none") for s, e in ((0, cut), (cut, size[1])) if e > s]
+    near(torch.cat(parts), F.info_nce(query, key, reduction="none"))

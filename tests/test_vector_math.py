@@ -1,0 +1,62 @@
+"""The scalar functions of the kernels against numpy in float64."""
+
+import numba
+import numpy as np
+import pytest
+
+from mibfast.kernels import vector_math
+
+
+def _applied(function, x):
+    @numba.njit(error_model="numpy")
+    def loop(x, out):
+        for i in range(x.size):
+            out[i] = function(x[i])
+
+    out = np.empty_like(x)
+    loop(x, out)
+    return out
+
+
+RANGE = np.concatenate([np.linspace(-87, 88, 20001), np.linspace(-1e-3, 1e-3, 2001), np.linspace(-0.4, 0.4, 2001)])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 4e-7), (np.float64, 1e-14)])
+def test_exponentials(dtype, tolerance) -> None:
+    x = RANGE.astype(dtype)
+    wide = x.astype(np.float64)
+    assert np.allclose(_applied(numba.njit(lambda x: vector_math.exp(x)), x), np.exp(wide), rtol=tolerance, atol=0)
+    found = _applied(numba.njit(lambda x: vector_math.expm1(x)), x)
+    assert np.allclose(found, np.expm1(wide), rtol=2 * tolerance, atol=0)
+    found = _applied(numba.njit(lambda x: vector_math.expm1_minus_x(x)), x)
+    # expm1 in float64 leaves 1e-16 of x.
+    assert np.allclose(found, np.expm1(wide) - wide, rtol=20 * tolerance, atol=1e-15)
+
+
+def test_weights_reach_further_down_than_float32() -> None:
+    x = np.linspace(-109, 30, 5001).astype(np.float32)
+    found = _applied(numba.njit(lambda x: vector_math.exp_weight(x)), x)
+    assert np.allclose(found, np.exp(x.astype(np.float64)) * 2.0**58, rtol=4e-7, atol=0)
+    assert (found >= np.finfo(np.float32).tiny).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["exp", "expm1", "expm1_minus_x", "exp_weight"])
+def test_ends_and_nan(name, dtype) -> None:
+    function = getattr(vector_math, name)
+    found = _applied(numba.njit(lambda x: function(x)), np.array([np.nan, -np.inf, -1e4], dtype))
+    assert np.isnan(found[0])
+    assert not np.isnan(found[2])
+    if name in ("exp", "exp_weight"):
+        assert 0 <= found[1] < 1e-29
+    if name == "expm1":
+        assert found[1] == -1
+
+
+def test_maximum_loses_nan() -> None:
+    @numba.njit
+    def larger(x, y):
+        return vector_math.maximum(x, y)
+
+    assert larger(np.float32(1), np.float32(2)) == 2
+    assert larger(np.float64("nan"), np.float64(2)) == 2
