@@ -45,7 +45,8 @@ def digits(seed: int = 0) -> MultimodalData:
 
 
 def _frequencies(images: Tensor) -> Tensor:
-    return torch.fft.rfft2(images).abs().log1p().flatten(1)
+    magnitudes: Tensor = torch.fft.rfft2(images).abs()
+    return magnitudes.log1p().flatten(1)
 
 
 def _profiles(images: Tensor) -> Tensor:

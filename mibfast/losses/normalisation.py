@@ -26,5 +26,5 @@ def unit(z: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _unit(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.masked_fill(norm == 0, torch.inf)

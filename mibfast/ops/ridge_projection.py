@@ -23,8 +23,8 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
 
     where the K rows of `basis` are the columns of A. OVA-IB (arXiv 2605.29900), Eq. 11. The Gram matrix and its
     Cholesky factor are float64 for every input dtype, so nearly dependent bases project exactly. Where the rounding of
-    the Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised, for each basis vector by itself,
-    to 2^-40 of its squared norm.
+    the Gram matrix comes near `ridge` (duplicates at a large scale), `ridge` is raised, for each basis vector by
+    itself, to 2^-40 of its squared norm.
 
     Parameters
     ----------

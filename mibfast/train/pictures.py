@@ -56,7 +56,7 @@ def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: Tens
         axes.legend(frameon=False, fontsize=8, loc="lower left")
     handles = [
         plt.Line2D([], [], marker="o", linestyle="", color=colours(int(k) % 10), label=str(int(k)))
-        for k in labels.unique()
+        for k in sorted(set(labels.tolist()))
     ]
     figure.legend(handles=handles, title="class", loc="outside right center", frameon=False)
     figure.suptitle("Test embeddings by t-SNE", fontsize=11)
