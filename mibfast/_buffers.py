@@ -7,6 +7,7 @@ most `MIBFAST_BUFFER_CACHE` MiB wait at a time; the oldest go first.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -66,7 +67,7 @@ def _take(size: int) -> np.ndarray[Any, Any] | None:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Return an uninitialised array, on kept memory where some of its size waits."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < _SMALLEST or not _limit:
         return np.empty(shape, dtype)
     buffer = _take(size)
