@@ -178,7 +178,9 @@ def in_readme(readme: str, table: str) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "not run" if seconds is None else f"{seconds * 1e3:.3g} ms"
+    if seconds is None:
+        return "not run"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def markdown(results: dict[str, Any]) -> str:

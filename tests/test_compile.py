@@ -49,7 +49,7 @@ def test_registered_operations_are_what_torch_expects() -> None:
     tau = torch.tensor(0.1)
     calls = {
         "info_nce_losses": (z[0], z[1], tau, 0, True, True, 0.1, "cpu"),
-        "info_nce_mean": (z[0], z[1], tau, [True, True, True], 0, False, 0.0, "cpu"),
+        "info_nce_mean": (z[0], z[1], tau, [True, True, True], 0, False, True, 0.0, "cpu"),
         "one_vs_all_mean": (z, tau, 1e-8, "per_sample", False, True, "cpu"),
         "one_vs_all_losses": (z, tau, 1e-8, "pairwise", False, "cpu"),
         "projection_scores": (z[0], torch.stack(z[1:], 1), 1e-8, "cpu"),

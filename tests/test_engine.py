@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mibfast import functional
 from mibfast.kernels.compilation import inline
 from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores_cpu
 from mibfast.kernels.pairwise.rows_cpu import Rows
@@ -68,6 +69,27 @@ def test_blocks_and_slots_join(n, dtype) -> None:
     torch.testing.assert_close(
         row_lse, torch.logsumexp(3.0 * q.double() @ b.double().T, 1), rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("included", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("n", [2, 40, 1024, 1025])
+def test_both_ways_in_one_tile_and_in_more(n, smoothing, included) -> None:
+    """Up to 1024 rows the gradient comes from the tile of the loss, with more from a second sweep."""
+    if smoothing and not included:
+        return
+    q, b = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    options = {"positive_in_denominator": included, "symmetric": True, "label_smoothing": smoothing}
+    columns = engine_cpu.Columns(b.detach().float()[None], torch.empty(0, n))
+    assert engine_cpu.fits_one_tile(Rows(q.detach().float()), columns) == (n <= 1024)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, b)]
+        loss = functional.info_nce(*leaves, 0.4, **options, backend="cpu")
+        truth = functional.info_nce(q, b, 0.4, **options, backend="reference")
+        assert abs(loss.item() - truth.item()) <= tolerance * max(1.0, abs(truth.item()))
+        expected = torch.autograd.grad(truth, (q, b))
+        for a, e in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+            assert (a.double() - e).norm() <= tolerance * e.norm()
 
 
 def test_tiles_stay_small_however_many_columns() -> None:

@@ -6,8 +6,8 @@ label smoothing and s-bar a mean of scores, the loss of sample i is
     one way     R_i - (1 - eps) p_i - eps mean_j s_ij
     both ways   half the sum of that and C_i - (1 - eps) p_i - eps mean_j s_ji.
 
-One way with a mean over samples takes one sweep and 3 GEMMs; everything else takes one for the loss and one for the
-gradient, 4 GEMMs.
+With a mean over samples, one way takes one sweep and 3 GEMMs, and so do both ways where all pairs fit one tile (a
+thousand samples); everything else takes a sweep for the loss and one for the gradient, 4 GEMMs.
 """
 
 from __future__ import annotations
@@ -128,6 +128,50 @@ def sum_with_gradient(
     )
     each = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective)
     return torch.tensor(weight * each.sum(), dtype=torch.float64)
+
+
+@_QUIET
+def sum_both_ways_with_gradient(
+    score: int,
+    rows: Rows,
+    columns: engine.Columns,
+    objective: Objective,
+    weight: float,
+    gradients: engine.Gradients,
+) -> Tensor:
+    """`weight` times the sum of two-way InfoNCE, a float64 scalar, and its gradients: from one tile where it serves."""
+    if engine.fits_one_tile(rows, columns):
+
+        def weigh_columns(row_state: np.ndarray, state: np.ndarray, reference: float) -> np.ndarray | None:
+            sums = state[reductions.COLUMN_SUM]
+            lse = _column_lse(sums, reference, rows.dtype)
+            # NaN, infinities and columns far below the others fail the comparison.
+            if not (reference > -np.inf and float((reference - lse).max()) <= _LARGEST_EXCESS[rows.dtype]):
+                return None
+            row_state[reductions.ROW_MAXIMUM] -= reference
+            weights = np.zeros((3, columns.count), rows.numpy_dtype)
+            weights[reductions.COLUMN_SOFTMAX] = 1.0 / sums
+            return weights
+
+        row_state, column_state, reference, done = engine.reduce_both_ways_with_gradient(
+            score,
+            objective.reduction,
+            rows,
+            columns,
+            objective.offset,
+            objective.flags,
+            upstream=weight,
+            label_smoothing=objective.label_smoothing,
+            weigh_columns=weigh_columns,
+            gradients=gradients,
+        )
+        if done:
+            column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
+            return torch.tensor(weight * _losses(row_state, column_state, column_lse, objective).sum())
+    each, row_lse, column_lse_tensor = losses(score, rows, columns, objective)
+    upstream = torch.full((rows.n,), weight, dtype=torch.float64)
+    losses_gradient(score, rows, columns, objective, upstream, row_lse, column_lse_tensor, gradients)
+    return weight * each.double().sum()
 
 
 @_QUIET
@@ -259,13 +303,15 @@ def info_nce_mean(
     needed: list[bool],
     offset: int,
     positive_in_denominator: bool,
+    symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of one-way InfoNCE and its gradients, as `info_nce_backward` gives them."""
+    """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them."""
     rows, columns = _operands(query, key, temperature, needed[2])
     gradients = _gradients(query, key, rows.dtype, needed)
-    objective = Objective(offset, positive_in_denominator, False, label_smoothing)
-    loss = sum_with_gradient(scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients)
+    objective = Objective(offset, positive_in_denominator, symmetric, label_smoothing)
+    sweep = sum_both_ways_with_gradient if symmetric else sum_with_gradient
+    loss = sweep(scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients)
     return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature)
 
 

@@ -4,7 +4,8 @@ A block of B rows against all K N' columns is one `torch.mm` into a tile [B, K N
 inner products into scores, reduces them, and, where a gradient is wanted, replaces them by dL/dtile, which two more
 GEMMs turn into the gradients of rows and columns. Nothing of size N x N' is stored.
 
-Cost in GEMMs of 2 N N' K d FLOPs: `reduce` 1; `reduce_with_gradient` 3; `gradient` 3, after a `reduce` so 4 together.
+Cost in GEMMs of 2 N N' K d FLOPs: `reduce` 1; `reduce_with_gradient` 3; `gradient` 3, after a `reduce` so 4 together;
+`reduce_both_ways_with_gradient`, for what fits one tile, 3.
 The row passes add for each score one exponential (0.43 ns on one core) and a maximum (0.17 ns), against 2 d FLOPs a
 GEMM (2 ns at d = 256 on two cores): one tenth of three GEMMs. Memory beyond operands and results is the tile and a few
 vectors. Measurements: `benches/notes/cpu-measurements.md`.
@@ -127,6 +128,38 @@ def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
 
 
 @functools.cache
+def _weigh_merged_rows(score: int, reduction: int) -> Callable[..., None]:
+    @kernel
+    def weigh_merged_rows(
+        tile: Any,
+        begin: int,
+        end: int,
+        column_statistics: Any,
+        offset: int,
+        flags: int,
+        row_state: Any,
+        column_weights: Any,
+        scratch: Any,
+        upstream: float,
+        label_smoothing: float,
+        factors: Any,
+        column_gradient: Any,
+    ) -> None:
+        for row in range(begin, end):
+            tiles = tile[row]
+            s = tiles[0]
+            factor = reductions.weigh_merged_row(
+                reduction, s, row, row + offset, flags, row_state, column_weights, upstream, label_smoothing
+            )
+            factors[row] = factor
+            scores.score_gradient_row(
+                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
+            )
+
+    return weigh_merged_rows
+
+
+@functools.cache
 def _reduce_columns(score: int) -> Callable[..., None]:
     @kernel
     def reduce_columns(
@@ -232,6 +265,7 @@ class _Tiles:
         self.statistics = columns.statistics.numpy()
         self.statistics_gradient = np.zeros((self.slots, *columns.statistics.shape), numpy_dtype)
         self._flat = columns.operands.view(width, self.d)
+        self._row_gradient: Tensor | None = None
 
     def run(
         self,
@@ -240,30 +274,44 @@ class _Tiles:
         after_tile: Callable[[], None] = lambda: None,
     ) -> None:
         """Call `rows_function(first, begin, end, slot)` for every slot of every block, between the GEMMs."""
-        wants_rows = gradients is not None and (gradients.rows is not None or self.rows.scaled)
-        row_gradient = torch.empty(self.size if wants_rows else 0, self.d, dtype=self._flat.dtype)
         for first in range(0, self.n, self.size):
-            last = min(first + self.size, self.n)
-            count = last - first
-            tile = self._tile[:count]
-            block = self.rows.block(first, last)
-            torch.mm(block, self._flat.T, out=tile)
-            bounds = [count * slot // self.slots for slot in range(self.slots + 1)]
-            parallel(lambda slot: rows_function(first, bounds[slot], bounds[slot + 1], slot), self.slots)  # noqa: B023
+            count = min(self.size, self.n - first)
+            self.load(first, count)
+            self.each_slot(rows_function, first, count)
             after_tile()
-            if gradients is None:
-                continue
-            if gradients.columns is not None:
-                flat_gradient = gradients.columns.view(self._flat.shape)
-                weighted = self.rows.weighted(self.factors, count)
-                if first == 0:
-                    torch.mm(tile.T, weighted, out=flat_gradient)
-                else:
-                    flat_gradient.addmm_(tile.T, weighted)
-            if wants_rows:
-                torch.mm(tile, self._flat, out=row_gradient[:count])
-                self.rows.add_gradient(first, count, row_gradient, self.factors, gradients.rows)
-        if gradients is not None and gradients.statistics is not None:
+            if gradients is not None:
+                self.bring_back(first, count, gradients)
+        if gradients is not None:
+            self.finish(gradients)
+
+    def load(self, first: int, count: int) -> None:
+        """Form the inner products of a block of rows: the first GEMM."""
+        torch.mm(self.rows.block(first, first + count), self._flat.T, out=self._tile[:count])
+
+    def each_slot(self, rows_function: Callable[[int, int, int, int], None], first: int, count: int) -> None:
+        """Call `rows_function(first, begin, end, slot)` for the rows of a block, cut into slots."""
+        bounds = [count * slot // self.slots for slot in range(self.slots + 1)]
+        parallel(lambda slot: rows_function(first, bounds[slot], bounds[slot + 1], slot), self.slots)
+
+    def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
+        """Turn a tile of gradients into those of columns and rows: the other two GEMMs."""
+        tile = self._tile[:count]
+        if gradients.columns is not None:
+            flat_gradient = gradients.columns.view(self._flat.shape)
+            weighted = self.rows.weighted(self.factors, count)
+            if first == 0:
+                torch.mm(tile.T, weighted, out=flat_gradient)
+            else:
+                flat_gradient.addmm_(tile.T, weighted)
+        if gradients.rows is not None or self.rows.scaled:
+            if self._row_gradient is None:
+                self._row_gradient = torch.empty(self.size, self.d, dtype=self._flat.dtype)
+            torch.mm(tile, self._flat, out=self._row_gradient[:count])
+            self.rows.add_gradient(first, count, self._row_gradient, self.factors, gradients.rows)
+
+    def finish(self, gradients: Gradients) -> None:
+        """Add up what the slots gathered for the columns' statistics."""
+        if gradients.statistics is not None:
             gradients.statistics.copy_(torch.from_numpy(self.statistics_gradient.sum(0)))
 
 
@@ -288,9 +336,9 @@ class _ColumnStates:
 def reduce(
     score: int, reduction: int, rows: Rows, columns: Columns, offset: int, flags: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Reduce all pairs: the row state [3, N], the column state [2, N'] and the reference of its sums, float64."""
+    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64."""
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -358,9 +406,9 @@ def reduce_with_gradient(
     label_smoothing: float,
     gradients: Gradients,
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [3, N]."""
+    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N]."""
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((3, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -384,6 +432,80 @@ def reduce_with_gradient(
 
     tiles.run(of_rows, gradients, states.merge)
     return row_state
+
+
+def fits_one_tile(rows: Rows, columns: Columns) -> bool:
+    """Whether all rows fit one tile, and their scores stay in it: what `reduce_both_ways_with_gradient` needs."""
+    k, n_columns, _ = columns.operands.shape
+    return k == 1 and rows.n <= _tile_rows(n_columns * columns.operands.dtype.itemsize)
+
+
+def reduce_both_ways_with_gradient(
+    score: int,
+    reduction: int,
+    rows: Rows,
+    columns: Columns,
+    offset: int,
+    flags: int,
+    *,
+    upstream: float,
+    label_smoothing: float,
+    weigh_columns: Callable[[np.ndarray, np.ndarray, float], np.ndarray | None],
+    gradients: Gradients,
+) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Reduce rows and columns and form gradients from one tile: 3 GEMMs, where more tiles need 4.
+
+    `weigh_columns` gets the row state, the column state and its reference, and gives the column weights [3, N'], or
+    None where the tile cannot serve: then no gradient is formed, as the last result says. The others are those of
+    `reduce`.
+    """
+    tiles = _Tiles(score, rows, columns)
+    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    add_rows, weigh_rows = _reduce_rows(score, reduction), _weigh_merged_rows(score, reduction)
+
+    def add(first: int, begin: int, end: int, slot: int) -> None:
+        add_rows(
+            tiles.tile,
+            first,
+            begin,
+            end,
+            tiles.statistics,
+            offset,
+            flags,
+            row_state,
+            states.slots[slot],
+            states.references[slot],
+            tiles.scratch[slot],
+        )
+
+    tiles.load(0, tiles.n)
+    tiles.each_slot(add, 0, tiles.n)
+    states.merge()
+    weights = weigh_columns(row_state, states.whole, states.reference)
+    if weights is None:
+        return row_state, states.whole, states.reference, False
+
+    def weigh(first: int, begin: int, end: int, slot: int) -> None:
+        weigh_rows(
+            tiles.tile,
+            begin,
+            end,
+            tiles.statistics,
+            offset,
+            flags,
+            row_state,
+            weights,
+            tiles.scratch[slot],
+            upstream,
+            label_smoothing,
+            tiles.factors,
+            tiles.statistics_gradient[slot],
+        )
+
+    tiles.each_slot(weigh, 0, tiles.n)
+    tiles.bring_back(0, tiles.n, gradients)
+    tiles.finish(gradients)
+    return row_state, states.whole, states.reference, True
 
 
 def gradient(

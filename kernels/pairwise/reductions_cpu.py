@@ -4,15 +4,17 @@ A reduction consists of
 
 - `add_row(scores, row, positive, flags, row_state, column_state, reference)`: adds a row of scores, overwriting it with
   what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive,
-  `row_state` [3, N] float64 holds results; `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and
+  `row_state` [5, N] float64 holds results; `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and
   -inf for each tile and merged by :func:`merge_columns`;
 - `weigh_added_row(scores, positive, flags, total, upstream, label_smoothing)`: turns what `add_row` left into dL/ds,
   up to a factor, which it returns (the fused sweep);
+- `weigh_merged_row(scores, row, positive, flags, row_state, column_weights, upstream, label_smoothing)`: the same where
+  columns matter too, after all rows of the only tile have been added and merged;
 - `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
   it returns, from the results of an earlier sweep.
 
 `flags` says what is asked for: the positive left out, running sums of scores. To add a reduction: write
-the three, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS` and `_WEIGH_ROWS`.
+them, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and `_WEIGH_ROWS`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ TOTALS = 2
 SEPARATE_EXPONENTIALS = 4
 
 # Rows of `row_state` and `column_state`.
-LSE, POSITIVE, TOTAL = 0, 1, 2
+LSE, POSITIVE, TOTAL, ROW_MAXIMUM, ROW_SUM = 0, 1, 2, 3, 4
+ROW_STATES = 5
 COLUMN_SUM, COLUMN_TOTAL = 0, 1
 
 # Rows of `row_weights` and of `column_weights`; see `weigh_row`.
@@ -158,11 +161,13 @@ def _two_way_log_sum_exp_add_row(
             reference[0] = largest
         scale = scores.dtype.type(math.exp(largest - reference[0]))
         total = _exponentials_and_columns(scores, largest, scale, columns)
+        row_state[ROW_MAXIMUM, row], row_state[ROW_SUM, row] = largest, total
         row_state[LSE, row] = largest + math.log(total / weight_scale(largest))
         return total
     zero = scores.dtype.type(0.0)
     total = 0.0 * _exponentials_and_columns(scores, zero, zero, columns)
     row_state[LSE, row] = total - np.inf
+    row_state[ROW_MAXIMUM, row], row_state[ROW_SUM, row] = -np.inf, 1.0 + total
     return 1.0 + total
 
 
@@ -179,6 +184,38 @@ def _log_sum_exp_weigh_added_row(
         for j in range(scores.size):
             scores[j] -= even
     return upstream / total
+
+
+@inline
+def _two_way_log_sum_exp_weigh_merged_row(
+    scores: Any,
+    row: Any,
+    positive: Any,
+    flags: Any,
+    row_state: Any,
+    column_weights: Any,
+    upstream: Any,
+    label_smoothing: Any,
+) -> Any:
+    """upstream / 2 (softmax of the row + softmax of the column - 2 target), divided by upstream / (2 row sum).
+
+    `scores` holds e_ij = exp_weight(s_ij - m_i). With a reference c of all columns and y_j = e^(c - C_j) / weight_scale
+    in `column_weights`, the column's softmax is e_ij e^(m_i - c) y_j; ROW_MAXIMUM holds m_i - c.
+    """
+    number = scores.dtype.type
+    total = row_state[ROW_SUM, row]
+    x, y = number(math.exp(row_state[ROW_MAXIMUM, row]) * total), column_weights[COLUMN_SOFTMAX]
+    one = number(1.0)
+    for j in range(scores.size):
+        scores[j] *= one + x * y[j]
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = 0.0
+    scores[positive] -= 2.0 * (1.0 - label_smoothing) * total
+    if label_smoothing > 0.0:
+        even = number(2.0 * label_smoothing * total / scores.size)
+        for j in range(scores.size):
+            scores[j] -= even
+    return 0.5 * upstream / total
 
 
 @inline
@@ -244,8 +281,9 @@ def _two_way_log_sum_exp_weigh_row(
 
 
 _ADD_ROWS = {LOG_SUM_EXP: _log_sum_exp_add_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_add_row}
-# Two ways take a second sweep for the gradient: a column is not summed before the last row.
 _WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row}
+# A column is not summed before the last row: with more than one tile two ways take a second sweep for the gradient.
+_WEIGH_MERGED_ROWS = {TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_merged_row}
 _WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row}
 
 
@@ -315,6 +353,53 @@ def _weigh_added_row(
         reduction: Any, scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
     ) -> Any:
         return function(scores, positive, flags, total, upstream, label_smoothing)
+
+    return implementation
+
+
+def weigh_merged_row(
+    reduction: int,
+    scores: Any,
+    row: Any,
+    positive: Any,
+    flags: Any,
+    row_state: Any,
+    column_weights: Any,
+    upstream: Any,
+    label_smoothing: Any,
+) -> Any:
+    """Turn an added row into dL/ds after the merge, by the reduction's code."""
+    raise NotImplementedError("called from kernels only")
+
+
+@overload(weigh_merged_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+def _weigh_merged_row(
+    reduction: Any,
+    scores: Any,
+    row: Any,
+    positive: Any,
+    flags: Any,
+    row_state: Any,
+    column_weights: Any,
+    upstream: Any,
+    label_smoothing: Any,
+) -> Any:
+    if not isinstance(reduction, types.IntegerLiteral):
+        return None  # the engine gives a constant; Numba also tries without
+    function = _WEIGH_MERGED_ROWS[reduction.literal_value]
+
+    def implementation(
+        reduction: Any,
+        scores: Any,
+        row: Any,
+        positive: Any,
+        flags: Any,
+        row_state: Any,
+        column_weights: Any,
+        upstream: Any,
+        label_smoothing: Any,
+    ) -> Any:
+        return function(scores, row, positive, flags, row_state, column_weights, upstream, label_smoothing)
 
     return implementation
 

@@ -106,7 +106,7 @@ def info_nce(
     objective = (offset, bool(positive_in_denominator), bool(symmetric), smoothing)
     tau = temperature_tensor(temperature)
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or tau.requires_grad)
-    if reduction == "mean" and wanted and not symmetric:
+    if reduction == "mean" and wanted:
         return _MeanInfoNCE.apply(chosen, query, key, tau, objective)  # type: ignore[no-any-return,no-untyped-call]
     losses = _InfoNCE.apply(chosen, query, key, tau, objective)  # type: ignore[no-untyped-call]
     return reduced(losses, reduction)
@@ -195,12 +195,13 @@ def info_nce_mean(
     needed: list[bool],
     offset: int,
     positive_in_denominator: bool,
+    symmetric: bool,
     label_smoothing: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     launcher = kernels("pairwise", backend).info_nce_mean
     return launcher(  # type: ignore[no-any-return]
-        query, key, temperature, needed, offset, positive_in_denominator, label_smoothing
+        query, key, temperature, needed, offset, positive_in_denominator, symmetric, label_smoothing
     )
 
 
@@ -228,7 +229,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 class _MeanInfoNCE(torch.autograd.Function):
-    """The mean of one direction: loss and gradient in one sweep, so that the backward has only to scale."""
+    """The mean: the gradient is formed with the loss, so that the backward has only to scale."""
 
     @staticmethod
     def forward(
@@ -239,11 +240,8 @@ class _MeanInfoNCE(torch.autograd.Function):
         temperature: Tensor,
         objective: tuple[int, bool, bool, float],
     ) -> Tensor:
-        offset, positive_in_denominator, _, smoothing = objective
         needed = list(ctx.needs_input_grad[1:4])
-        loss, *gradients = info_nce_mean(
-            query, key, temperature, needed, offset, positive_in_denominator, smoothing, backend
-        )
+        loss, *gradients = info_nce_mean(query, key, temperature, needed, *objective, backend)
         ctx.save_for_backward(*gradients)
         return loss  # type: ignore[no-any-return]
 
