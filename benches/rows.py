@@ -167,7 +167,7 @@ def _info_nce_row(n: int) -> Row:
             Bar("torch.compile", least=0.9),
             Bar("4 GEMMs", most=1.2),
         ],
-        rounds=7 if n <= 4096 else 3,
+        rounds=7 if n <= 4096 else 5,
         # A few matrices [N, d] and the tile: nothing that grows with N^2.
         workspace_bytes=8 * n * 256 * 4 + 24 * 2**20,
         workspace_of=("eager", "torch.compile"),

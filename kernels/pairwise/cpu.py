@@ -242,9 +242,10 @@ def _operands(query: Tensor, key: Tensor, temperature: Tensor, needs_temperature
 
 
 def _gradients(query: Tensor, key: Tensor, dtype: torch.dtype, needed: list[bool]) -> engine.Gradients:
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
     return engine.Gradients(
-        torch.zeros(query.shape, dtype=dtype) if needed[0] else None,
-        torch.empty(1, *key.shape, dtype=dtype) if needed[1] else None,
+        torch.from_numpy(_buffers.empty(tuple(query.shape), numpy_dtype)).zero_() if needed[0] else None,
+        torch.from_numpy(_buffers.empty((1, *key.shape), numpy_dtype)) if needed[1] else None,
         None,
     )
 

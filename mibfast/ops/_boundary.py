@@ -13,8 +13,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mibfast import _buffers
+
+_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def kernels(folder: str, backend: str) -> ModuleType:
@@ -62,6 +67,14 @@ def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
         return launch
 
     return decorate
+
+
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """Return gradient times a 0-d upstream gradient, in the gradient's dtype, on kept memory where there is some."""
+    if torch.compiler.is_compiling() or gradient.dtype not in _NUMPY_DTYPES or gradient.device.type != "cpu":
+        return (gradient * upstream).to(gradient.dtype)
+    out = torch.from_numpy(_buffers.empty(tuple(gradient.shape), _NUMPY_DTYPES[gradient.dtype]))
+    return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
 
 
 class _Refused(torch.autograd.Function):

@@ -16,6 +16,7 @@ from mibfast.ops._boundary import (
     kernels,
     operation,
     reduced,
+    scaled,
     temperature_tensor,
 )
 
@@ -250,4 +251,4 @@ class _MeanInfoNCE(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         needed = ctx.needs_input_grad[1:4]
         gradients = zip(ctx.saved_tensors, needed, strict=True)
-        return None, *((g * upstream).to(g.dtype) if need else None for g, need in gradients), None
+        return None, *(scaled(g, upstream) if need else None for g, need in gradients), None

@@ -18,6 +18,7 @@ from mibfast.ops._boundary import (
     kernels,
     operation,
     reduced,
+    scaled,
     temperature_tensor,
 )
 
@@ -200,4 +201,4 @@ class _MeanOneVsAllInfoNCE(torch.autograd.Function):
     @first_order(_NAME)
     def backward(ctx: Any, upstream: Tensor) -> Any:
         gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *((g * upstream).to(g.dtype) if need else None for g, need in gradients)
+        return None, None, *(scaled(g, upstream) if need else None for g, need in gradients)
