@@ -12,6 +12,11 @@ from torch import Tensor
 
 Embeddings: TypeAlias = Sequence[Tensor] | Tensor | Mapping[str, Tensor]
 
+
+class InputError(ValueError):
+    """What the user of a command, a data set or a run can put right, said in one line."""
+
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from mibfast.data.multimodal import MultimodalData, standardised
+import numpy as np
+from numpy.typing import NDArray
 
 
-def digits(seed: int = 0) -> MultimodalData:
-    """Load scikit-learn's 1797 handwritten digits of 8 x 8 pixels, bundled with it, as three modalities.
+def read_digits() -> tuple[dict[str, NDArray[Any]], NDArray[Any], None]:
+    """Read scikit-learn's 1797 handwritten digits of 8 x 8 pixels, bundled with it, as three modalities.
 
     - `pixels` [64]: the image;
     - `frequencies` [40]: magnitudes of its two-dimensional Fourier transform without the half that repeats, as
       log(1 + magnitude): blind to where the digit stands;
     - `profiles` [32]: sums of the 8 rows, of the 8 columns and of the 16 zones of 2 x 2 pixels.
 
-    Parameters
-    ----------
-    seed : int
-        Of the split, 60% to 20% to 20% with each digit's share kept.
-
     Returns
     -------
-    MultimodalData
+    views : mapping from a modality's name to array [1797, features], float32
+    labels : array [1797], int64
+    split : None
+        There is no split of their own.
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     source = load_digits()
-    images = torch.from_numpy(source.images).float()
-    labels = torch.from_numpy(source.target).long()
-    indices = torch.arange(len(labels)).numpy()
-    rest, test = train_test_split(indices, test_size=0.2, random_state=seed, stratify=source.target)
-    train, validation = train_test_split(rest, test_size=0.25, random_state=seed, stratify=source.target[rest])
-    splits = {
-        name: torch.from_numpy(part).sort().values
-        for name, part in (("train", train), ("validation", validation), ("test", test))
+    images = source.images.astype(np.float32)
+    views = {
+        "pixels": images.reshape(len(images), -1),
+        "frequencies": _frequencies(images),
+        "profiles": _profiles(images),
     }
-    views = {"pixels": images.flatten(1), "frequencies": _frequencies(images), "profiles": _profiles(images)}
-    return MultimodalData(
-        "digits", {name: standardised(view, splits["train"]) for name, view in views.items()}, labels, splits
-    )
+    return views, source.target.astype(np.int64), None
 
 
-def _frequencies(images: Tensor) -> Tensor:
-    magnitudes: Tensor = torch.fft.rfft2(images).abs()
-    return magnitudes.log1p().flatten(1)
+def _frequencies(images: NDArray[Any]) -> NDArray[Any]:
+    magnitudes = np.abs(np.fft.rfft2(images))
+    return np.log1p(magnitudes).reshape(len(images), -1).astype(np.float32)
 
 
-def _profiles(images: Tensor) -> Tensor:
-    zones = images.unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4)).flatten(1)
-    return torch.cat([images.sum(2), images.sum(1), zones], dim=1)
+def _profiles(images: NDArray[Any]) -> NDArray[Any]:
+    n = len(images)
+    zones = images.reshape(n, 4, 2, 4, 2).sum((2, 4)).reshape(n, -1)
+    return np.concatenate([images.sum(2), images.sum(1), zones], axis=1)

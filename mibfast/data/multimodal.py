@@ -2,72 +2,282 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+import hashlib
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mibfast._check import InputError
+
 SPLITS = ("train", "validation", "test")
+FRACTIONS = (0.6, 0.2, 0.2)
+
+# Rows that are looked at in one go, in bytes, where all of them are.
+_CHUNK_BYTES = 1 << 24
+# Rows taken from a mapped file before its pages are given back: each can pull in 64 KiB.
+_ROWS_KEPT_MAPPED = 4096
+
+Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+class DataError(InputError):
+    """Data that cannot be used, said in one line."""
+
+
+@dataclass(frozen=True, repr=False)
 class MultimodalData:
     """Views of N samples, their labels, and which samples belong to which split.
 
     Attributes
     ----------
     name : str
-    views : mapping from a modality's name to Tensor [N, features]
-        float32, standardised by the training split's mean and standard deviation.
-    labels : Tensor [N]
-        int64.
+    views : mapping from a modality's name to array [N, ...]
+        As they came: any real dtype, not standardised, possibly mapped from files larger than memory.
+    labels : array [N] or [N, K], optional
+        Of int64 or strings: classes. Of float64: targets of a regression.
     splits : mapping from "train", "validation" and "test" to Tensor [n]
-        Indices of samples; every sample is in one split.
+        Indices of samples, int64; every sample is in one split.
     """
 
     name: str
-    views: Mapping[str, Tensor]
-    labels: Tensor
+    views: Mapping[str, NDArray[Any]]
+    labels: NDArray[Any] | None
     splits: Mapping[str, Tensor]
+    _taken: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
-    def split(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the views and labels of one split."""
-        if name not in self.splits:
-            raise ValueError(f"unknown split {name!r}; expected one of {', '.join(map(repr, self.splits))}")
-        chosen = self.splits[name]
-        return {modality: view[chosen] for modality, view in self.views.items()}, self.labels[chosen]
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(view.shape)}" for name, view in self.views.items())
+        splits = ", ".join(f"{name} {len(part)}" for name, part in self.splits.items())
+        labels = "no labels" if self.labels is None else f"labels {list(self.labels.shape)} {self.labels.dtype}"
+        return f"MultimodalData({self.name!r}: {shapes}; {labels}; {splits})"
+
+    def __len__(self) -> int:
+        """Return the number of samples N."""
+        return len(next(iter(self.views.values())))
+
+    @property
+    def mapped(self) -> bool:
+        """Whether a view is mapped from a file."""
+        return any(_file_mapping(view) is not None for view in self.views.values())
+
+    def indices(self, split: str) -> Tensor:
+        """Return the indices of one split's samples; `"all"` is every sample."""
+        if split == "all":
+            return torch.arange(len(self))
+        if split not in self.splits:
+            raise DataError(
+                f"{self.name}: unknown split {split!r}; expected one of " + ", ".join(map(repr, (*self.splits, "all")))
+            )
+        return self.splits[split]
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """Return the views of some samples as new tensors, float64 where they are wider than float32, else float32."""
+        chosen = indices.numpy()
+        return {name: self._rows(name, view, chosen) for name, view in self.views.items()}
+
+    def _rows(self, name: str, view: NDArray[Any], chosen: NDArray[Any]) -> Tensor:
+        rows = torch.from_numpy(_floating(np.take(np.asarray(view), chosen, axis=0)))
+        mapping = _file_mapping(view)
+        if mapping is not None:
+            taken = self._taken.get(name, 0) + len(chosen)
+            if taken >= _ROWS_KEPT_MAPPED:
+                # The pages stay in the system's cache; this process no longer holds them.
+                mapping.madvise(mmap.MADV_DONTNEED)
+                taken = 0
+            self._taken[name] = taken
+        return rows
+
+    def split(self, name: str) -> tuple[dict[str, Tensor], NDArray[Any] | None]:
+        """Return the views and labels of one split, or of `"all"` samples, in memory."""
+        chosen = self.indices(name)
+        return self.take(chosen), None if self.labels is None else self.labels[chosen.numpy()]
+
+    def only(self, modalities: Sequence[str]) -> MultimodalData:
+        """Return the data with some of the modalities, in the order given.
+
+        Raises
+        ------
+        DataError
+            For a modality that is not there, or that is named twice.
+        """
+        for name in modalities:
+            if name not in self.views:
+                raise DataError(f"{self.name}: no modality {name!r}{nearest(name, self.views)}")
+        if len(set(modalities)) < len(modalities):
+            raise DataError(f"{self.name}: a modality is named twice in {','.join(modalities)}")
+        return replace(self, views={name: self.views[name] for name in modalities})
+
+    def fingerprint(self) -> str:
+        """Return a digest of names, shapes, dtypes and up to 64 samples spread over the data, and of all labels.
+
+        It tells other data from these, not every change to them.
+        """
+        digest = hashlib.sha256()
+        chosen = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
+        for name, view in self.views.items():
+            digest.update(f"{name} {view.shape} {view.dtype}".encode())
+            digest.update(np.ascontiguousarray(view[chosen]).tobytes())
+        if self.labels is not None:
+            digest.update(f"{self.labels.shape} {self.labels.dtype}".encode())
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
+
+    def statistics(self, progress: Progress = lambda title, done, total: None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each modality's mean and standard deviation over the training split, reading every sample once.
+
+        Of vectors they are taken for each feature; of sequences [N, T, C] for each channel, over time too.
+
+        Parameters
+        ----------
+        progress : callable
+            Called with what is done, and how many of how many rows.
+
+        Returns
+        -------
+        mapping from a modality's name to (Tensor, Tensor)
+            float64; a deviation of zero marks what is constant up to rounding.
+
+        Raises
+        ------
+        DataError
+            For NaN or infinity in any sample, saying where.
+        """
+        in_training = np.zeros(len(self), dtype=bool)
+        in_training[self.indices("train").numpy()] = True
+        total = len(self) * len(self.views)
+        found = {}
+        for position, (name, view) in enumerate(self.views.items()):
+            moments = _Moments(channel_axes(view.ndim), view.dtype)
+            for start, rows in _chunks(view):
+                _refuse_what_is_not_finite(self.name, name, rows, start)
+                moments.add(_floating(rows[in_training[start : start + len(rows)]]))
+                progress(f"reading {name}", position * len(self) + start + len(rows), total)
+            found[name] = moments.finish()
+        return found
 
 
-def standardised(view: Tensor, train: Tensor) -> Tensor:
-    """Shift and scale features by the training samples' mean and standard deviation; constant ones become zero."""
-    mean, deviation = view[train].mean(0), view[train].std(0, correction=0)
-    return (view - mean) / torch.where(deviation > 0, deviation, 1.0)
+class _Moments:
+    """Mean and standard deviation of rows that come in chunks (Chan et al. 1983)."""
+
+    def __init__(self, axes: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._axes = axes
+        self._rounding = 0.5 * float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+        self._count, self._mean, self._squares, self._largest = 0, 0.0, 0.0, 0.0
+
+    def add(self, rows: NDArray[Any]) -> None:
+        if not rows.size:
+            return
+        rows = rows.astype(np.float64, copy=False)
+        mean = rows.mean(self._axes)
+        squares = np.square(rows - np.expand_dims(mean, self._axes)).sum(self._axes)
+        count = rows.size // mean.size
+        shift, total = mean - self._mean, self._count + count
+        self._squares = self._squares + squares + shift**2 * (self._count * count / total)
+        self._mean = self._mean + shift * (count / total)
+        self._largest = np.maximum(self._largest, np.abs(rows).max(self._axes))
+        self._count = total
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        mean = np.asarray(self._mean)
+        deviation = np.sqrt(np.asarray(self._squares) / self._count)
+        # What rounding alone would leave is constant.
+        deviation = np.where(deviation > self._rounding * self._largest, deviation, 0.0)
+        return torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(deviation))
 
 
-def load(name: str, seed: int = 0) -> MultimodalData:
-    """Load a data set by its name.
+def channel_axes(ndim: int) -> tuple[int, ...]:
+    """Return the axes of a view [N, ...] over which samples are alike: time too where it is [N, T, C]."""
+    return (0, 1) if ndim == 3 else (0,)
+
+
+def nearest(name: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return the end of a sentence about a name that is not among the valid ones."""
+    close = difflib.get_close_matches(name, list(valid), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(map(repr, valid))}"
+
+
+def split_indices(n: int, labels: NDArray[Any] | None, fractions: Sequence[float], seed: int) -> dict[str, Tensor]:
+    """Split samples at random, each class by the same fractions where labels are classes that are frequent enough.
 
     Parameters
     ----------
-    name : {"digits"}
+    n : int
+    labels : array, optional
+    fractions : three floats
+        Of training, validation and test; positive, with sum 1.
     seed : int
-        Of the split.
 
     Raises
     ------
-    ValueError
-        For an unknown name.
-
-    Examples
-    --------
-    >>> import mibfast.data
-    >>> {name: tuple(view.shape) for name, view in mibfast.data.load("digits").views.items()}
-    {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
+    DataError
+        For fractions that are none, or that leave a split empty.
     """
-    from mibfast.data.digits import digits
+    from sklearn.model_selection import train_test_split
 
-    known = {"digits": digits}
-    if name not in known:
-        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(map(repr, known))}")
-    return known[name](seed)
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(
+            "the split must be three positive fractions with sum 1, for training, validation and test; "
+            f"got {', '.join(f'{x:g}' for x in fractions)}"
+        )
+    sizes = {name: round(n * fraction) for name, fraction in zip(SPLITS[1:], fractions[1:], strict=True)}
+    sizes["train"] = n - sum(sizes.values())
+    for name in SPLITS:
+        if sizes[name] < 1:
+            raise DataError(
+                f"{n} samples split by {', '.join(f'{x:g}' for x in fractions)} leave the {name} split empty"
+            )
+    strata = _strata(labels, min(sizes.values()))
+    rest, test = train_test_split(np.arange(n), test_size=sizes["test"], random_state=seed, stratify=strata)
+    train, validation = train_test_split(
+        rest, test_size=sizes["validation"], random_state=seed, stratify=None if strata is None else strata[rest]
+    )
+    return {
+        name: torch.from_numpy(part).sort().values for name, part in zip(SPLITS, (train, validation, test), strict=True)
+    }
+
+
+def _strata(labels: NDArray[Any] | None, smallest_split: int) -> NDArray[Any] | None:
+    if labels is None or labels.dtype.kind == "f":
+        return None
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    # Two samples a class are what scikit-learn needs at each of the two splits, and a sample a class in each part.
+    return classes if counts.min() >= 4 and len(counts) <= smallest_split else None
+
+
+def _floating(rows: NDArray[Any]) -> NDArray[Any]:
+    narrow = rows.dtype.kind in "biu" and rows.dtype.itemsize <= 2
+    dtype = np.float32 if narrow or rows.dtype in (np.float16, np.float32) else np.float64
+    return np.ascontiguousarray(rows, dtype=dtype)
+
+
+def _chunks(view: NDArray[Any]) -> Any:
+    rows = max(1, _CHUNK_BYTES // max(1, view[0].nbytes))
+    mapping = _file_mapping(view)
+    for start in range(0, len(view), rows):
+        yield start, np.asarray(view[start : start + rows])
+        if mapping is not None:
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _refuse_what_is_not_finite(data: str, modality: str, rows: NDArray[Any], start: int) -> None:
+    if rows.dtype.kind != "f" or np.isfinite(rows).all():
+        return
+    where = np.argwhere(~np.isfinite(rows))[0]
+    value = rows[tuple(where)]
+    kind = "NaN" if np.isnan(value) else "infinity"
+    position = ", ".join(map(str, (start + where[0], *where[1:])))
+    raise DataError(f"{data}: modality {modality!r} holds {kind} at [{position}]")
+
+
+def _file_mapping(view: NDArray[Any]) -> mmap.mmap | None:
+    base: object = view
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

@@ -1,0 +1,259 @@
+"""Data sets by name: bundled digits, the UCI Multiple Features archive, one .npz file, a folder of .npy files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mibfast.data.digits import read_digits
+from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, split_indices
+
+_LABELS, _SPLIT = "labels", "split"
+_MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
+_MFEAT_SAMPLES_PER_CLASS = 200
+
+
+def load(
+    name: str,
+    seed: int = 0,
+    *,
+    modalities: Sequence[str] | None = None,
+    split: Sequence[float] = FRACTIONS,
+) -> MultimodalData:
+    """Load a data set by its name.
+
+    - `"digits"`: scikit-learn's 8 x 8 digits in three views, see :func:`mibfast.data.digits.read_digits`.
+    - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
+      in six views, `fou`, `fac`, `kar`, `pix`, `zer` and `mor`.
+    - `"npz:FILE"`: an array [N, ...] for each modality under its name.
+    - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, mapped into memory and read as needed.
+
+    An .npz file or a folder may also hold `labels`, [N] integers or strings (classes) or [N] or [N, K] floats (a
+    regression's targets), and `split`, [N] strings "train", "validation" or "test", which is then used as it is.
+
+    Parameters
+    ----------
+    name : str
+    seed : int
+        Of the split.
+    modalities : sequence of str, optional
+        The modalities to take, in this order; all of them without.
+    split : three floats
+        Fractions of training, validation and test. Each class is split alike.
+
+    Returns
+    -------
+    MultimodalData
+
+    Raises
+    ------
+    DataError
+        For data that are not there or not usable: object arrays, unequal lengths, fewer than two modalities, dtypes
+        that are no real numbers, NaN among targets, an empty split. NaN and infinity in views are found by
+        :meth:`MultimodalData.statistics`, which has to read all of them.
+
+    Examples
+    --------
+    >>> import mibfast.data
+    >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
+    {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
+    """
+    views, labels, given_split = _read(name)
+    data = from_arrays(views, labels, name=name, seed=seed, split=given_split if given_split is not None else split)
+    if modalities is not None:
+        data = data.only(modalities)
+    if len(data.views) < 2:
+        raise DataError(f"{name}: alignment needs at least 2 modalities, got {', '.join(data.views)}")
+    return data
+
+
+def from_arrays(
+    views: Mapping[str, NDArray[Any] | Tensor],
+    labels: NDArray[Any] | Tensor | None = None,
+    *,
+    name: str = "arrays",
+    seed: int = 0,
+    split: Sequence[float] | NDArray[Any] = FRACTIONS,
+) -> MultimodalData:
+    """Make a data set of arrays or tensors [N, ...], a modality each.
+
+    Parameters
+    ----------
+    views : mapping from a modality's name to array or Tensor [N, ...]
+        Real numbers of any dtype.
+    labels : array or Tensor, optional
+        [N] integers or strings, or [N] or [N, K] floats.
+    name : str
+        For messages.
+    seed : int
+        Of the split.
+    split : three floats, or array [N] of "train", "validation" and "test"
+
+    Raises
+    ------
+    DataError
+        For arrays that do not fit together or hold no real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, mibfast.data
+    >>> data = mibfast.data.from_arrays({"image": np.zeros((10, 8)), "text": np.zeros((10, 5))})
+    >>> {name: len(part) for name, part in data.splits.items()}
+    {'train': 6, 'validation': 2, 'test': 2}
+    """
+    arrays = {str(modality): _checked_view(name, str(modality), view) for modality, view in views.items()}
+    if not arrays:
+        raise DataError(f"{name}: no modalities; expected an array [N, ...] for each of at least 2")
+    lengths = {modality: len(view) for modality, view in arrays.items()}
+    targets = None if labels is None else _checked_labels(name, np.asarray(labels))
+    if targets is not None:
+        lengths[_LABELS] = len(targets)
+    named_split = np.asarray(split) if np.asarray(split).dtype.kind in "USO" else None
+    if named_split is not None:
+        lengths[_SPLIT] = len(named_split)
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{modality} {n}" for modality, n in lengths.items())
+        raise DataError(f"{name}: arrays must be of one length, got {listed}")
+    n = next(iter(lengths.values()))
+    splits = (
+        split_indices(n, targets, [float(x) for x in split], seed)
+        if named_split is None
+        else _named_splits(name, named_split)
+    )
+    return MultimodalData(name, arrays, targets, splits)
+
+
+def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor) -> NDArray[Any]:
+    if isinstance(view, Tensor):
+        view = (view.float() if view.dtype == torch.bfloat16 else view).detach().cpu().numpy()
+    if "." in modality or "," in modality or not modality or hasattr(nn.ModuleDict(), modality):
+        # Modules and weights go by the modality's name.
+        raise DataError(f"{data}: a modality cannot be called {modality!r}; give it another name")
+    if view.dtype.kind not in "biuf":
+        raise DataError(f"{data}: modality {modality!r} must hold real numbers, got dtype {view.dtype}")
+    if view.ndim < 2:
+        raise DataError(
+            f"{data}: modality {modality!r} must be [N, ...], got shape {list(view.shape)}"
+            + ("; labels belong under the name 'labels', a single feature into [N, 1]" if view.ndim == 1 else "")
+        )
+    if not view.size:
+        raise DataError(f"{data}: modality {modality!r} is empty, of shape {list(view.shape)}")
+    return view
+
+
+def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
+    kind = labels.dtype.kind
+    if kind not in "biufU":
+        raise DataError(f"{data}: labels must be integers, strings or floats, got dtype {labels.dtype}")
+    if labels.ndim != 1 and not (kind == "f" and labels.ndim == 2):
+        raise DataError(f"{data}: labels must be [N], or [N, K] floats; got shape {list(labels.shape)}, {labels.dtype}")
+    if kind == "f":
+        bad = np.argwhere(~np.isfinite(labels))
+        if len(bad):
+            raise DataError(f"{data}: labels hold NaN or infinity at [{', '.join(map(str, bad[0]))}]")
+        return labels.astype(np.float64)
+    return labels if kind == "U" else labels.astype(np.int64)
+
+
+def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
+    unknown = sorted(set(split.tolist()) - set(SPLITS))
+    if split.ndim != 1 or unknown:
+        found = f"{unknown[0]!r}" if unknown else f"shape {list(split.shape)}"
+        raise DataError(f"{data}: split must be [N] of 'train', 'validation' or 'test', got {found}")
+    splits = {name: torch.from_numpy(np.flatnonzero(split == name)) for name in SPLITS}
+    for name, part in splits.items():
+        if not len(part):
+            raise DataError(f"{data}: the {name} split is empty")
+    return splits
+
+
+_Read = tuple[Mapping[str, NDArray[Any]], "NDArray[Any] | None", "NDArray[Any] | None"]
+
+
+def _read(name: str) -> _Read:
+    kind, colon, place = name.partition(":")
+    if kind == "digits" and not colon:
+        return read_digits()
+    readers: dict[str, Callable[[str, Path], _Read]] = {"mfeat": _read_mfeat, "npz": _read_npz, "dir": _read_folder}
+    if kind not in readers or not place:
+        forms = ("digits", "mfeat:DIR", "npz:FILE", "dir:FOLDER")
+        raise DataError(f"unknown data set {name!r}; expected {', '.join(forms[:-1])} or {forms[-1]}")
+    return readers[kind](name, Path(place).expanduser())
+
+
+def _read_mfeat(name: str, folder: Path) -> _Read:
+    views = {}
+    for view in _MFEAT_VIEWS:
+        path = folder / f"mfeat-{view}"
+        try:
+            views[view] = np.loadtxt(path, dtype=np.float32, ndmin=2)
+        except OSError as error:
+            raise DataError(f"{name}: cannot read {path}: {error.strerror or 'not there'}") from error
+        except ValueError as error:
+            raise DataError(f"{name}: {path} is not a table of numbers: {error}") from error
+    n = len(next(iter(views.values())))
+    return views, np.arange(n) // _MFEAT_SAMPLES_PER_CLASS, None
+
+
+def _read_npz(name: str, path: Path) -> _Read:
+    try:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise DataError(f"{name}: not an .npz file")
+        with opened as archive:
+            arrays = {key: _read_member(name, archive, key) for key in archive.files}
+    except OSError as error:
+        raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name}: not an .npz file") from error
+    return _named_apart(arrays)
+
+
+def _read_member(name: str, archive: Any, key: str) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = archive[key]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{name}: array {key!r} {_why_unreadable(error)}") from error
+    return found
+
+
+def _read_folder(name: str, folder: Path) -> _Read:
+    if not folder.is_dir():
+        raise DataError(f"{name}: no folder {folder}")
+    paths = sorted(folder.glob("*.npy"))
+    if not paths:
+        raise DataError(f"{name}: no .npy files in {folder}; expected one for each modality")
+    arrays = {}
+    for path in paths:
+        in_memory = path.stem in (_LABELS, _SPLIT)
+        try:
+            array = np.load(path, mmap_mode=None if in_memory else "r", allow_pickle=False)
+        except OSError as error:
+            raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{name}: {path.name} {_why_unreadable(error)}") from error
+        if array.ndim > 1 and not array.flags.c_contiguous and not in_memory:
+            raise DataError(f"{name}: {path.name} is in Fortran order, so its rows cannot be read one at a time")
+        arrays[path.stem] = array
+    return _named_apart(arrays)
+
+
+def _why_unreadable(error: Exception) -> str:
+    if "Object arrays" in str(error):
+        return "is an object array, which would have to be unpickled; save it with a numeric dtype"
+    return f"is damaged: {error}" if str(error) else "is damaged"
+
+
+def _named_apart(arrays: dict[str, NDArray[Any]]) -> _Read:
+    labels, split = arrays.pop(_LABELS, None), arrays.pop(_SPLIT, None)
+    return arrays, labels, split

@@ -1,0 +1,39 @@
+"""Standardisation of raw features by statistics that are kept with the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardisation(nn.Module):
+    """Shift and scale features to mean 0 and standard deviation 1; what is constant becomes 0.
+
+    The difference to the mean is taken in the input's dtype, so that float64 features which are large beside their
+    spread keep their digits; the result is float32.
+
+    Parameters
+    ----------
+    mean, deviation : Tensor [...]
+        Broadcast to an input's last dimensions. Kept as buffers, in float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.nn import Standardisation
+    >>> Standardisation(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 0.0]))(torch.tensor([[3.0, 5.0]]))
+    tensor([[1., 0.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.double())
+        # A feature that never varied in training says nothing, whatever it does later.
+        self.register_buffer("scale", torch.where(deviation > 0, 1 / deviation.double(), 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise features [..., *mean.shape]."""
+        return ((x - self.mean.to(x.dtype)) * self.scale.to(x.dtype)).float()
