@@ -1,18 +1,18 @@
-"""The commands: `demo`, `info`, `verify`, `bench`."""
+"""The application: its commands, and how it ends."""
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import mibfast
+from mibfast._check import InputError
+from mibfast.cli import training
 
 app = typer.Typer(
     add_completion=False,
@@ -20,10 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fast, exact losses of multimodal alignment and of the information bottleneck.",
 )
-
-
-class InputError(Exception):
-    """Something that the user can put right, in one line."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,56 +39,8 @@ def _options(
         print(context.get_help())
 
 
-@app.command()
-def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training samples.")] = 60,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the run, which must not exist. [default: runs/demo-DATE-TIME]")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")] = 0,
-) -> None:
-    """Train OVA-IB and pairwise CLIP on digits."""
-    from rich.console import Console
-
-    from mibfast.train.run import RunConfig, train_and_evaluate
-
-    folder = output or Path("runs") / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    console = Console()
-    started = time.perf_counter()
-    try:
-        metrics = train_and_evaluate(
-            RunConfig(epochs=epochs, seed=seed),
-            folder,
-            progress=console.is_terminal,
-            announce=lambda title: console.print(f"training {title}: {epochs} epochs on handwritten digits"),
-        )
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}" if error.strerror else str(error)) from error
-    console.print(_table(metrics))
-    console.print(
-        "On the test split. Retrieval: of the missing modality by the other two, each method with its own score. "
-        "Loss step: forward and backward of one batch of 64.",
-        style="dim",
-    )
-    console.print(f"{time.perf_counter() - started:.0f} s; the run's folder is {folder}", soft_wrap=True)
-
-
-def _table(metrics: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table("handwritten digits, three views")
-    for found in metrics.values():
-        table.add_column(found["title"], justify="right")
-    parts = {
-        "linear_probe": ("accuracy of a linear probe, {}", "{:.3f}"),
-        "retrieval": ("cross-modal retrieval, {}", "{:.3f}"),
-        "loss_step_ms": ("loss step, {}", "{:.1f} ms"),
-    }
-    for part, (label, form) in parts.items():
-        for name in next(iter(metrics.values()))[part]:
-            table.add_row(label.format(name), *(form.format(found[part][name]) for found in metrics.values()))
-        table.add_section()
-    return table
+for _command in (training.demo, training.fit, training.evaluate, training.embed):
+    app.command()(_command)
 
 
 @app.command()

@@ -1,1 +1,9 @@
 """Training and evaluation: Lightning modules, probes, retrieval, run folders."""
+
+from mibfast.train.alignment import AlignmentModule
+from mibfast.train.config import RunConfig
+from mibfast.train.errors import RunError
+from mibfast.train.fitting import Run, fit, open_run
+from mibfast.train.methods import METHODS
+
+__all__ = ["METHODS", "AlignmentModule", "Run", "RunConfig", "RunError", "fit", "open_run"]

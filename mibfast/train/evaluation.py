@@ -1,67 +1,288 @@
-"""What an alignment is worth: linear probes, cross-modal retrieval, and the time of a loss step."""
+"""What an alignment is worth: probes of every combination of modalities, and retrieval of each by any others."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mibfast.data import MultimodalData
-from mibfast.train.alignment import AlignmentModule
+import mibfast
+from mibfast.data import DataError
+from mibfast.train import pictures
+from mibfast.train.errors import RunError
+from mibfast.train.fitting import Run
+from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Method
+from mibfast.train.probes import PROBES, Probed, probe, task_of
+from mibfast.train.progress import Report
+
+_PROBED_SAMPLES = 20_000
+_POOL = 1000
+_RESAMPLES = 1000
+_CONFIDENCE = 0.95
+# Up to this many modalities every combination is looked at; of more, single ones, all but one, and all.
+_ALL_COMBINATIONS = 6
 
 
-def linear_probe(module: AlignmentModule, data: MultimodalData) -> dict[str, float]:
-    """Test accuracy of logistic regression on each modality's representation, and on `all` of them together."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found.
 
+    Attributes
+    ----------
+    rows : list of dict
+        `task` ("linear probe", "MLP probe", "retrieval"), `modalities`, `metric`, `value`, and the ends `low` and
+        `high` of a 95% confidence interval.
+    title : str
+    interval : str
+        Of what the intervals are.
+    about : dict
+        Runs, data, samples, versions, date.
+    """
+
+    rows: list[dict[str, Any]]
+    title: str
+    interval: str
+    about: dict[str, Any]
+
+    def value(self, task: str, metric: str, modalities: str | None = None) -> float:
+        """Return a figure; of all modalities together without `modalities`.
+
+        Examples
+        --------
+        >>> from mibfast.train.evaluation import Evaluation
+        >>> row = {"task": "linear probe", "modalities": "a+b", "metric": "accuracy", "value": 0.9}
+        >>> Evaluation([{**row, "low": 0.8, "high": 0.95}], "", "", {}).value("linear probe", "accuracy")
+        0.9
+        """
+        found = [row for row in self.rows if (row["task"], row["metric"]) == (task, metric)]
+        if modalities is not None:
+            found = [row for row in found if row["modalities"] == modalities]
+        if not found:
+            raise KeyError(f"no {metric} of {task}" + (f" for {modalities}" if modalities else ""))
+        # Combinations grow, so the last holds all modalities.
+        return float(found[-1]["value"])
+
+    def write(self, folder: RunFolder, place: str = "") -> None:
+        """Write `evaluation.csv`, `.json` and `.png`; RunError where that cannot be."""
+        prefix = f"{place}/" if place else ""
+        folder.write_table(f"{prefix}evaluation.csv", self.rows)
+        folder.write(f"{prefix}evaluation.png", lambda path: pictures.draw_evaluation(self.rows, self.title, path))
+        folder.write_json(
+            f"{prefix}evaluation.json",
+            {"title": self.title, "interval": self.interval, **self.about, "rows": self.rows},
+        )
+
+
+def evaluate(
+    runs: Run | Sequence[Run],
+    *,
+    probes: Sequence[str] = PROBES,
+    task: str = "auto",
+    retrieval: bool = True,
+    pool: int = _POOL,
+    progress: bool | Report = True,
+) -> Evaluation:
+    """Evaluate a run, or several that differ in their seed, on the test split.
+
+    Probes are fitted on the training split's representations (before the projection heads) of every combination of
+    modalities, concatenated, and scored on the test split. Retrieval finds a test sample's missing modality among a
+    pool's by the method's own score of any context of the other modalities; one candidate is right, so that mAP is MRR.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+        Intervals are a bootstrap over test samples for one, Student's t over the runs for several.
+    probes : sequence of {"linear", "mlp"}
+        See :func:`mibfast.train.probes.probe`. None are fitted where the data have no labels.
+    task : {"auto", "classification", "regression"}
+    retrieval : bool
+    pool : int
+        Candidates, at most: the first samples of a random order of the test split.
+    progress : bool or Report
+
+    Raises
+    ------
+    RunError
+        For runs that differ in more than their seed.
+    DataError
+        For labels that do not fit the task, or where there are none and a task is asked for.
+    """
+    found = [runs] if isinstance(runs, Run) else list(runs)
+    report = progress if isinstance(progress, Report) else Report(progress)
+    first = found[0]
+    for other in found[1:]:
+        differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))
+        if differences:
+            raise RunError(f"runs evaluated together may differ in their seed alone, but: {', '.join(differences)}")
+    for name in probes:
+        if name not in PROBES:
+            raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
+    tasks = [_task(run, task) for run in found]
+    total = sum(
+        (len(probes) * len(_combinations(list(run.data.views))) if each else 0)
+        + (len(_queries(list(run.data.views))) if retrieval else 0)
+        for run, each in zip(found, tasks, strict=True)
+    )
+    results: list[dict[tuple[str, str], Probed]] = []
+    with report.task("evaluating", max(total, 1)) as bar:
+        for run, each in zip(found, tasks, strict=True):
+            result: dict[tuple[str, str], Probed] = {}
+            parts = [_probed(run, each, probes) if each else iter(()), _retrieved(run, pool) if retrieval else iter(())]
+            for part in parts:
+                for key, outcome in part:
+                    result[key] = outcome
+                    bar.advance(1, f"{key[0]} {key[1]}")
+            results.append(result)
+    rows = _rows(results)
+    if not rows:
+        raise DataError(f"{first.data.name}: nothing to evaluate: no labels to probe, and no retrieval asked for")
+    interval = (
+        f"95% bootstrap intervals over test samples ({_RESAMPLES} resamples)"
+        if len(found) == 1
+        else f"95% intervals of Student's t over {len(found)} runs"
+    )
+    title = f"{first.method.title} on {first.data.name}" + (f", {len(found)} seeds" if len(found) > 1 else "")
+    about = {
+        "runs": [str(run.path) for run in found],
+        "data": first.data.name,
+        "test_samples": len(first.data.indices("test")),
+        "retrieval_pool": min(pool, len(first.data.indices("test"))) if retrieval else None,
+        "date": datetime.date.today().isoformat(),
+        "mibfast": mibfast.info()["versions"],
+    }
+    return Evaluation(rows, title, interval, about)
+
+
+def _task(run: Run, wanted: str) -> str | None:
+    if run.data.labels is None:
+        if wanted != "auto":
+            raise DataError(f"{run.data.name}: {wanted} needs labels, and there are none")
+        return None
+    try:
+        return task_of(run.data.labels, wanted)
+    except DataError as error:
+        raise DataError(f"{run.data.name}: {error}") from error
+
+
+def _combinations(names: Sequence[str]) -> list[tuple[str, ...]]:
+    sizes = range(1, len(names) + 1)
+    if len(names) > _ALL_COMBINATIONS:
+        sizes = [1, len(names) - 1, len(names)]  # type: ignore[assignment]
+    return [each for size in sizes for each in combinations(names, size)]
+
+
+def _queries(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return each modality that can be missing with each context of others, larger contexts last."""
+    queries = [
+        (missing, context)
+        for missing in names
+        for context in _combinations([name for name in names if name != missing])
+    ]
+    return sorted(queries, key=lambda query: len(query[1]))
+
+
+def _some(indices: Tensor, limit: int, seed: int = 0) -> Tensor:
+    if len(indices) <= limit:
+        return indices
+    chosen = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:limit]
+    return indices[chosen].sort().values
+
+
+def _gathered(run: Run, indices: Tensor, *, representations: bool) -> dict[str, Tensor]:
+    parts = list(run.embed_in_parts(indices, representations=representations))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _probed(run: Run, task: str, probes: Sequence[str]) -> Iterator[tuple[tuple[str, str], Probed]]:
+    assert run.data.labels is not None
     splits = {}
     for split in ("train", "test"):
-        views, labels = data.split(split)
-        with torch.no_grad():
-            representations = module.represent(views)
-        splits[split] = {**representations, "all": torch.cat(list(representations.values()), dim=1)}, labels.numpy()
-    accuracies = {}
-    for name, train in splits["train"][0].items():
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        probe.fit(train.numpy(), splits["train"][1])
-        accuracies[name] = float(probe.score(splits["test"][0][name].numpy(), splits["test"][1]))
-    return accuracies
+        chosen = _some(run.data.indices(split), _PROBED_SAMPLES)
+        labels = run.data.labels[chosen.numpy()]
+        if task == "regression":
+            labels = labels.astype(np.float64)
+        splits[split] = _gathered(run, chosen, representations=True), labels
+    for kind in probes:
+        title = {"linear": "linear probe", "mlp": "MLP probe"}[kind]
+        for names in _combinations(list(run.data.views)):
+            train, test = (
+                (torch.cat([x[name] for name in names], dim=1).numpy(), labels) for x, labels in splits.values()
+            )
+            yield (title, "+".join(names)), probe(kind, task, train, test, run.config.seed)
 
 
-def retrieval(module: AlignmentModule, data: MultimodalData, method: Method) -> dict[str, float]:
-    """R@1, R@5 and MRR of finding a test sample's missing modality by the others, averaged over which is missing.
+def _retrieved(run: Run, pool: int) -> Iterator[tuple[tuple[str, str], Probed]]:
+    chosen = _some(run.data.indices("test"), pool)
+    embeddings = _gathered(run, chosen, representations=False)
+    if len(embeddings) < 2:
+        return
+    for missing, context in _queries(list(embeddings)):
+        scores = run.method.retrieval_score(embeddings[missing], [embeddings[name] for name in context])
+        reciprocal = reciprocal_ranks(scores)
+        ranks, ones = np.rint(1 / reciprocal), np.ones(len(reciprocal))
+        hits = {f"R@{k}": ((ranks <= k).astype(np.float64), ones) for k in (1, 5, 10)}
+        yield ("retrieval", f"{'+'.join(context)} → {missing}"), Probed({**hits, "MRR": (reciprocal, ones)})
 
-    The candidates are all test samples; one of them, the sample's own, is right.
-    """
-    from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
-    with torch.no_grad():
-        embeddings = module(data.split("test")[0])
-    totals = {"R@1": 0.0, "R@5": 0.0, "MRR": 0.0}
-    for missing, candidates in embeddings.items():
-        scores = method.retrieval_score(candidates, [z for name, z in embeddings.items() if name != missing])
-        n = len(scores)
-        query = torch.arange(n).repeat_interleave(n)
-        right = torch.eye(n, dtype=torch.bool).flatten()
-        for name, metric in (
-            ("R@1", RetrievalHitRate(top_k=1)),
-            ("R@5", RetrievalHitRate(top_k=5)),
-            ("MRR", RetrievalMRR()),
-        ):
-            totals[name] += float(metric(scores.flatten(), right, indexes=query)) / len(embeddings)
-    return totals
+def reciprocal_ranks(scores: Tensor) -> NDArray[Any]:
+    """Return [Q] one over the rank of candidate i among query i's scores [Q, C]."""
+    from torchmetrics.retrieval import RetrievalMRR
+
+    queries, candidates = scores.shape
+    indexes = torch.arange(queries).repeat_interleave(candidates)
+    right = torch.eye(queries, candidates, dtype=torch.bool)
+    metric = RetrievalMRR(aggregation=lambda values, dim: values)
+    found: Tensor = metric(scores.flatten(), right.flatten(), indexes=indexes)
+    return found.double().numpy()
+
+
+def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str, Any]]:
+    from scipy import stats
+
+    rows = []
+    resamples: dict[int, NDArray[Any]] = {}
+    for key in results[0]:
+        outcomes = [result[key] for result in results]
+        for metric in outcomes[0].metrics:
+            values = [float(outcome.value(metric)) for outcome in outcomes]
+            if len(values) == 1:
+                n = len(outcomes[0].metrics[metric][0])
+                if n not in resamples:
+                    resamples[n] = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n), dtype=np.int32)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    spread = outcomes[0].value(metric, resamples[n])
+                low, high = np.nanquantile(spread, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+            else:
+                half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+                low, high = np.mean(values) - half, np.mean(values) + half
+            rows.append(
+                {
+                    "task": key[0],
+                    "modalities": key[1],
+                    "metric": metric,
+                    "value": float(np.mean(values)),
+                    "low": float(low),
+                    "high": float(high),
+                }
+            )
+    return rows
 
 
 def loss_step_milliseconds(method: Method, embeddings: Mapping[str, Tensor], rounds: int = 30) -> dict[str, float]:
     """Median milliseconds of forward and backward of the loss, fused and as eager PyTorch, interleaved."""
     views = {name: z.detach().clone().requires_grad_() for name, z in embeddings.items()}
-    steps = {"fused": method.loss(None), "eager": method.loss("reference")}
+    steps = {"fused": method.loss(), "eager": method.loss(backend="reference")}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, loss in steps.items():

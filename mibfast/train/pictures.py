@@ -1,12 +1,19 @@
-"""Pictures of a run: learning curves, and embeddings in two dimensions."""
+"""Pictures of a run: learning curves, embeddings in two dimensions, and what an evaluation found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+_MARKERS = "o^sDvP*Xhd<>"
+# More classes than this are drawn by one scale of colours, without a name each.
+_NAMED_CLASSES = 20
 
 
 def _pyplot() -> Any:
@@ -18,47 +25,121 @@ def _pyplot() -> Any:
     return plt
 
 
-def draw_learning_curves(curves: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
-    """Draw training and validation loss by epoch, a panel for each method's title."""
+def _save(figure: Any, path: Path) -> None:
+    # The path may end in something else until the file is whole.
+    figure.savefig(path, dpi=120, format="png")
+    _pyplot().close(figure)
+
+
+def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw training and validation loss by epoch, a panel for each method's title; a ring marks the lowest."""
     plt = _pyplot()
     figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False, layout="constrained")
     for axes, (title, splits) in zip(panels[0], curves.items(), strict=True):
-        for (split, values), colour in zip(splits.items(), ("#0072B2", "#D55E00"), strict=False):
-            axes.plot(range(1, len(values) + 1), values, label=split, color=colour)
+        for (split, values), colour in zip(splits.items(), (_BLUE, _ORANGE), strict=False):
+            axes.plot(
+                range(1, len(values) + 1), values, label=split, color=colour, marker="." if len(values) < 3 else ""
+            )
+        best = int(np.argmin(splits["validation"]))
+        axes.plot(best + 1, splits["validation"][best], "o", color=_ORANGE, markerfacecolor="none", label="kept")
         axes.set(title=title, xlabel="epoch", ylabel="loss (nats)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
-def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: Tensor, path: Path) -> None:
+def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDArray[Any] | None, path: Path) -> None:
     """Draw unit embeddings of all modalities in the two dimensions that t-SNE finds, a panel for each method's title.
 
-    Colours are classes, markers modalities: where modalities align, markers of one colour lie together.
+    Colours are classes or targets, markers modalities: where modalities align, markers of one colour lie together.
+
+    Parameters
+    ----------
+    embeddings : mapping from a title to a mapping from a modality's name to Tensor [n, d]
+    labels : array [n] or [n, K], optional
+        Of several targets the first is shown.
+    path : Path
     """
-    import numpy as np
     from sklearn.manifold import TSNE
 
     plt = _pyplot()
     figure, panels = plt.subplots(
         1, len(embeddings), figsize=(4.8 * len(embeddings) + 1.2, 4.8), squeeze=False, layout="constrained"
     )
-    colours = plt.get_cmap("tab10")
+    classes, codes = (None, None) if labels is None else _coded(labels)
+    colours = plt.get_cmap("viridis" if classes is None else "tab10" if len(classes) <= 10 else "tab20")
+    shades = {} if codes is None else {"vmin": codes.min(), "vmax": codes.max() if classes is None else colours.N - 1}
     for axes, (title, views) in zip(panels[0], embeddings.items(), strict=True):
-        stacked = np.concatenate([(z / z.norm(dim=1, keepdim=True)).numpy() for z in views.values()])
-        points = TSNE(init="pca", random_state=0, perplexity=30).fit_transform(stacked)
-        for position, (name, marker) in enumerate(zip(views, "o^sDv", strict=False)):
-            part = points[position * len(labels) : (position + 1) * len(labels)]
-            axes.scatter(*part.T, c=colours(labels.numpy() % 10), s=9, marker=marker, alpha=0.7, linewidths=0)
+        unit = [(z / z.norm(dim=1, keepdim=True).clamp(min=1e-30)).numpy() for z in views.values()]
+        stacked, n = np.concatenate(unit), len(unit[0])
+        perplexity = min(30.0, (len(stacked) - 1) / 3)
+        points = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500).fit_transform(stacked)
+        for position, name in enumerate(views):
+            part, marker = points[position * n : (position + 1) * n], _MARKERS[position % len(_MARKERS)]
+            paint = {"color": _BLUE} if codes is None else {"c": codes, "cmap": colours, **shades}
+            axes.scatter(*part.T, **paint, s=9, marker=marker, alpha=0.7, linewidths=0)
             axes.scatter([], [], c="black", s=16, marker=marker, label=name)
         axes.set(title=title, xticks=[], yticks=[])
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=colours(int(k) % 10), label=str(int(k)))
-        for k in sorted(set(labels.tolist()))
-    ]
-    figure.legend(handles=handles, title="class", loc="outside right center", frameon=False)
+        axes.legend(frameon=False, fontsize=8, loc="best")
+    if classes is not None:
+        handles = [
+            plt.Line2D([], [], marker="o", linestyle="", color=colours(code), label=str(each))
+            for code, each in enumerate(classes)
+        ]
+        figure.legend(handles=handles, title="class", loc="outside right center", frameon=False)
+    elif codes is not None:
+        figure.colorbar(
+            plt.cm.ScalarMappable(plt.Normalize(codes.min(), codes.max()), colours), ax=panels, label="target"
+        )
     figure.suptitle("Test embeddings by t-SNE", fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def _coded(labels: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[Any]]:
+    """Return the classes, or None where a scale of colours serves better, and a number for each sample."""
+    if labels.dtype.kind == "f":
+        return None, labels if labels.ndim == 1 else labels[:, 0]
+    classes, codes = np.unique(labels, return_inverse=True)
+    return (classes if len(classes) <= _NAMED_CLASSES else None), codes
+
+
+def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Draw an evaluation's figures with their confidence intervals, a panel for each task and metric.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As :func:`mibfast.train.evaluation.evaluate` returns them.
+    title : str
+    path : Path
+    """
+    plt = _pyplot()
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["metric"]), []).append(row)
+    tallest = max(map(len, groups.values()))
+    columns = min(len(groups), 3)
+    lines = -(-len(groups) // columns)
+    figure, panels = plt.subplots(
+        lines,
+        columns,
+        figsize=(5.2 * columns, lines * (1.2 + 0.24 * tallest)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in panels.flat[len(groups) :]:
+        axes.set_visible(False)
+    for axes, ((task, metric), found) in zip(panels.flat, groups.items(), strict=False):
+        values = np.array([row["value"] for row in found])
+        low, high = (np.array([row[end] for row in found], dtype=float) for end in ("low", "high"))
+        places = np.arange(len(found))[::-1]
+        spread = np.nan_to_num(np.clip(np.stack([values - low, high - values]), 0, None))
+        axes.errorbar(values, places, xerr=spread, fmt="o", color=_BLUE, markersize=4, capsize=2, linewidth=1)
+        axes.set_yticks(places, [row["modalities"] for row in found], fontsize=8)
+        axes.set(title=f"{task}: {metric}", ylim=(-0.7, len(found) - 0.3))
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)

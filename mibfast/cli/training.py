@@ -1,0 +1,301 @@
+"""The commands that train and evaluate: `demo`, `fit`, `evaluate`, `embed`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mibfast._check import InputError
+
+_Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
+_DATA_FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
+
+
+def _folder(output: Path | None, name: str) -> Path:
+    return output or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def demo(
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training samples.")] = 60,
+    output: _Output = None,
+    seed: _Seed = 0,
+) -> None:
+    """Train OVA-IB and pairwise CLIP on digits."""
+    from rich.console import Console
+
+    from mibfast.train.demonstration import demonstrate
+    from mibfast.train.progress import Report
+
+    folder = _folder(output, "demo")
+    started = time.perf_counter()
+    metrics = demonstrate(folder, epochs=epochs, seed=seed, report=Report())
+    console = Console()
+    console.print(_side_by_side(metrics))
+    console.print(
+        "On the test split. Retrieval: of the missing modality by the other two, each method with its own score. "
+        "Loss step: forward and backward of one batch of 64.",
+        style="dim",
+    )
+    console.print(f"{time.perf_counter() - started:.0f} s; the run's folder is {folder}", soft_wrap=True)
+
+
+def _side_by_side(metrics: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("handwritten digits, three views")
+    for found in metrics.values():
+        table.add_column(found["title"], justify="right")
+    parts = {
+        "linear_probe": ("accuracy of a linear probe, {}", "{:.3f}"),
+        "retrieval": ("cross-modal retrieval, {}", "{:.3f}"),
+        "loss_step_ms": ("loss step, {}", "{:.1f} ms"),
+    }
+    for part, (label, form) in parts.items():
+        for name in next(iter(metrics.values()))[part]:
+            table.add_row(label.format(name), *(form.format(found[part][name]) for found in metrics.values()))
+        table.add_section()
+    return table
+
+
+def fit(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="ova-ib, clip or clip-ib.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help=f"{_DATA_FORMS}; see above.")] = None,
+    modalities: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
+    ] = None,
+    output: _Output = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, or begin it where there is none.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file of settings, as a run's config.json; options come before it.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the split, the weights and the order of batches. [default: 0]")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs without a lower validation loss before training stops. [default: 20]"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="[default: 64]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0.001]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0]")] = None,
+    features: Annotated[
+        int | None, typer.Option(min=1, help="Length of representations and embeddings. [default: 256]")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ENCODER",
+            help="Encoder of a modality: mlp, conv1d, lstm, or your own as module:callable, called with the shape of a "
+            "sample and the length of a representation. [default: conv1d for arrays [N, T, C], mlp for all else]",
+        ),
+    ] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the loss: temperature=0.1, beta=0.5, keys=pairwise, ..."),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="Write the state to resume from this often within an epoch, too. [default: 10]"),
+    ] = None,
+) -> None:
+    """Train an alignment of your modalities.
+
+    Data are one array [N, ...] a modality: digits (bundled), mfeat:DIR (the UCI Multiple Features archive), npz:FILE
+    (arrays by name) or dir:FOLDER (NAME.npy files, read as needed, so they may be larger than memory). Arrays called
+    labels, and split ("train", "validation", "test"), may lie beside them.
+
+    The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
+    weights, bit for bit.
+    """
+    from mibfast import train
+    from mibfast.train.config import read_settings
+
+    given = {
+        "seed": seed,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "features": features,
+        "checkpoint_minutes": checkpoint_minutes,
+        "modalities": None if modalities is None else _names(modalities),
+        "split": None if split is None else _fractions(split),
+        "encoders": None if encoder is None else _pairs("--encoder", encoder),
+        "loss": None if loss is None else {key: _value(text) for key, text in _pairs("--loss", loss).items()},
+    }
+    if resume and output is None:
+        raise InputError("--resume needs --output, the run's folder")
+    settings = {} if config is None else read_settings(config)
+    if resume and config is None and output is not None and (output / "config.json").exists():
+        settings = read_settings(output / "config.json")
+        # What a folder names is not imported unless the command names it too.
+        settings["encoders"] = {key: name for key, name in settings.get("encoders", {}).items() if ":" not in name}
+    settings.pop("method", None)
+    settings.update({name: value for name, value in given.items() if value is not None})
+    source = data or settings.pop("data", None)
+    settings.pop("data", None)
+    if source is None:
+        raise InputError(f"fit needs --data: {_DATA_FORMS}")
+    folder = _folder(output, method)
+    started = time.perf_counter()
+    try:
+        run = train.fit(method, source, output=folder, resume=resume, **settings)
+    except KeyboardInterrupt:
+        if (folder / "config.json").exists():
+            print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
+        raise
+    best = run.epochs[run.best_epoch - 1]
+    print(
+        f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
+        f"validation loss {best['validation_loss']:.4f} nats; {time.perf_counter() - started:.0f} s\n"
+        f"the run's folder is {folder}; next: mibfast evaluate {folder}"
+    )
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folder of a run, or of several that differ in their seed."),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {_DATA_FORMS}.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results. [default: RUN/evaluation; none for several runs]")
+    ] = None,
+    probe: Annotated[str, typer.Option(metavar="linear|mlp|both|none", help="Probes of representations.")] = "both",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|classification|regression", help="What labels are: by default classes unless they are floats."
+        ),
+    ] = "auto",
+    pool: Annotated[int, typer.Option(min=2, help="Candidates of retrieval, at most.")] = 1000,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
+    ] = None,
+) -> None:
+    """Probe a run's representations and retrieve across its modalities.
+
+    Every combination of modalities is probed on the test split, by a linear model and a 4-layer MLP fitted to the
+    training split; every modality is retrieved by every context of others. Intervals are a bootstrap over test samples,
+    or Student's t over several runs.
+    """
+    from rich.console import Console
+
+    from mibfast.train import open_run
+    from mibfast.train.evaluation import evaluate as evaluate_runs
+    from mibfast.train.folder import RunFolder
+
+    probes = {"linear": ("linear",), "mlp": ("mlp",), "both": ("linear", "mlp"), "none": ()}
+    for option, chosen, valid in (
+        ("--probe", probe, tuple(probes)),
+        ("--task", task, ("auto", "classification", "regression")),
+    ):
+        if chosen not in valid:
+            raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
+    own = _pairs("--encoder", encoder or [])
+    opened = [open_run(path, data=data, encoders=own) for path in runs]
+    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool)
+    place = output or (runs[0] / "evaluation" if len(runs) == 1 else None)
+    if place is not None:
+        found.write(RunFolder(place))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(found.title)
+    for table in _evaluation_tables(found):
+        console.print(table)
+    console.print(
+        f"± half of {found.interval}" + (f"; written to {place}" if place else ""), style="dim", soft_wrap=True
+    )
+
+
+def _evaluation_tables(found: Any) -> Iterator[Any]:
+    from rich.table import Table
+
+    for task in dict.fromkeys(row["task"] for row in found.rows):
+        rows = [row for row in found.rows if row["task"] == task]
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        table = Table(task)
+        for metric in metrics:
+            table.add_column(metric, justify="right", no_wrap=True)
+        lines: dict[str, list[str]] = {}
+        for row in rows:
+            half = (row["high"] - row["low"]) / 2
+            lines.setdefault(row["modalities"], []).append(f"{row['value']:.3f} ± {half:.3f}")
+        for modalities, cells in lines.items():
+            table.add_row(modalities, *cells)
+        yield table
+
+
+def embed(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    output: Annotated[
+        Path,
+        typer.Option(help="A file that ends in .npz or .safetensors, else a folder of .npy files, for large data."),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {_DATA_FORMS}.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="all|train|validation|test", help="Samples to embed.")] = "all",
+    representations: Annotated[
+        bool, typer.Option("--representations", help="What encoders return, before the projection heads.")
+    ] = False,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
+    ] = None,
+) -> None:
+    """Write a run's embeddings of data, for use elsewhere."""
+    from mibfast.train import open_run
+    from mibfast.train.embedding import write_embeddings
+
+    opened = open_run(run, data=data, encoders=_pairs("--encoder", encoder or []))
+    shapes = write_embeddings(opened, output, split=split, representations=representations)
+    print(f"wrote {output}: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--split must be three numbers with commas between them, got {text!r}") from None
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
+        found[name] = value
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,150 @@
+"""Everything that decides what a run does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mibfast.data.multimodal import FRACTIONS, nearest
+from mibfast.train.errors import RunError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run: with the data, all that is needed to repeat it.
+
+    Attributes
+    ----------
+    method : str
+        One of :data:`mibfast.train.methods.METHODS`.
+    data : str
+        As :func:`mibfast.data.load` takes it, paths absolute.
+    modalities : tuple of str, optional
+        Those to align, in this order; all without.
+    split : three floats
+        Fractions of training, validation and test.
+    seed : int
+        Of the split, the initial weights, the order of samples, and whatever encoders draw.
+    epochs, batch_size : int
+        A last batch that is smaller is left out: the losses depend on the number of negatives.
+    learning_rate, weight_decay : float
+        Of AdamW; without weight decay it is Adam.
+    patience : int
+        Epochs without a lower validation loss after which training stops. The weights of the best epoch are kept.
+    features : int
+        Length of representations and of embeddings.
+    encoders : mapping from a modality's name to "mlp", "conv1d", "lstm" or "module:callable"
+        Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
+    loss : mapping
+        Arguments of the method's loss.
+    checkpoint_minutes : float
+        A state to resume from is written after every epoch, and this often within one.
+
+    Raises
+    ------
+    RunError
+        For settings of a wrong type or out of range.
+    """
+
+    method: str
+    data: str
+    modalities: tuple[str, ...] | None = None
+    split: tuple[float, ...] = FRACTIONS
+    seed: int = 0
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int = 20
+    features: int = 256
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        for name in ("epochs", "batch_size", "patience", "features"):
+            self._check_integer(name, 1)
+        self._check_integer("seed", 0)
+        if self.batch_size < 2:
+            raise RunError("batch_size must be at least 2: a sample's negatives are the batch's other samples")
+        for name in ("learning_rate", "checkpoint_minutes"):
+            self._check_number(name, positive=True)
+        self._check_number("weight_decay", positive=False)
+        for name in ("method", "data"):
+            if not isinstance(getattr(self, name), str):
+                raise RunError(f"{name} must be a string, got {getattr(self, name)!r}")
+        for name in ("encoders", "loss"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise RunError(f"{name} must be a mapping, got {getattr(self, name)!r}")
+        for name, kind in (("modalities", str), ("split", (int, float))):
+            value = getattr(self, name)
+            if value is None and name == "modalities":
+                continue
+            if not isinstance(value, (list, tuple)) or not all(isinstance(x, kind) for x in value):
+                raise RunError(f"{name} must be a list, got {value!r}")
+            # JSON has lists only.
+            object.__setattr__(self, name, tuple(value))
+
+    def _check_integer(self, name: str, minimum: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise RunError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+    def _check_number(self, name: str, *, positive: bool) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise RunError(f"{name} must be a finite number of at least 0, got {value!r}")
+        if positive and not value:
+            raise RunError(f"{name} must be positive, got {value!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them."""
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return found
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Say, setting by setting, where `other` has something else."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name} {mine[name]!r} and not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read settings from a JSON file: an object of a :class:`RunConfig`'s fields, or a run's own `config.json`.
+
+    Raises
+    ------
+    RunError
+        For a file that cannot be read, is no such object, or names a setting that there is not.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("settings"), dict):
+        found = found["settings"]
+    if not isinstance(found, dict):
+        raise RunError(f"{path} must hold an object of settings, got {type(found).__name__}")
+    return checked_names(found, str(path))
+
+
+def checked_names(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings as they are, or raise RunError for one that there is not."""
+    valid = [each.name for each in dataclasses.fields(RunConfig)]
+    for name in settings:
+        if name not in valid:
+            raise RunError(f"{source}: no setting {name!r}{nearest(name, valid)}")
+    return settings
+
+
+def absolute_data(data: str) -> str:
+    """Return a data set's name with its path absolute, so that it means the same wherever it is read again."""
+    kind, colon, place = data.partition(":")
+    return f"{kind}:{Path(place).expanduser().resolve()}" if colon and place else data

@@ -1,0 +1,128 @@
+"""Embeddings of a run, written for use elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mibfast.train.fitting import Run
+from mibfast.train.folder import RunFolder
+from mibfast.train.progress import Report, Task
+
+
+def write_embeddings(
+    run: Run,
+    output: Path,
+    *,
+    split: str = "all",
+    representations: bool = False,
+    progress: bool | Report = True,
+) -> dict[str, tuple[int, ...]]:
+    """Write an array [n, features] (float32) for each modality, and labels where there are any.
+
+    Rows are in the data's order. What is written can be fitted again: `npz:FILE`, `dir:FOLDER`.
+
+    Parameters
+    ----------
+    run : Run
+    output : Path
+        A file that ends in `.npz` or `.safetensors` (labels that are strings are left out of the latter), else a
+        folder of .npy files, which is written piece by piece and so can be larger than memory. A file is replaced in
+        one step; a folder must not exist.
+    split : {"all", "train", "validation", "test"}
+    representations : bool
+        What the encoders return, before the projection heads.
+    progress : bool or Report
+
+    Returns
+    -------
+    mapping from an array's name to its shape
+
+    Raises
+    ------
+    RunError
+        Where `output` exists as a folder, or cannot be written.
+    DataError
+        For NaN or infinity among the samples.
+    """
+    report = progress if isinstance(progress, Report) else Report(progress)
+    indices = run.data.indices(split)
+    shapes: dict[str, tuple[int, ...]] = {name: (len(indices), run.config.features) for name in run.data.views}
+    labels = None if run.data.labels is None else run.data.labels[indices.numpy()]
+    if labels is not None and not (output.suffix == ".safetensors" and labels.dtype.kind == "U"):
+        shapes["labels"] = labels.shape
+    with report.task("embedding", len(indices)) as task:
+        parts = _reported(run.embed_in_parts(indices, representations=representations), task)
+        if output.suffix in (".npz", ".safetensors"):
+            gathered: dict[str, list[NDArray[Any]]] = {name: [] for name in run.data.views}
+            for part in parts:
+                for name, z in part.items():
+                    gathered[name].append(z.numpy())
+            arrays = {name: np.concatenate(each) for name, each in gathered.items()}
+            if "labels" in shapes:
+                arrays["labels"] = np.asarray(labels)
+            _write_file(RunFolder(output.parent), output.name, arrays)
+        else:
+            folder = RunFolder(output)
+            folder.create()
+            _write_folder(folder, shapes, parts, labels)
+    return shapes
+
+
+def _reported(parts: Iterator[dict[str, Tensor]], task: Task) -> Iterator[dict[str, Tensor]]:
+    for part in parts:
+        yield part
+        task.advance(len(next(iter(part.values()))))
+
+
+def _write_file(folder: RunFolder, name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    if name.endswith(".npz"):
+        folder.write(name, lambda path: _save_npz(path, arrays))
+        return
+    from safetensors.numpy import save
+
+    folder.write(name, lambda path: path.write_bytes(save(arrays)))
+
+
+def _write_folder(
+    folder: RunFolder,
+    shapes: dict[str, tuple[int, ...]],
+    parts: Iterator[dict[str, Tensor]],
+    labels: NDArray[Any] | None,
+) -> None:
+    # All modalities come at once, so their files are open side by side, the last one's `write` inside all others'.
+    names = [name for name in shapes if name != "labels"]
+    files: dict[str, Any] = {}
+
+    def fill(position: int, path: Path) -> None:
+        with open(path, "wb") as file:
+            name = names[position]
+            files[name] = file
+            header = {"descr": "<f4", "fortran_order": False, "shape": shapes[name]}
+            np.lib.format.write_array_header_1_0(file, header)
+            if position + 1 < len(names):
+                folder.write(f"{names[position + 1]}.npy", lambda next_path: fill(position + 1, next_path))
+                return
+            for part in parts:
+                for each, z in part.items():
+                    files[each].write(np.ascontiguousarray(z.numpy(), "<f4"))
+
+    folder.write(f"{names[0]}.npy", lambda path: fill(0, path))
+    if labels is not None:
+        folder.write("labels.npy", lambda path: _save_npy(path, labels))
+
+
+def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    # By an open file: a path would have .npz added.
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _save_npy(path: Path, array: NDArray[Any]) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)

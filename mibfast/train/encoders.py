@@ -1,0 +1,110 @@
+"""An encoder for each modality: by the shape of its arrays, by name, or a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mibfast.data.multimodal import nearest
+from mibfast.nn import Conv1dEncoder, LSTMEncoder, MLPEncoder, Standardisation
+from mibfast.train.errors import RunError
+
+ENCODERS = ("mlp", "conv1d", "lstm")
+
+
+def build_encoders(
+    shapes: Mapping[str, Sequence[int]],
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+    features: int,
+    chosen: Mapping[str, str],
+) -> dict[str, nn.Module]:
+    """Build an encoder for each modality, standardisation first.
+
+    Parameters
+    ----------
+    shapes : mapping from a modality's name to the shape of one sample
+    statistics : mapping from a modality's name to mean and standard deviation
+        As :meth:`mibfast.data.MultimodalData.statistics` returns them.
+    features : int
+        Length of a representation.
+    chosen : mapping from a modality's name to an encoder's name
+        See :func:`build_encoder`.
+
+    Raises
+    ------
+    RunError
+        For a modality or an encoder that is not there, or an encoder that does not fit.
+    """
+    for name in chosen:
+        if name not in shapes:
+            raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
+    return {
+        name: nn.Sequential(Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name)))
+        for name, shape in shapes.items()
+    }
+
+
+def build_encoder(modality: str, shape: Sequence[int], features: int, name: str | None = None) -> nn.Module:
+    """Build the encoder of samples of one shape.
+
+    Parameters
+    ----------
+    modality : str
+        For messages.
+    shape : sequence of int
+        Of one sample.
+    features : int
+        Length of a representation.
+    name : str, optional
+        `"mlp"` takes any shape, flattened; `"conv1d"` and `"lstm"` take [T, C]. `"module:callable"` imports a module,
+        from the working directory too, and calls `callable(shape, features)` for an `nn.Module` that maps
+        [N, *shape] to [N, features]. Without, [T, C] is encoded by convolutions and all else by an MLP.
+
+    Raises
+    ------
+    RunError
+        For an encoder that is not there or does not fit the shape.
+    """
+    name = name or ("conv1d" if len(shape) == 2 else "mlp")
+    if ":" in name:
+        return _imported(modality, tuple(shape), features, name)
+    if name not in ENCODERS:
+        raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}, or 'module:callable'")
+    if name == "mlp":
+        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features))
+    if len(shape) != 2:
+        raise RunError(f"modality {modality!r}: {name} takes samples [T, C], got {list(shape)}")
+    return (Conv1dEncoder if name == "conv1d" else LSTMEncoder)(shape[1], features)
+
+
+def _imported(modality: str, shape: tuple[int, ...], features: int, name: str) -> nn.Module:
+    place, _, attribute = name.partition(":")
+    where = f"modality {modality!r}: encoder {name!r}"
+    added = "" not in sys.path
+    if added:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(place), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise RunError(f"{where} cannot be imported: {error}") from error
+    finally:
+        if added:
+            sys.path.remove("")
+    encoder = factory(shape, features)
+    if not isinstance(encoder, nn.Module):
+        raise RunError(f"{where} returned {type(encoder).__name__}, not an nn.Module")
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            found = encoder.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        raise RunError(f"{where} does not take [2, {', '.join(map(str, shape))}]: {error}") from error
+    if not isinstance(found, Tensor) or found.shape != (2, features):
+        described = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise RunError(f"{where} must return [2, {features}] for 2 samples, got {described}")
+    return encoder.train(training)

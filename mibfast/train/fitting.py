@@ -1,0 +1,416 @@
+"""Training an alignment, in memory or as a run in a folder that can be interrupted at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+import mibfast
+from mibfast.data import DataError, MultimodalData, load
+from mibfast.train import pictures
+from mibfast.train.alignment import AlignmentModule
+from mibfast.train.config import RunConfig, absolute_data, checked_names
+from mibfast.train.encoders import build_encoders
+from mibfast.train.errors import RunError
+from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, RunFolder
+from mibfast.train.methods import Method, method
+from mibfast.train.progress import Report, Task
+from mibfast.train.recording import EpochsOfData, Recording
+
+# In this many samples of every modality, pictures show what there is to see.
+_PICTURED_POINTS = 900
+_EMBEDDED_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained alignment.
+
+    Attributes
+    ----------
+    module : AlignmentModule
+        With the weights of the epoch with the lowest validation loss, in evaluation mode.
+    data : MultimodalData
+    config : RunConfig
+    epochs : list of dict
+        A row an epoch, see :class:`mibfast.train.recording.Recording`.
+    best_epoch : int
+        From 1.
+    path : Path, optional
+        The run's folder.
+    """
+
+    module: AlignmentModule
+    data: MultimodalData
+    config: RunConfig
+    epochs: Sequence[Mapping[str, float]]
+    best_epoch: int
+    path: Path | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method that it was trained by."""
+        return method(self.config.method)
+
+    def embed(self, split: str = "test", *, representations: bool = False) -> dict[str, Tensor]:
+        """Return each modality's embeddings [n, features] of a split's samples (float32), not normalised.
+
+        Parameters
+        ----------
+        split : {"train", "validation", "test", "all"}
+        representations : bool
+            What the encoders return, before the projection heads: what downstream tasks use.
+        """
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.data.views}
+        for rows in self.embed_in_parts(self.data.indices(split), representations=representations):
+            for name, z in rows.items():
+                parts[name].append(z)
+        return {name: torch.cat(each) for name, each in parts.items()}
+
+    def embed_in_parts(self, indices: Tensor, *, representations: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Yield the embeddings of samples, some thousand at a time; DataError for NaN or infinity among them."""
+        for start in range(0, len(indices), _EMBEDDED_ROWS):
+            part = indices[start : start + _EMBEDDED_ROWS]
+            with torch.inference_mode():
+                views = self.data.take(part)
+                for name, x in views.items():
+                    if not torch.isfinite(x).all():
+                        row = int(part[int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])])
+                        raise DataError(f"{self.data.name}: modality {name!r} holds NaN or infinity in sample {row}")
+                yield self.module.represent(views) if representations else self.module(views)
+
+
+def fit(
+    method: str,
+    data: str | MultimodalData,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Report = True,
+    **settings: Any,
+) -> Run:
+    """Train encoders of several modalities by an alignment method.
+
+    The same data, settings and machine give the same weights bit for bit, however often training was interrupted.
+
+    Parameters
+    ----------
+    method : str
+        `"ova-ib"`, `"clip"` or `"clip-ib"`.
+    data : str or MultimodalData
+        A name for :func:`mibfast.data.load`, or data at hand, which then decide modalities and splits.
+    output : str or Path, optional
+        Folder of the run; without, nothing is written and training cannot be resumed.
+    resume : bool
+        Go on with the run in `output`, or begin it where there is none. Settings must be those of the run.
+    progress : bool or Report
+        Show it, on stderr.
+    **settings
+        Fields of :class:`mibfast.train.RunConfig`: `modalities`, `epochs`, `batch_size`, `learning_rate`, `seed`,
+        `patience`, `encoders`, `loss`, ...
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    RunError
+        For settings out of range, a folder that holds something else or cannot be written, a state that is damaged or
+        of other settings, a loss that becomes NaN.
+    DataError
+        For data that cannot be used, see :func:`mibfast.data.load`.
+
+    Examples
+    --------
+    >>> from mibfast import train
+    >>> run = train.fit("ova-ib", "digits", epochs=1, progress=False)
+    >>> {name: list(z.shape) for name, z in run.embed("test").items()}
+    {'pixels': [359, 256], 'frequencies': [359, 256], 'profiles': [359, 256]}
+    """
+    report = progress if isinstance(progress, Report) else Report(progress)
+    checked_names({**settings, "method": method}, "fit")
+    name = absolute_data(data) if isinstance(data, str) else data.name
+    given = RunConfig(**{**settings, "method": method, "data": name})
+    if output is None and resume:
+        raise RunError("resuming needs the run's folder as output")
+    folder = None if output is None else RunFolder(Path(output))
+    if folder and folder.begun:
+        if not resume:
+            raise RunError(f"{folder.path} holds a run already; choose another folder, or --resume")
+        _refuse_another_config(folder, given)
+    return _Fitting(given, data, folder, report).run()
+
+
+def _refuse_another_config(folder: RunFolder, given: RunConfig) -> None:
+    differences = RunConfig(**folder.read_config()["settings"]).differences(given)
+    if differences:
+        raise RunError(f"{folder.path} is a run of another config: it has {', '.join(differences)}")
+
+
+class _Fitting:
+    """One call of :func:`fit`, after its arguments were looked at."""
+
+    def __init__(self, config: RunConfig, data: str | MultimodalData, folder: RunFolder | None, report: Report) -> None:
+        self.config, self.folder, self.report = config, folder, report
+        self.method = method(config.method)
+        self.method.loss(**config.loss)
+        self.data = open_data(config, data)
+        _refuse_large_batches(self.data, config.batch_size)
+        self.fingerprint = self.data.fingerprint()
+
+    def run(self) -> Run:
+        folder = self.folder
+        if folder and folder.begun:
+            if folder.read_config().get("data", {}).get("fingerprint") != self.fingerprint:
+                raise RunError(f"{self.data.name} does not hold the data that the run in {folder.path} began with")
+            if folder.ended:
+                self.report.say(f"the run in {folder.path} has ended already")
+                return open_run(folder.path, data=self.data, encoders=self.config.encoders)
+        # Before there is a folder: what is wrong with the settings or the data leaves nothing behind.
+        module = self._module()
+        if folder is None:
+            return self._trained(module, Recording(self.config))
+        if not folder.begun:
+            folder.create()
+        with folder.locked():
+            if not folder.begun:
+                folder.write_json(CONFIG, self._description())
+            recording = Recording(self.config, folder.write_state)
+            state = folder.read_state()
+            if state is not None:
+                recording.restore(state)
+                _load_weights(module, recording.weights, f"{folder.path / RESUME}")
+                self.report.say(f"going on after step {recording.step}, in epoch {len(recording.epochs) + 1}")
+            run = self._trained(module, recording)
+            self._finish(folder, run)
+        return run
+
+    def _trained(self, module: AlignmentModule, recording: Recording) -> Run:
+        if not recording.over:
+            self._train(module, recording)
+        module.load_state_dict(recording.best_weights)
+        path = self.folder.path if self.folder else None
+        return Run(module.cpu().eval(), self.data, self.config, recording.epochs, recording.best_epoch, path)
+
+    def _module(self) -> AlignmentModule:
+        data, config = self.data, self.config
+        title = "reading the data"
+        with self.report.task(title, len(data) * len(data.views)) as task:
+            statistics = data.statistics(lambda _, done, total: task.reach(done))
+        with isolate_rng():
+            torch.manual_seed(config.seed)
+            shapes = {name: view.shape[1:] for name, view in data.views.items()}
+            encoders = build_encoders(shapes, statistics, config.features, config.encoders)
+            return AlignmentModule(
+                encoders,
+                self.method.loss(**config.loss),
+                config.features,
+                config.learning_rate,
+                config.weight_decay,
+            )
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "settings": self.config.to_json(),
+            "data": {
+                "samples": len(self.data),
+                "shapes": {name: list(view.shape[1:]) for name, view in self.data.views.items()},
+                "splits": {name: len(part) for name, part in self.data.splits.items()},
+                "fingerprint": self.fingerprint,
+            },
+            "mibfast": mibfast.info(),
+        }
+
+    def _train(self, module: AlignmentModule, recording: Recording) -> None:
+        config = self.config
+        batches = len(self.data.indices("train")) // config.batch_size
+        total = config.epochs * batches
+        callbacks: list[lightning.Callback] = [recording]
+        loggers: Any = False
+        if self.folder and importlib.util.find_spec("tensorboard"):
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers = TensorBoardLogger(self.folder.path, name="tensorboard", version="")
+        with self.report.task(f"training {self.method.title}", total, recording.step) as task:
+            callbacks.append(_ProgressOfTraining(task, recording, config.epochs))
+            with _as_a_guest(), isolate_rng():
+                trainer = lightning.Trainer(
+                    max_epochs=config.epochs - len(recording.epochs),
+                    accelerator="cuda" if torch.cuda.is_available() else "cpu",
+                    devices=1,
+                    logger=loggers,
+                    callbacks=callbacks,
+                    enable_checkpointing=True,
+                    enable_model_summary=False,
+                    enable_progress_bar=False,
+                    num_sanity_val_steps=0,
+                    reload_dataloaders_every_n_epochs=1,
+                )
+                trainer.fit(module, datamodule=EpochsOfData(self.data, config, recording))
+
+    def _finish(self, folder: RunFolder, run: Run) -> None:
+        folder.write_weights(run.module.state_dict())
+        folder.write_table(METRICS_TABLE, run.epochs)
+        title = self.method.title
+        curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
+        folder.write("learning_curves.png", lambda path: pictures.draw_learning_curves(curves, path))
+        chosen = run.data.indices("test")[: _PICTURED_POINTS // len(run.data.views)]
+        (embeddings,) = run.embed_in_parts(chosen)
+        labels = None if run.data.labels is None else run.data.labels[chosen.numpy()]
+        self.report.say("drawing learning curves and test embeddings")
+        folder.write("embeddings.png", lambda path: pictures.draw_embeddings({title: embeddings}, labels, path))
+        folder.write_json(METRICS, {"best_epoch": run.best_epoch, "epochs": list(run.epochs)})
+        folder.remove_state()
+
+
+class _ProgressOfTraining(lightning.Callback):
+    def __init__(self, task: Task, recording: Recording, epochs: int) -> None:
+        self._task, self._recording, self._epochs = task, recording, epochs
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        done = self._recording.epochs
+        note = f"epoch {len(done) + 1} of {self._epochs}"
+        if done:
+            note += f", loss {done[-1]['train_loss']:.4g}, validation {done[-1]['validation_loss']:.4g}"
+        self._task.reach(self._recording.step, note)
+
+
+def open_data(config: RunConfig, data: str | MultimodalData | None = None) -> MultimodalData:
+    """Return the data of a config, or other data at hand, with the modalities that the config names."""
+    if isinstance(data, MultimodalData):
+        return data if config.modalities is None else data.only(config.modalities)
+    return load(config.data if data is None else data, config.seed, modalities=config.modalities, split=config.split)
+
+
+def open_run(
+    path: str | Path, *, data: str | MultimodalData | None = None, encoders: Mapping[str, str] | None = None
+) -> Run:
+    """Open the folder of a run that has ended. Nothing that it holds is executed.
+
+    Parameters
+    ----------
+    path : str or Path
+    data : str or MultimodalData, optional
+        Other data than the run's: of all its modalities or of some, in the shapes that it was trained on.
+    encoders : mapping from a modality's name to "module:callable", optional
+        Must name a user's own encoders once more, since opening the run imports them.
+
+    Raises
+    ------
+    RunError
+        For a folder that holds no run that has ended, that is damaged or of another version.
+    DataError
+        For data that cannot be used or do not fit.
+    """
+    folder = RunFolder(Path(path))
+    described = folder.read_config()
+    metrics = folder.read_metrics()
+    try:
+        config = RunConfig(**checked_names(described["settings"], str(folder.path / CONFIG)))
+        shapes = {str(name): tuple(shape) for name, shape in described["data"]["shapes"].items()}
+        epochs, best_epoch = metrics["epochs"], metrics["best_epoch"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder.path / CONFIG} is damaged: {error}") from error
+    for name, encoder in config.encoders.items():
+        if ":" in encoder and (encoders or {}).get(name) != encoder:
+            raise RunError(
+                f"{folder.path} was trained with an encoder of its own; to have it imported, "
+                f"give it once more: --encoder {name}={encoder}"
+            )
+    weights = folder.read_weights()
+    module = AlignmentModule(
+        build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders),
+        method(config.method).loss(**config.loss),
+        config.features,
+        config.learning_rate,
+        config.weight_decay,
+    )
+    _load_weights(module, weights, str(folder.path))
+    found = _fitting_data(open_data(dataclasses.replace(config, modalities=None), data), shapes, given=data is not None)
+    return Run(module.eval(), found, config, epochs, best_epoch, folder.path)
+
+
+def _placeholders(
+    shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name in shapes:
+        mean = weights.get(f"encoders.{name}.0.mean")
+        if mean is None:
+            raise RunError(f"the weights are damaged: none for modality {name!r}")
+        found[name] = (mean, torch.ones_like(mean))
+    return found
+
+
+def _fitting_data(data: MultimodalData, shapes: Mapping[str, tuple[int, ...]], *, given: bool) -> MultimodalData:
+    names = [name for name in shapes if name in data.views]
+    if not names or (not given and len(names) < len(shapes)):
+        raise DataError(
+            f"{data.name}: has none of the run's modalities {', '.join(shapes)}; got {', '.join(data.views)}"
+        )
+    for name in names:
+        if data.views[name].shape[1:] != shapes[name]:
+            raise DataError(
+                f"{data.name}: modality {name!r} has samples {list(data.views[name].shape[1:])}, "
+                f"and the run was trained on {list(shapes[name])}"
+            )
+    return data.only(names)
+
+
+def _load_weights(module: AlignmentModule, weights: Mapping[str, Tensor], source: str) -> None:
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise RunError(
+            f"{source}: the weights do not fit the settings: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def _refuse_large_batches(data: MultimodalData, batch_size: int) -> None:
+    n = len(data.indices("train"))
+    if batch_size > n:
+        raise RunError(f"a batch of {batch_size} is larger than the training split, which has {n} samples")
+    if len(data.indices("validation")) < 2:
+        raise RunError("the validation split has 1 sample, which has no negatives; it must hold at least 2")
+
+
+@contextmanager
+def _as_a_guest() -> Iterator[None]:
+    """Keep Lightning's remarks away, and Ctrl-C what it is in Python: Lightning exits, and ignores it from then on."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        handler = signal.getsignal(signal.SIGINT)
+        with warnings.catch_warnings():
+            for remark in (
+                ".*does not have many workers.*",
+                ".*LeafSpec.*",
+                ".*GPU available but not used.*",
+                ".*number of training batches.*",
+                ".*Checkpoint directory.*",
+            ):
+                warnings.filterwarnings("ignore", remark)
+            yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,211 @@
+"""A run's folder, whole at any moment, and read with errors that say what is wrong with it.
+
+- `config.json`: settings, versions, the data's fingerprint and shapes; written first.
+- `resume.pt`: the last state to go on from; gone once the run has ended.
+- `weights.safetensors`: of the best epoch.
+- `metrics.csv`: a row an epoch.
+- `learning_curves.png`, `embeddings.png`
+- `metrics.json`: the same, and the best epoch; written last, so that its presence says that the run has ended.
+- `tensorboard/`, where TensorBoard is installed; `evaluation/`, by `mibfast evaluate`.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast.train.errors import RunError
+
+FORMAT = 1
+CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
+METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
+
+
+class RunFolder:
+    """A run's folder, which may not be there yet.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / CONFIG).exists()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run here has ended."""
+        return (self.path / METRICS).exists()
+
+    def create(self) -> None:
+        """Make the folder; RunError where it holds something else, or cannot be made."""
+        with self._writing(""):
+            self.path.mkdir(parents=True, exist_ok=True)
+        if any(not name.startswith(".") for name in os.listdir(self.path)):
+            raise RunError(f"{self.path} exists and is not empty; choose another folder")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; RunError where another one does."""
+        with self._writing(".lock"):
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path} is in use by another process") from error
+            try:
+                self._sweep()
+                yield
+            finally:
+                with suppress(OSError):
+                    os.unlink(self.path / ".lock")
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        # What a killed process was writing.
+        for leftover in self.path.rglob(".*.partial"):
+            leftover.unlink()
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path / name}: {error.strerror or error}"
+                + ("; what was there is as it was" if self.begun else "")
+            ) from error
+
+    def write(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Write a file by `fill(path)`, which then replaces the one of that name in one step.
+
+        Raises
+        ------
+        RunError
+            Where it cannot be written; the file that was there stays.
+        """
+        target = self.path / name
+        partial = target.with_name(f".{target.name}.partial")
+        with self._writing(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fill(partial)
+                with open(partial, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+                folder = os.open(target.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write JSON; see :meth:`write`."""
+        self.write(name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows of equal keys as CSV; see :meth:`write`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write(name, lambda path: path.write_text(text.getvalue()))
+
+    def write_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights as safetensors; see :meth:`write`."""
+        from safetensors.torch import save
+
+        content = save({name: x.detach().cpu().contiguous() for name, x in weights.items()})
+        self.write(WEIGHTS, lambda path: path.write_bytes(content))
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write the state to resume from; see :meth:`write`."""
+        # In memory first: what torch raises when a disk is full names no reason.
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        self.write(RESUME, lambda path: path.write_bytes(content.getbuffer()))
+
+    def read_config(self) -> dict[str, Any]:
+        """Return what `config.json` holds; RunError where it is not there, damaged or of another version."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} is not a folder; expected that of a run")
+        if not self.begun:
+            raise RunError(f"{self.path} is not a run's folder: it has no {CONFIG}")
+        found = self._read_json(CONFIG)
+        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+            raise RunError(f"{self.path / CONFIG} is damaged: it holds no settings")
+        if found.get("format") != FORMAT:
+            raise RunError(
+                f"{self.path} is of another version: format {found.get('format')!r}, and this mibfast reads {FORMAT}"
+            )
+        return found
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return what `metrics.json` holds; RunError where the run has not ended."""
+        if not self.ended:
+            raise RunError(f"the run in {self.path} has not ended; `mibfast fit ... --resume` goes on with it")
+        found = self._read_json(METRICS)
+        if not isinstance(found, dict):
+            raise RunError(f"{self.path / METRICS} is damaged")
+        return found
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text())
+        except OSError as error:
+            raise RunError(f"cannot read {self.path / name}: {error.strerror}") from error
+        except ValueError as error:
+            raise RunError(f"{self.path / name} is damaged: {error}") from error
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """Return the weights; RunError where they are not there or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / WEIGHTS
+        if not path.exists():
+            raise RunError(f"{self.path} has no {WEIGHTS}: the run has not ended, or the file was removed")
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        return found
+
+    def read_state(self) -> dict[str, Any] | None:
+        """Return the state to resume from, or None where none was written; RunError where it is damaged."""
+        path = self.path / RESUME
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            # What a damaged file makes torch raise depends on where the damage is.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"{path} is damaged: {reason}") from error
+        return found
+
+    def remove_state(self) -> None:
+        """Remove the state to resume from, which a run that has ended does not need."""
+        with self._writing(RESUME):
+            (self.path / RESUME).unlink(missing_ok=True)

@@ -1,0 +1,290 @@
+"""Evaluations: probes, retrieval, intervals, and embeddings for use elsewhere."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+from mibfast import data, train
+from mibfast.cli.commands import run as command
+from mibfast.train.embedding import write_embeddings
+from mibfast.train.evaluation import evaluate, reciprocal_ranks
+from mibfast.train.methods import METHODS
+from mibfast.train.probes import probe, task_of
+
+SETTINGS = {"epochs": 3, "batch_size": 16, "features": 12, "progress": False}
+QUIET = {"progress": False}
+
+
+def views(n: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    centres = 3 * generator.standard_normal((3, 5))
+    return {
+        "a": centres[labels] + generator.standard_normal((n, 5)),
+        "b": centres[labels] + generator.standard_normal((n, 5)),
+        "c": generator.standard_normal((n, 4)),
+        "labels": labels,
+    }
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("data") / "x.npz"
+    np.savez(path, **views())
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="module")
+def runs(npz, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [train.fit("ova-ib", npz, output=folder / str(seed), seed=seed, **SETTINGS) for seed in (0, 1, 2)]
+
+
+def test_every_combination_and_every_query(runs) -> None:
+    found = evaluate(runs[0], **QUIET)
+    assert {(row["task"], row["metric"]) for row in found.rows} == {
+        ("linear probe", "accuracy"),
+        ("MLP probe", "accuracy"),
+        *(("retrieval", metric) for metric in ("R@1", "R@5", "R@10", "MRR")),
+    }
+    combinations = [row["modalities"] for row in found.rows if row["task"] == "linear probe"]
+    assert combinations == ["a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
+    queries = [row["modalities"] for row in found.rows if row["metric"] == "MRR"]
+    assert len(queries) == 9
+    assert {"b → a", "c → a", "b+c → a", "a+b → c"} < set(queries)
+    for row in found.rows:
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    assert found.value("linear probe", "accuracy") > 0.9
+    # Noise alone: about a third.
+    assert found.value("linear probe", "accuracy", "c") < 0.6
+    with pytest.raises(KeyError, match="no accuracy of retrieval"):
+        found.value("retrieval", "accuracy")
+
+
+def test_evaluation_repeats(runs) -> None:
+    assert evaluate(runs[0], **QUIET).rows == evaluate(train.open_run(runs[0].path), **QUIET).rows
+
+
+def test_intervals_over_seeds_are_student_s(runs) -> None:
+    from scipy import stats
+
+    together = evaluate(runs, probes=["linear"], **QUIET)
+    alone = [evaluate(run, probes=["linear"], **QUIET) for run in runs]
+    assert "Student's t over 3 runs" in together.interval
+    for row in together.rows:
+        values = [each.value(row["task"], row["metric"], row["modalities"]) for each in alone]
+        assert row["value"] == pytest.approx(np.mean(values))
+        low, high = (
+            stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)) if np.ptp(values) else (values[0],) * 2
+        )
+        assert row["low"] == pytest.approx(low)
+        assert row["high"] == pytest.approx(high)
+    other = train.fit("ova-ib", runs[0].config.data, seed=3, **{**SETTINGS, "epochs": 1})
+    with pytest.raises(train.RunError, match="may differ in their seed alone, but: epochs 3 and not 1"):
+        evaluate([runs[0], other], **QUIET)
+
+
+def test_the_bootstrap_covers_the_truth() -> None:
+    """Of intervals for a share of 0.7 among 100 samples, about 95% hold it."""
+    from mibfast.train.evaluation import _rows
+    from mibfast.train.probes import Probed
+
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        hits = (generator.random(100) < 0.7).astype(float)
+        (row,) = _rows([{("x", "y"): Probed({"accuracy": (hits, np.ones(100))})}])
+        held += row["low"] <= 0.7 <= row["high"]
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_regression_of_one_target_and_of_several(npz) -> None:
+    generator = np.random.default_rng(1)
+    hidden = generator.standard_normal((300, 3))
+    noise = 0.1 * generator.standard_normal((300, 3))
+    for targets in (100 + 50 * hidden[:, 0], hidden):
+        arrays = data.from_arrays({"x": hidden, "y": hidden + noise}, targets)
+        run = train.fit("clip", arrays, **{**SETTINGS, "epochs": 20})
+        found = evaluate(run, retrieval=False, **QUIET)
+        assert {row["metric"] for row in found.rows} == {"MSE", "R2"}
+        assert found.value("linear probe", "R2") > 0.6
+        spread = targets[run.data.indices("test").numpy()].var(0).mean()
+        assert found.value("linear probe", "MSE") == pytest.approx(
+            (1 - found.value("linear probe", "R2")) * spread, rel=1e-6
+        )
+
+
+def test_probes_are_those_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import r2_score
+    from sklearn.preprocessing import StandardScaler
+
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((200, 6)) * np.arange(1, 7)
+    y = (x[:, 0] + generator.standard_normal(200) > 0).astype(int)
+    scaler = StandardScaler().fit(x[:150])
+    expected = LogisticRegression(max_iter=2000).fit(scaler.transform(x[:150]), y[:150])
+    found = probe("linear", "classification", (x[:150], y[:150]), (x[150:], y[150:]))
+    assert found.value("accuracy") == expected.score(scaler.transform(x[150:]), y[150:])
+    target = x @ np.ones(6) + generator.standard_normal(200)
+    found = probe("linear", "regression", (x[:150], target[:150]), (x[150:], target[150:]))
+    assert found.value("R2") > 0.97
+    from sklearn.linear_model import Ridge
+
+    centred = (target[:150] - target[:150].mean()) / target[:150].std()
+    predicted = Ridge().fit(scaler.transform(x[:150]), centred).predict(scaler.transform(x[150:]))
+    predicted = predicted * target[:150].std() + target[:150].mean()
+    assert found.value("R2") == pytest.approx(r2_score(target[150:], predicted))
+
+
+def test_ranks_are_those_of_counting() -> None:
+    scores = torch.randn(30, 30, generator=torch.Generator().manual_seed(0))
+    own = scores.diagonal()[:, None]
+    np.testing.assert_allclose(reciprocal_ranks(scores), 1 / (1 + (scores > own).sum(1).numpy()), rtol=1e-6)
+    # More candidates than queries: the right one is that of the query's own number.
+    np.testing.assert_allclose(reciprocal_ranks(scores[:7]), 1 / (1 + (scores[:7] > own[:7]).sum(1).numpy()), rtol=1e-6)
+
+
+def test_retrieval_finds_what_it_should() -> None:
+    eye = torch.eye(10)
+    for method in METHODS.values():
+        for context in ([eye], [eye, eye]):
+            assert (reciprocal_ranks(method.retrieval_score(eye, context)) == 1).all()
+    # A context's span holds more candidates than its directions.
+    both = METHODS["ova-ib"].retrieval_score(eye, [eye, eye.roll(1, 0)])
+    assert torch.allclose(both.sum(1), torch.full((10,), 2.0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted", "message"),
+    [
+        (np.array([0.5, 1.0, 2.0, 3.0]), "classification", "hold numbers that are not whole"),
+        (np.array(["a", "b", "a", "b"]), "regression", "they hold strings"),
+        (np.arange(4), "auto", "4 classes among 4 samples"),
+        (np.zeros(4, int), "classification", "1 classes among 4 samples"),
+        (np.zeros(4), "auto", "a target never varies"),
+        (np.zeros((4, 2)), "classification", "numbers that are not whole"),
+    ],
+)
+def test_labels_that_do_not_fit_the_task(labels, wanted, message) -> None:
+    with pytest.raises(data.DataError, match=message):
+        task_of(labels, wanted)
+
+
+def test_labels_that_fit() -> None:
+    assert task_of(np.array([0, 1, 0, 1])) == "classification"
+    assert task_of(np.array(["x", "y", "x", "y"])) == "classification"
+    assert task_of(np.array([0.0, 1.0, 0.0, 1.0])) == "regression"
+    assert task_of(np.array([0.0, 1.0, 0.0, 1.0]), "classification") == "classification"
+    assert task_of(np.array([0, 1, 0, 1]), "regression") == "regression"
+
+
+def test_string_labels_and_no_labels(tmp_path) -> None:
+    content = views()
+    names = np.array(["cat", "dog", "eel"])[content.pop("labels")]
+    run = train.fit("clip", data.from_arrays(content, names), output=tmp_path / "named", **SETTINGS)
+    assert evaluate(run, probes=["linear"], retrieval=False, **QUIET).value("linear probe", "accuracy") > 0.8
+    run = train.fit("clip", data.from_arrays(content), **SETTINGS)
+    assert {row["task"] for row in evaluate(run, **QUIET).rows} == {"retrieval"}
+    with pytest.raises(data.DataError, match="classification needs labels, and there are none"):
+        evaluate(run, task="classification", **QUIET)
+    with pytest.raises(data.DataError, match="nothing to evaluate"):
+        evaluate(run, retrieval=False, **QUIET)
+
+
+def test_other_data_with_some_of_the_modalities(runs, tmp_path) -> None:
+    content = views(100, seed=0)
+    del content["a"]
+    np.savez(tmp_path / "new.npz", **content)
+    run = train.open_run(runs[0].path, data=f"npz:{tmp_path / 'new.npz'}")
+    found = evaluate(run, probes=["linear"], **QUIET)
+    assert {row["modalities"] for row in found.rows} == {"b", "c", "b+c", "b → c", "c → b"}
+    # Standardised as in training, whatever the new data's own spread.
+    z = run.embed("all")["b"]
+    views_of_it = {"b": torch.from_numpy(content["b"])}
+    with torch.no_grad():
+        assert torch.equal(runs[0].module(views_of_it)["b"], z)
+    np.savez(tmp_path / "wide.npz", **{**content, "b": np.zeros((100, 6))})
+    with pytest.raises(data.DataError, match=r"modality 'b' has samples \[6\], and the run was trained on \[5\]"):
+        train.open_run(runs[0].path, data=f"npz:{tmp_path / 'wide.npz'}")
+    np.savez(tmp_path / "other.npz", x=np.zeros((100, 5)), y=np.zeros((100, 5)))
+    with pytest.raises(data.DataError, match="has none of the run's modalities a, b, c; got x, y"):
+        train.open_run(runs[0].path, data=f"npz:{tmp_path / 'other.npz'}")
+
+
+def test_the_command_leaves_a_table_csv_json_and_a_picture(runs, tmp_path, capsys) -> None:
+    path = runs[0].path
+    assert command(["evaluate", str(path), "--probe", "linear"]) == 0
+    out = capsys.readouterr().out
+    assert "linear probe" in out
+    assert "a+b+c" in out
+    assert "95% bootstrap intervals over test samples" in out
+    with open(path / "evaluation" / "evaluation.csv") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((path / "evaluation" / "evaluation.json").read_text())
+    assert [float(row["value"]) for row in rows] == [row["value"] for row in content["rows"]]
+    assert content["retrieval_pool"] == 40
+    import matplotlib.image
+
+    assert matplotlib.image.imread(path / "evaluation" / "evaluation.png").std() > 0.01
+    seeds = [str(run.path) for run in runs]
+    assert command(["evaluate", *seeds, "--probe", "none", "--output", str(tmp_path / "three")]) == 0
+    assert json.loads((tmp_path / "three" / "evaluation.json").read_text())["runs"] == seeds
+    capsys.readouterr()
+    for arguments, message in (
+        (["evaluate", str(path), "--probe", "deep"], "--probe must be one of linear, mlp, both, none, got 'deep'"),
+        (["evaluate", str(path), "--task", "sorting"], "--task must be one of auto, classification, regression"),
+        (["evaluate", str(path), "--task", "regression", "--data", "npz:none"], "No such file"),
+        (["embed", str(path), "--output", str(tmp_path / "x.npz"), "--split", "dev"], "unknown split 'dev'"),
+        (["embed", str(path), "--output", str(tmp_path / "three")], "three exists and is not empty"),
+    ):
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "folder"])
+@pytest.mark.parametrize("split", ["all", "test"])
+def test_embeddings_are_written_whole(runs, tmp_path, name, split, monkeypatch) -> None:
+    monkeypatch.setattr("mibfast.train.fitting._EMBEDDED_ROWS", 7)
+    run = runs[0]
+    shapes = write_embeddings(run, tmp_path / name, split=split, **QUIET)
+    assert not list(tmp_path.rglob(".*"))
+    if name == "x.npz":
+        found = dict(np.load(tmp_path / name))
+    elif name == "x.safetensors":
+        from safetensors.numpy import load_file
+
+        found = load_file(tmp_path / name)
+    else:
+        found = {path.stem: np.load(path) for path in (tmp_path / name).glob("*.npy")}
+    assert {key: array.shape for key, array in found.items()} == shapes
+    expected = run.embed(split)
+    for modality, z in expected.items():
+        assert np.array_equal(found[modality], z.numpy())
+    assert np.array_equal(found["labels"], run.data.labels[run.data.indices(split).numpy()])
+    if name != "x.safetensors" and split == "all":
+        again = data.load(f"{'npz' if name == 'x.npz' else 'dir'}:{tmp_path / name}")
+        assert train.fit("clip", again, **{**SETTINGS, "epochs": 1}).epochs
+
+
+def test_representations_come_before_the_heads(runs, tmp_path) -> None:
+    write_embeddings(runs[0], tmp_path / "r.npz", representations=True, **QUIET)
+    found = np.load(tmp_path / "r.npz")["a"]
+    assert np.array_equal(found, runs[0].embed("all", representations=True)["a"].numpy())
+    assert not np.array_equal(found, runs[0].embed("all")["a"].numpy())
+
+
+def test_a_sample_that_is_not_finite_is_not_embedded(runs, tmp_path) -> None:
+    content = views()
+    content["b"][123, 1] = np.inf
+    np.savez(tmp_path / "bad.npz", **content)
+    run = train.open_run(runs[0].path, data=f"npz:{tmp_path / 'bad.npz'}")
+    with pytest.raises(data.DataError, match="modality 'b' holds NaN or infinity in sample 123"):
+        write_embeddings(run, tmp_path / "folder", **QUIET)
+    assert list((tmp_path / "folder").iterdir()) == []
