@@ -65,6 +65,15 @@ def test_every_combination_and_every_query(runs) -> None:
         found.value("retrieval", "accuracy")
 
 
+def test_settings_can_be_chosen_without_the_test_split(runs) -> None:
+    found = evaluate(runs[0], probes=["linear"], split="validation", **QUIET)
+    assert (found.about["split"], found.about["samples"]) == ("validation", 40)
+    assert "over validation samples" in found.interval
+    assert found.rows != evaluate(runs[0], probes=["linear"], **QUIET).rows
+    with pytest.raises(train.RunError, match="not on 'train'"):
+        evaluate(runs[0], split="train", **QUIET)
+
+
 def test_evaluation_repeats(runs) -> None:
     assert evaluate(runs[0], **QUIET).rows == evaluate(train.open_run(runs[0].path), **QUIET).rows
 
@@ -147,6 +156,11 @@ def test_ranks_are_those_of_counting() -> None:
     np.testing.assert_allclose(reciprocal_ranks(scores), 1 / (1 + (scores > own).sum(1).numpy()), rtol=1e-6)
     # More candidates than queries: the right one is that of the query's own number.
     np.testing.assert_allclose(reciprocal_ranks(scores[:7]), 1 / (1 + (scores[:7] > own[:7]).sum(1).numpy()), rtol=1e-6)
+
+
+def test_ties_and_nan_count_against_the_right_candidate() -> None:
+    scores = torch.tensor([[0.5, 0.5, 0.1], [float("nan"), -1.0, -2.0], [3.0, 2.0, float("nan")]])
+    np.testing.assert_allclose(reciprocal_ranks(scores), [1 / 2, 1 / 2, 1 / 3])
 
 
 def test_retrieval_finds_what_it_should() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_example_runs(capsys) -> None:
@@ -31,6 +32,35 @@ def test_table_is_that_of_the_newest_results() -> None:
 
 
 def test_links_to_files_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-            assert target.startswith("http") or (ROOT / target).exists(), f"{document} links to {target}"
+    for document in DOCUMENTS:
+        prose = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+)\)", prose):
+            assert target.startswith("http") or (document.parent / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_examples_in_the_documents_run(document, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+        exec(compile(block, document.name, "exec"), {})
+
+
+def test_commands_in_the_documents_exist(capsys) -> None:
+    pytest.importorskip("typer")
+    from mibfast.cli.commands import run
+
+    shown = [
+        line.split()[1:]
+        for document in DOCUMENTS
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("mibfast ")
+    ]
+    assert len(shown) >= 4
+    for command, *arguments in shown:
+        assert run([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        for option in (each for each in arguments if each.startswith("--")):
+            assert f"{option} " in text, f"mibfast {command} has no {option}"

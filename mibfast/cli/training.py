@@ -186,6 +186,9 @@ def evaluate(
             metavar="auto|classification|regression", help="What labels are: by default classes unless they are floats."
         ),
     ] = "auto",
+    split: Annotated[
+        str, typer.Option(metavar="test|validation", help="Samples to score on; choose settings by validation alone.")
+    ] = "test",
     pool: Annotated[int, typer.Option(min=2, help="Candidates of retrieval, at most.")] = 1000,
     encoder: Annotated[
         list[str] | None,
@@ -194,9 +197,8 @@ def evaluate(
 ) -> None:
     """Probe a run's representations and retrieve across its modalities.
 
-    Every combination of modalities is probed on the test split, by a linear model and a 4-layer MLP fitted to the
-    training split; every modality is retrieved by every context of others. Intervals are a bootstrap over test samples,
-    or Student's t over several runs.
+    Every combination of modalities is probed by a linear model and a 4-layer MLP, fitted to the training split; every
+    modality is retrieved by every context of others. Intervals are a bootstrap over samples, or Student's t over runs.
     """
     from rich.console import Console
 
@@ -213,7 +215,7 @@ def evaluate(
             raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
     own = _pairs("--encoder", encoder or [])
     opened = [open_run(path, data=data, encoders=own) for path in runs]
-    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool)
+    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool, split=split)
     place = output or (runs[0] / "evaluation" if len(runs) == 1 else None)
     if place is not None:
         found.write(RunFolder(place))

@@ -91,24 +91,27 @@ def evaluate(
     task: str = "auto",
     retrieval: bool = True,
     pool: int = _POOL,
+    split: str = "test",
     progress: bool | Report = True,
 ) -> Evaluation:
-    """Evaluate a run, or several that differ in their seed, on the test split.
+    """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
 
-    Probes are fitted on the training split's representations (before the projection heads) of every combination of
-    modalities, concatenated, and scored on the test split. Retrieval finds a test sample's missing modality among a
-    pool's by the method's own score of any context of the other modalities; one candidate is right, so that mAP is MRR.
+    Probes are fitted to the training split's representations (before the projection heads) of every combination of
+    modalities, concatenated. Retrieval finds a sample's missing modality among a pool's by the method's own score of
+    any context of the other modalities; one candidate is right, so that mAP is MRR.
 
     Parameters
     ----------
     runs : Run or sequence of Run
-        Intervals are a bootstrap over test samples for one, Student's t over the runs for several.
+        Intervals are a bootstrap over samples for one, Student's t over the runs for several.
     probes : sequence of {"linear", "mlp"}
         See :func:`mibfast.train.probes.probe`. None are fitted where the data have no labels.
     task : {"auto", "classification", "regression"}
     retrieval : bool
     pool : int
-        Candidates, at most: the first samples of a random order of the test split.
+        Candidates, at most: a random choice of the split's samples.
+    split : {"test", "validation"}
+        Samples to score on. Settings should be chosen by the validation split alone.
     progress : bool or Report
 
     Raises
@@ -125,6 +128,8 @@ def evaluate(
         differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))
         if differences:
             raise RunError(f"runs evaluated together may differ in their seed alone, but: {', '.join(differences)}")
+    if split not in ("test", "validation"):
+        raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
     for name in probes:
         if name not in PROBES:
             raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
@@ -138,7 +143,10 @@ def evaluate(
     with report.task("evaluating", max(total, 1)) as bar:
         for run, each in zip(found, tasks, strict=True):
             result: dict[tuple[str, str], Probed] = {}
-            parts = [_probed(run, each, probes) if each else iter(()), _retrieved(run, pool) if retrieval else iter(())]
+            parts = [
+                _probed(run, each, probes, split) if each else iter(()),
+                _retrieved(run, pool, split) if retrieval else iter(()),
+            ]
             for part in parts:
                 for key, outcome in part:
                     result[key] = outcome
@@ -148,7 +156,7 @@ def evaluate(
     if not rows:
         raise DataError(f"{first.data.name}: nothing to evaluate: no labels to probe, and no retrieval asked for")
     interval = (
-        f"95% bootstrap intervals over test samples ({_RESAMPLES} resamples)"
+        f"95% bootstrap intervals over {split} samples ({_RESAMPLES} resamples)"
         if len(found) == 1
         else f"95% intervals of Student's t over {len(found)} runs"
     )
@@ -156,8 +164,9 @@ def evaluate(
     about = {
         "runs": [str(run.path) for run in found],
         "data": first.data.name,
-        "test_samples": len(first.data.indices("test")),
-        "retrieval_pool": min(pool, len(first.data.indices("test"))) if retrieval else None,
+        "split": split,
+        "samples": len(first.data.indices(split)),
+        "retrieval_pool": min(pool, len(first.data.indices(split))) if retrieval else None,
         "date": datetime.date.today().isoformat(),
         "mibfast": mibfast.info()["versions"],
     }
@@ -204,10 +213,10 @@ def _gathered(run: Run, indices: Tensor, *, representations: bool) -> dict[str, 
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _probed(run: Run, task: str, probes: Sequence[str]) -> Iterator[tuple[tuple[str, str], Probed]]:
+def _probed(run: Run, task: str, probes: Sequence[str], scored: str) -> Iterator[tuple[tuple[str, str], Probed]]:
     assert run.data.labels is not None
     splits = {}
-    for split in ("train", "test"):
+    for split in ("train", scored):
         chosen = _some(run.data.indices(split), _PROBED_SAMPLES)
         labels = run.data.labels[chosen.numpy()]
         if task == "regression":
@@ -222,8 +231,8 @@ def _probed(run: Run, task: str, probes: Sequence[str]) -> Iterator[tuple[tuple[
             yield (title, "+".join(names)), probe(kind, task, train, test, run.config.seed)
 
 
-def _retrieved(run: Run, pool: int) -> Iterator[tuple[tuple[str, str], Probed]]:
-    chosen = _some(run.data.indices("test"), pool)
+def _retrieved(run: Run, pool: int, split: str) -> Iterator[tuple[tuple[str, str], Probed]]:
+    chosen = _some(run.data.indices(split), pool)
     embeddings = _gathered(run, chosen, representations=False)
     if len(embeddings) < 2:
         return
@@ -236,15 +245,13 @@ def _retrieved(run: Run, pool: int) -> Iterator[tuple[tuple[str, str], Probed]]:
 
 
 def reciprocal_ranks(scores: Tensor) -> NDArray[Any]:
-    """Return [Q] one over the rank of candidate i among query i's scores [Q, C]."""
-    from torchmetrics.retrieval import RetrievalMRR
+    """Return [Q] one over the rank of candidate i among query i's scores [Q, C]; ties and NaN count against it.
 
-    queries, candidates = scores.shape
-    indexes = torch.arange(queries).repeat_interleave(candidates)
-    right = torch.eye(queries, candidates, dtype=torch.bool)
-    metric = RetrievalMRR(aggregation=lambda values, dim: values)
-    found: Tensor = metric(scores.flatten(), right.flatten(), indexes=indexes)
-    return found.double().numpy()
+    By counting: torchmetrics takes a candidate whose score is not positive for one that was not retrieved.
+    """
+    own = scores.diagonal()[:, None]
+    found: NDArray[Any] = (1 / (~(scores < own)).sum(1).double()).numpy()
+    return found
 
 
 def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str, Any]]:
