@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mibfast._threads import parallel, slots
-from mibfast.kernels.compilation import kernel
+from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu
@@ -44,7 +44,7 @@ from mibfast.kernels.pairwise.reductions_cpu import (
 )
 from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.row_addresses import RowAddresses, row_at
-from mibfast.kernels.vector_math import WEIGHT_EXPONENT, weight_scale
+from mibfast.kernels.vector_math import WEIGHT_EXPONENT, exp, weight_scale
 
 # NaN and infinity are results here, not accidents.
 _QUIET = np.errstate(all="ignore")
@@ -52,86 +52,84 @@ _QUIET = np.errstate(all="ignore")
 _BLOCK_BYTES, _LEAST_ROWS, _MOST_ROWS = 8 * 2**20, 512, 4096
 # Scores that are kept for the gradient, and not formed again.
 _KEPT_BYTES = 32 * 2**20
-# Scores a slot, at least: 30 microseconds of work.
+# Numbers a slot, at least, scores and products: 30 microseconds of work.
 _GRAIN = 65536
-# Dimensions a slot, at least, where slots share dimensions: two cache lines of float32.
-_DIMENSIONS = 32
 # As in `pairwise/cpu.py`: how far a column may lie below the reference of all, and a log-sum-exp above another, nats.
 _DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
 _LARGEST_EXCESS = {torch.float32: 60.0, torch.float64: 600.0}
 
 
+@inline
+def _multiply_leading(addresses: Any, strides: Any, n: int, group: int, left_out: int, out: Any) -> None:
+    """Multiply `out` by the rows of all modalities but the last and `left_out`: the digits of `group` in base n."""
+    number = group
+    for k in range(addresses.size - 2, -1, -1):
+        if k != left_out:
+            x = row_at(addresses[k], number % n, strides[k], out.size, out)
+            for j in range(out.size):
+                out[j] *= x[j]
+        number //= n
+
+
 @kernel
-def _multiply(addresses: Any, strides: Any, n: int, first: int, begin: int, end: int, products: Any) -> None:
-    """products[local] = product over modalities of row i_k, i_0 i_1 .. the digits of first + local in base n."""
-    d = products.shape[1]
-    for local in range(begin, end):
-        out, number = products[local], first + local
-        for k in range(addresses.size - 1, -1, -1):
-            x = row_at(addresses[k], number % n, strides[k], d, products)
-            number //= n
-            if k == addresses.size - 1:
-                for j in range(d):
-                    out[j] = x[j]
-            else:
-                for j in range(d):
-                    out[j] *= x[j]
+def _multiply(
+    addresses: Any, strides: Any, n: int, first: int, begin: int, end: int, products: Any, leading: Any
+) -> None:
+    """products[local] = product over modalities of row i_k, i_0 i_1 .. the digits of first + local in base n.
+
+    N rows that follow each other share their leading modalities, whose product is formed once.
+    """
+    d, last = products.shape[1], addresses.size - 1
+    row, stop = first + begin, first + end
+    while row < stop:
+        group = row // n
+        group_stop = min(stop, (group + 1) * n)
+        leading[:] = leading.dtype.type(1.0)
+        _multiply_leading(addresses, strides, n, group, -1, leading)
+        for r in range(row, group_stop):
+            x, out = row_at(addresses[last], r - group * n, strides[last], d, products), products[r - first]
+            for j in range(d):
+                out[j] = leading[j] * x[j]
+        row = group_stop
 
 
 @kernel
 def _bring_back(
     addresses: Any,
     strides: Any,
-    targets: Any,
     n: int,
     first: int,
-    count: int,
     begin: int,
     end: int,
     gradient: Any,
-    scratch: Any,
+    leading: Any,
+    leading_gradient: Any,
+    into: Any,
 ) -> None:
-    """Add the gradient of products to that of each modality, at `targets`, for dimensions begin to end.
-
-    Rows with the same leading modalities follow each other: for them those are one product, multiplied once.
-    """
-    d, last, width = gradient.shape[1], addresses.size - 1, end - begin
-    one, zero = gradient.dtype.type(1.0), gradient.dtype.type(0.0)
-    leading, leading_gradient, others = scratch[0, begin:end], scratch[1, begin:end], scratch[2, begin:end]
-    row, stop = first, first + count
+    """Add the gradient of products to that of each modality, `into` [M - 1, N, d]."""
+    d, last = gradient.shape[1], addresses.size - 1
+    row, stop = first + begin, first + end
     while row < stop:
         group = row // n
         group_stop = min(stop, (group + 1) * n)
-        leading[:] = one
-        number = group
-        for k in range(last - 1, -1, -1):
-            x = row_at(addresses[k], number % n, strides[k], d, gradient)[begin:end]
-            number //= n
-            for j in range(width):
-                leading[j] *= x[j]
-        leading_gradient[:] = zero
+        leading[:] = leading.dtype.type(1.0)
+        _multiply_leading(addresses, strides, n, group, -1, leading)
+        leading_gradient[:] = leading.dtype.type(0.0)
         for r in range(row, group_stop):
-            g = gradient[r - first, begin:end]
-            x = row_at(addresses[last], r - group * n, strides[last], d, gradient)[begin:end]
-            into = row_at(targets[last], r - group * n, d, d, gradient)[begin:end]
-            for j in range(width):
+            g, x = gradient[r - first], row_at(addresses[last], r - group * n, strides[last], d, gradient)
+            out = into[last, r - group * n]
+            for j in range(d):
                 leading_gradient[j] += g[j] * x[j]
-                into[j] += g[j] * leading[j]
+                out[j] += g[j] * leading[j]
         number = group
         for k in range(last - 1, -1, -1):
-            # The product of the other leading modalities: never by division, which zeros forbid.
-            others[:] = leading_gradient
-            rest = group
-            for other in range(last - 1, -1, -1):
-                if other != k:
-                    x = row_at(addresses[other], rest % n, strides[other], d, gradient)[begin:end]
-                    for j in range(width):
-                        others[j] *= x[j]
-                rest //= n
-            into = row_at(targets[k], number % n, d, d, gradient)[begin:end]
+            # Times the other leading modalities: never by dividing, which zeros forbid.
+            leading[:] = leading_gradient
+            _multiply_leading(addresses, strides, n, group, k, leading)
+            out = into[k, number % n]
             number //= n
-            for j in range(width):
-                into[j] += others[j]
+            for j in range(d):
+                out[j] += leading[j]
         row = group_stop
 
 
@@ -154,7 +152,7 @@ def _reduce_rows(
 
     Every `diagonal`-th row is of one sample throughout. What `add_row` leaves in the tile is e^(s - largest of row).
     """
-    n = tile.shape[1]
+    n, number_of = tile.shape[1], tile.dtype.type
     for local in range(begin, end):
         row, at = first + local, state_begin + local
         positive = row // diagonal if row % diagonal == 0 else 0
@@ -166,11 +164,11 @@ def _reduce_rows(
             i = number % n
             number //= n
             if lse > maxima[k, i]:
-                sums[k, i] = sums[k, i] * math.exp(maxima[k, i] - lse) + 1.0
+                sums[k, i] = sums[k, i] * exp(number_of(maxima[k, i] - lse)) + 1.0
                 maxima[k, i] = lse
             elif lse != -np.inf:
                 # NaN too, which fails the first comparison.
-                sums[k, i] += math.exp(lse - maxima[k, i])
+                sums[k, i] += exp(number_of(lse - maxima[k, i]))
 
 
 @kernel
@@ -257,7 +255,8 @@ class _Sweep:
         self.kept = keep and self.count * self.n * itemsize <= _KEPT_BYTES
         self._tile = self.rows.empty(self.count if self.kept else self.size, self.n)
         self._products = self.rows.empty(self.size, self.d)
-        self.slots = slots(self.size, max(1, _GRAIN // self.n))
+        self.slots = slots(self.size, max(1, _GRAIN // (self.n + self.d)))
+        self.scratch = self.rows.empty(self.slots, 2, self.d)
 
     def blocks(self) -> list[tuple[int, int]]:
         """First row and number of rows of each block."""
@@ -274,7 +273,9 @@ class _Sweep:
         products = self._products[:count]
 
         def multiply(begin: int, end: int, slot: int) -> None:
-            _multiply(self.rows.addresses, self.rows.strides, self.n, first, begin, end, products)
+            _multiply(
+                self.rows.addresses, self.rows.strides, self.n, first, begin, end, products, self.scratch[slot, 0]
+            )
 
         self.each_slot(multiply, count)
         return torch.from_numpy(products)
@@ -402,9 +403,8 @@ def _add_gradients(
         column_weights[reductions.COLUMN_SOFTMAX] = weight
     column_weights = column_weights.astype(sweep.rows.dtype)
     row_weights = np.zeros((sweep.slots, 5, 1))
-    targets = np.array([g.data_ptr() for g in gradients[:-1]], np.int64)
-    scratch = sweep.rows.empty(3, sweep.d)
-    shares = slots(sweep.d, _DIMENSIONS)
+    # Each slot adds to its own: rows of one block share samples.
+    by_slot = np.zeros((sweep.slots if wants_rows else 0, sweep.rows.m, sweep.n, sweep.d), sweep.rows.dtype)
     for first, count in sweep.blocks():
         if kept:
             tile, products = sweep.tile(first, count), sweep.products(first, count) if wants_columns else None
@@ -452,21 +452,25 @@ def _add_gradients(
             product_gradient = sweep._products[:count]
             torch.mm(weights, sweep.columns, out=torch.from_numpy(product_gradient))
 
-            def bring_back(slot: int, first: int = first, count: int = count, gradient: Any = product_gradient) -> None:
+            def bring_back(
+                begin: int, end: int, slot: int, first: int = first, gradient: np.ndarray = product_gradient
+            ) -> None:
                 _bring_back(
                     sweep.rows.addresses,
                     sweep.rows.strides,
-                    targets,
                     sweep.n,
                     first,
-                    count,
-                    sweep.d * slot // shares,
-                    sweep.d * (slot + 1) // shares,
+                    begin,
+                    end,
                     gradient,
-                    scratch,
+                    *sweep.scratch[slot],
+                    by_slot[slot],
                 )
 
-            parallel(bring_back, shares)
+            sweep.each_slot(bring_back, count)
+    if wants_rows:
+        for gradient, of_slots in zip(gradients, by_slot.transpose(1, 0, 2, 3), strict=False):
+            torch.sum(torch.from_numpy(of_slots), 0, out=gradient)
     if sweep.dtype == torch.float32:
         for gradient in gradients:
             gradient.mul_(2.0**-WEIGHT_EXPONENT)
