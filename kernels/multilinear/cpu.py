@@ -172,6 +172,17 @@ def _reduce_rows(
 
 
 @kernel
+def _reduce_columns(tile: Any, begin: int, end: int, maxima: Any, sums: Any) -> None:
+    """Columns' maxima over rows begin to end, and sums of exp_weight(s - maximum)."""
+    maxima[:] = -np.inf
+    sums[:] = 0.0
+    for local in range(begin, end):
+        reductions.raise_maxima(tile[local], maxima)
+    for local in range(begin, end):
+        reductions.add_to_sums(tile[local], maxima, sums)
+
+
+@kernel
 def _weigh_rows(
     tile: Any,
     first: int,
@@ -298,6 +309,8 @@ class _LogSumExps:
     @_QUIET
     def __init__(self, sweep: _Sweep) -> None:
         n, m = sweep.n, sweep.rows.m + 1
+        # Whether the tile still holds what the sweep left there.
+        self.kept = sweep.kept
         self.rows = np.empty((reductions.ROW_STATES, sweep.count if sweep.kept else sweep.size))
         self.positives = np.empty(n)
         column_states = np.zeros((sweep.slots, 2, n), sweep.rows.dtype)
@@ -339,17 +352,36 @@ class _LogSumExps:
         of_rows = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
         unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
         of_columns = np.log(whole[reductions.COLUMN_SUM]) - unscaled + reference
-        self.values = np.concatenate([of_rows, of_columns[None]])
         # One reference for all columns leaves those far below it to the floor of the exponential. NaN is no sign of it.
-        self.exact = not np.nanmin(of_columns, initial=np.inf) < reference - _DEEPEST_COLUMN[sweep.dtype]
+        if np.nanmin(of_columns, initial=np.inf) < reference - _DEEPEST_COLUMN[sweep.dtype]:
+            of_columns = _columns_exactly(sweep)
+            self.kept = False
+        self.values = np.concatenate([of_rows, of_columns[None]])
 
 
-def _log_sum_exps(z: Sequence[Tensor], scale: float, sweep: _Sweep) -> _LogSumExps:
-    found = _LogSumExps(sweep)
-    if not found.exact:
-        # Rows are exact always: a second sweep makes the last modality one of theirs.
-        found.values[-1] = _LogSumExps(_Sweep([z[-1], *z[:-1]], scale, False)).values[0]
-    return found
+@_QUIET
+def _columns_exactly(sweep: _Sweep) -> np.ndarray:
+    """Log-sum-exps of columns with a maximum each: a second sweep, of the same blocks, so that its scores are the same.
+
+    Rounded otherwise, a large score might exceed its log-sum-exp.
+    """
+    states = np.empty((sweep.slots, 2, sweep.n), sweep.rows.dtype)
+    maxima, sums = np.full(sweep.n, -np.inf), np.zeros(sweep.n)
+    for first, count in sweep.blocks():
+        tile = sweep.scores(first, count)
+
+        def reduce(begin: int, end: int, slot: int, tile: np.ndarray = tile) -> None:
+            _reduce_columns(tile, begin, end, *states[slot])
+
+        sweep.each_slot(reduce, count)
+        for state in states.astype(np.float64):
+            higher = np.maximum(maxima, state[0])
+            finite = np.where(higher == -np.inf, 0.0, higher)
+            sums[:] = sums * np.exp(maxima - finite) + state[1] * np.exp(state[0] - finite)
+            maxima[:] = higher
+    unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
+    lse: np.ndarray = maxima + np.log(sums) - unscaled
+    return lse
 
 
 @_QUIET
@@ -360,7 +392,7 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
     """
     factor, m, n = float(scale), len(z), z[0].shape[0]
     sweep = _Sweep(z, factor, keep=any(needed))
-    found = _log_sum_exps(z, factor, sweep)
+    found = _LogSumExps(sweep)
     loss = torch.tensor(found.values.mean() - found.positives.mean(), dtype=sweep.dtype)
     gradients = [torch.from_numpy(sweep.rows.empty(n, sweep.d)).zero_() for _ in z] if any(needed) else []
     if any(needed):
@@ -392,7 +424,7 @@ def _add_gradients(
     highest, lowest = float(lse.max(1).min()), float(columns.min())
     one_exponential = highest - lowest <= _LARGEST_EXCESS[sweep.dtype]
     # What the first pass left has row maxima for shifts, which exceed no log-sum-exp of the row.
-    kept = sweep.kept and one_exponential
+    kept = found.kept and one_exponential
     flags, middle = 0, 0.5 * (highest + lowest)
     column_weights = np.zeros((3, sweep.n))
     if one_exponential:
