@@ -371,7 +371,7 @@ def _columns_exactly(sweep: _Sweep) -> np.ndarray:
         tile = sweep.scores(first, count)
 
         def reduce(begin: int, end: int, slot: int, tile: np.ndarray = tile) -> None:
-            _reduce_columns(tile, begin, end, *states[slot])
+            _reduce_columns(tile, begin, end, states[slot, 0], states[slot, 1])
 
         sweep.each_slot(reduce, count)
         for state in states.astype(np.float64):
@@ -495,7 +495,8 @@ def _add_gradients(
                     begin,
                     end,
                     gradient,
-                    *sweep.scratch[slot],
+                    sweep.scratch[slot, 0],
+                    sweep.scratch[slot, 1],
                     by_slot[slot],
                 )
 
