@@ -251,3 +251,9 @@ def smoothing(operation: str, label_smoothing: Any, positive_in_denominator: boo
             "probability of every key, the positive's too"
         )
     return value
+
+
+def process_group(operation: str, x: Any) -> None:
+    """Check a group of processes of `torch.distributed`."""
+    if not (torch.distributed.is_available() and isinstance(x, torch.distributed.ProcessGroup)):
+        raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {described(x)}")

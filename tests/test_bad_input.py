@@ -124,6 +124,11 @@ ERRORS = [
     (lambda: F.barlow_twins(A, B, -1), ValueError, r"off_diagonal_weight must be finite and at least 0, got -1"),
     (lambda: F.barlow_twins(A, B.double()), TypeError, r"barlow_twins: a and b must have one dtype"),
     (
+        lambda: F.barlow_twins(A, B, group="world"),
+        TypeError,
+        r"group must be a torch.distributed.ProcessGroup, got str",
+    ),
+    (
         lambda: losses.BarlowTwinsLoss()([A] * 3),
         ValueError,
         r"BarlowTwinsLoss: embeddings must hold exactly 2 .* got 3",

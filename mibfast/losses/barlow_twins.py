@@ -13,8 +13,9 @@ from mibfast._check import Embeddings
 class BarlowTwinsLoss(nn.Module):
     r"""Barlow Twins' loss of two views: each feature alike in both, and like no other.
 
-    :func:`mibfast.functional.barlow_twins` (Zbontar et al. 2021). Features are standardised over the batch inside the
-    loss, so there is nothing to normalise before it. It needs no negatives, and a batch of more than one sample.
+    :func:`mibfast.functional.barlow_twins` (Zbontar et al., arXiv 2103.03230). Features are standardised over the batch
+    inside the loss, so there is nothing to normalise before it. It needs no negatives, and a batch of more than one
+    sample.
 
     Parameters
     ----------

@@ -14,9 +14,10 @@ from mibfast.losses.normalisation import unit_embeddings
 class SymileLoss(nn.Module):
     r"""Symile's loss of M modalities: each sample's own combination picked out of others, every modality the anchor.
 
-    :func:`mibfast.functional.symile_info_nce` (Saporta et al. 2024), which captures dependence of all modalities
-    together that no pair shows. The released loss takes embeddings as they come: its README and XOR example normalise
-    them to unit length, its M3 and MIMIC models use LayerNorm alone, which `normalize=False` leaves to the model.
+    :func:`mibfast.functional.symile_info_nce` (Saporta et al., arXiv 2411.01053), which captures dependence of all
+    modalities together that no pair shows. The released loss takes embeddings as they come: its README and XOR example
+    normalise them to unit length, its M3 and MIMIC models use LayerNorm alone, which `normalize=False` leaves to the
+    model.
 
     Parameters
     ----------

@@ -30,8 +30,8 @@ def barlow_twins(
     .. math:: L = \sum_i (C_{ii} - 1)^2 + \lambda \sum_{i \ne j} C_{ij}^2, \qquad C = \frac1N Z_a^\top Z_b
 
     with Z the embeddings, each column standardised over the batch: biased variance, 1e-5 added to it, nothing learned.
-    Zbontar et al. (2021), Eq. 1-2, as released. Where N < d no d x d matrix is formed: 4 GEMMs of :math:`2 N^2 d`
-    FLOPs with gradients, in place of 3 of :math:`2 N d^2`.
+    Zbontar et al. (arXiv 2103.03230), Eq. 1-2, as released. Where N < d no d x d matrix is formed: 4 GEMMs of
+    :math:`2 N^2 d` FLOPs with gradients, in place of 3 of :math:`2 N d^2`.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def barlow_twins(
     Raises
     ------
     TypeError, ValueError
-        For unequal shapes, dtypes or devices, or a negative weight.
+        For unequal shapes, dtypes or devices, a negative weight, or a group that is none.
 
     Examples
     --------
@@ -105,6 +105,7 @@ def barlow_twins_terms(
     _check.alike(_NAME, a=a, b=b)
     a, b = _check.promoted([a, b])
     if group is not None:
+        _check.process_group(_NAME, group)
         both: Tensor = _GatherRows.apply(torch.cat([a, b], 1), group)  # type: ignore[no-untyped-call]
         a, b = both[:, : a.shape[1]], both[:, a.shape[1] :]
     chosen = _backend.choose(_NAME, a.device, backend)
@@ -128,6 +129,7 @@ class _GatherRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
+    @first_order(f"{_NAME} over a group")
     def backward(ctx: Any, gradient: Tensor) -> Any:
         # The sum in float32 at least: shorter dtypes would round it once a process.
         wide = gradient.to(accumulation_dtype(gradient.dtype)).contiguous()

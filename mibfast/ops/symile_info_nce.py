@@ -35,8 +35,8 @@ def symile_info_nce(
     .. math:: L = \frac{1}{M N} \sum_m \sum_n \Big[ \log \sum_{c} e^{s\, t(z_n^{(m)}, c)} - s\, t_n \Big],
               \qquad t = \sum_d \prod_m z_d^{(m)}
 
-    Symile (Saporta et al. 2024) with the multilinear inner product t, the positive :math:`t_n` of sample n always in
-    the denominator, and candidates c for anchor m
+    Symile (Saporta et al., arXiv 2411.01053) with the multilinear inner product t, the positive :math:`t_n` of sample n
+    always in the denominator, and candidates c for anchor m
 
     - `negatives="all"`: all :math:`N^{M-1}` combinations of the other modalities' samples ("n_squared" in the released
       code). All anchors are served by one sweep over the :math:`N^M` products: :math:`2 N^M d` FLOPs, 3 or 4 times
