@@ -101,6 +101,37 @@ def info_nce_by_linear_cross_entropy(
     return 0.5 * (forward + F.linear_cross_entropy(scaled, query, target, options=options))
 
 
+def symile(embeddings: Sequence[Tensor], scale: float = 10.0) -> Tensor:
+    """Symile of three modalities as released: for each anchor all products of the others, N rolls of N."""
+    losses = []
+    for m, anchor in enumerate(embeddings):
+        y, z = (embeddings[k] for k in range(3) if k != m)
+        products = torch.stack([y * z.roll(shift, 0) for shift in range(len(y))]).flatten(0, 1)
+        # Roll 0 pairs each sample with itself: its own product is the column of its own index.
+        losses.append(F.cross_entropy(scale * anchor @ products.T, torch.arange(len(anchor))))
+    return torch.stack(losses).mean()
+
+
+def symile_shared(embeddings: Sequence[Tensor], scale: float = 10.0) -> Tensor:
+    """The same with one tensor of all N^3 logits, which every anchor sums over its own axes."""
+    x, y, z = embeddings
+    n = len(x)
+    logits = ((scale * x[:, None] * y[None]).flatten(0, 1) @ z.T).view(n, n, n)
+    samples = torch.arange(n)
+    sums = [torch.logsumexp(logits, axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    return torch.stack(sums).mean() - logits[samples, samples, samples].mean()
+
+
+def barlow_twins(a: Tensor, b: Tensor, off_diagonal_weight: float = 0.0051) -> Tensor:
+    """Barlow Twins as released, in one process."""
+    n, d = a.shape
+    normalised = [F.batch_norm(x, None, None, training=True) for x in (a, b)]
+    c = normalised[0].T @ normalised[1] / n
+    on_diagonal = (c.diagonal() - 1).pow(2).sum()
+    off_diagonal = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
+    return on_diagonal + off_diagonal_weight * off_diagonal.pow(2).sum()
+
+
 def leave_one_out_projection(embeddings: Sequence[Tensor]) -> Tensor:
     """All M projections, each by a batched solve."""
     return torch.stack([ridge_projection(z, _others(embeddings, m)) for m, z in enumerate(embeddings)])

@@ -83,6 +83,10 @@ def _unit_pair(n: int, d: int = 256) -> list[Tensor]:
     return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(2, n, d)]
 
 
+def _unit_embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
+    return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(m, n, d)]
+
+
 def _gaussians(n: int, d: int = 256) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
@@ -101,6 +105,26 @@ def gemms(forward: int, backward: int, n: int) -> Callable[[list[Tensor]], Calla
             for _ in range(backward):
                 torch.mm(scores, k, out=gradient)
                 torch.mm(scores.T, q, out=gradient)
+
+        return run
+
+    return prepare
+
+
+def gemms_of_combinations(n: int) -> Callable[[list[Tensor]], Callable[[], object]]:
+    """Four GEMMs of 2 n^3 d FLOPs: the scores of n^2 products twice, the gradients of columns and of products."""
+
+    def prepare(inputs: list[Tensor]) -> Callable[[], object]:
+        columns = inputs[2].detach().clone()
+        products = (inputs[0].detach()[:, None] * inputs[1].detach()[None]).flatten(0, 1)
+        scores, gradient = torch.empty(n * n, n), torch.empty_like(products)
+        column_gradient = torch.empty_like(columns)
+
+        def run() -> None:
+            for _ in range(2):
+                torch.mm(products, columns.T, out=scores)
+            torch.mm(scores.T, products, out=column_gradient)
+            torch.mm(scores, columns, out=gradient)
 
         return run
 
@@ -258,6 +282,39 @@ def rows() -> dict[str, Row]:
             rounds=5,
         ),
     }
+    table["symile"] = Row(
+        title="Symile, all negatives, M=3, N=192, d=256",
+        inputs=partial(_unit_embeddings, 3, 192),
+        contenders={
+            OURS: _sequence(partial(F.symile_info_nce, scale=10.0)),
+            "eager": _sequence(peers.symile),
+            "torch.compile, logits shared": _sequence(peers.compiled(peers.symile_shared)),
+        },
+        floor=("4 GEMMs", gemms_of_combinations(192)),
+        bars=[
+            Bar("eager", least=3.0),
+            Bar("torch.compile, logits shared", least=1.1),
+            Bar("4 GEMMs", most=1.35),
+        ],
+        # Scores that are kept, products of a block, and little else.
+        workspace_bytes=48 * 2**20,
+        workspace_of=("eager", "torch.compile, logits shared"),
+    )
+    table["barlow-twins"] = Row(
+        title="Barlow Twins, N=256, d=8192",
+        inputs=partial(_embeddings, 2, 256, 8192),
+        contenders={
+            OURS: F.barlow_twins,
+            "eager": peers.barlow_twins,
+            "torch.compile": peers.compiled(peers.barlow_twins),
+        },
+        floor=("4 GEMMs", gemms(2, 1, 256)),
+        bars=[Bar("eager", least=20.0), Bar("torch.compile", least=10.0)],
+        rounds=5,
+        # Standardised embeddings and the inner products.
+        workspace_bytes=2 * 256 * 8192 * 4 + 24 * 2**20,
+        workspace_of=("eager",),
+    )
     for n in (64, 256):
         table[f"ova-ib-{n}"] = Row(
             title=f"OVAIBLoss, M=3, N={n}, d=256",

@@ -135,6 +135,14 @@ def embeddings(operation: str, x: Any) -> tuple[list[Tensor], list[str]]:
     return promoted(tensors), names
 
 
+def two_modalities(operation: str, x: Any) -> list[Tensor]:
+    """Return the two tensors [N, d] of `Embeddings` that hold no more."""
+    tensors, _ = embeddings(operation, x)
+    if len(tensors) != 2:
+        raise ValueError(f"{operation}: embeddings must hold exactly 2 modalities, got {len(tensors)}")
+    return tensors
+
+
 def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a temperature: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
@@ -151,6 +159,39 @@ def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{operation}: temperature must be positive and finite, got {x}")
     return value
+
+
+def scale(operation: str, x: Any, device: torch.device) -> float | Tensor:
+    """Check a scale of scores: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
+    if isinstance(x, Tensor):
+        if x.ndim != 0 or not x.dtype.is_floating_point:
+            raise ValueError(
+                f"{operation}: scale must be a positive number or a 0-d floating-point tensor, got {described(x)}"
+            )
+        if x.device != device:
+            raise ValueError(f"{operation}: scale must be on {device} as the embeddings are, got {described(x)}")
+        return x
+    value = number(operation, "scale", x, 0.0)
+    if not value:
+        raise ValueError(f"{operation}: scale must be positive, got {x}")
+    return value
+
+
+def permutations(operation: str, x: Any, count: int, n: int, device: torch.device) -> Tensor:
+    """Check `count` permutations of 0..n - 1, and return them as int64 [count, n] on `device`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{operation}: permutations must be a tensor of integers, got {described(x)}")
+    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+        raise TypeError(f"{operation}: permutations must be integers, got {described(x)}")
+    if x.ndim not in (2, 3) or x.shape[-1] != n or x.numel() != count * n:
+        raise ValueError(
+            f"{operation}: permutations must be [M, M - 1, N], {count} permutations of N = {n}, got {described(x)}"
+        )
+    result = x.reshape(count, n).to(device, torch.int64)
+    # Under torch.compile values are not there to be read.
+    if not torch.compiler.is_compiling() and not bool((result.sort(1).values == torch.arange(n, device=device)).all()):
+        raise ValueError(f"{operation}: each row of permutations must hold 0..N - 1 once, for N = {n}")
+    return result
 
 
 def number(operation: str, argument: str, x: Any, minimum: float, maximum: float = math.inf) -> float:
@@ -215,3 +256,9 @@ def smoothing(operation: str, label_smoothing: Any, positive_in_denominator: boo
             "probability of every key, the positive's too"
         )
     return value
+
+
+def process_group(operation: str, x: Any) -> None:
+    """Check a group of processes of `torch.distributed`."""
+    if not (torch.distributed.is_available() and isinstance(x, torch.distributed.ProcessGroup)):
+        raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {described(x)}")

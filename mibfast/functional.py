@@ -1,5 +1,6 @@
 """Operations on tensors, differentiable, in nats. Each is documented where it is defined, in `mibfast.ops`."""
 
+from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
 from mibfast.ops.gaussian_kl import gaussian_kl
 from mibfast.ops.info_nce import info_nce
 from mibfast.ops.leave_one_out_projection import leave_one_out_projection
@@ -8,8 +9,11 @@ from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
+from mibfast.ops.symile_info_nce import symile_info_nce
 
 __all__ = [
+    "barlow_twins",
+    "barlow_twins_terms",
     "gaussian_kl",
     "info_nce",
     "leave_one_out_projection",
@@ -18,4 +22,5 @@ __all__ = [
     "product_of_experts",
     "projection_score",
     "ridge_projection",
+    "symile_info_nce",
 ]

@@ -50,6 +50,21 @@ def _minimality(a, b, c, d, tau, backend=None):
     return F.one_vs_all_minimality([a, b, c, d], backend=backend)
 
 
+def _symile(a, b, c, d, tau, backend=None, modalities=3, rows=40):
+    """All combinations of few rows; the temperature serves as the scale."""
+    return F.symile_info_nce([x[:rows] for x in (a, b, c, d)[:modalities]], tau, backend=backend)
+
+
+def _symile_shuffled(a, b, c, d, tau, backend=None):
+    permutations = torch.stack([torch.arange(len(a)).flip(0).roll(k) for k in range(12)])
+    options = {"negatives": "shuffled", "permutations": permutations, "backend": backend}
+    return F.symile_info_nce([a, b, c, d], tau, **options)
+
+
+def _barlow_twins(a, b, c, d, tau, backend=None):
+    return F.barlow_twins(a, b, 0.3, backend=backend)
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -77,6 +92,10 @@ OPERATIONS: dict[str, Operation] = {
     "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
     "product_of_experts": _product_of_experts,
     "one_vs_all_minimality": _minimality,
+    "symile_info_nce": _symile,
+    "symile_info_nce, four": partial(_symile, modalities=4, rows=12),
+    "symile_info_nce, shuffled": _symile_shuffled,
+    "barlow_twins": _barlow_twins,
 }
 NAMES = list(OPERATIONS)
 

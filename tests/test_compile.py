@@ -20,6 +20,9 @@ from mibfast import losses
         "gaussian_kl, prior",
         "product_of_experts",
         "one_vs_all_minimality",
+        "symile_info_nce",
+        "symile_info_nce, shuffled",
+        "barlow_twins",
     ],
 )
 def test_operations(name) -> None:
@@ -57,6 +60,9 @@ def test_registered_operations_are_what_torch_expects() -> None:
         "kl": (z[:2], "cpu"),
         "product": ([*z, z[0]], "cpu"),
         "minimality": (z, "cpu"),
+        "symile": (z, tau, [True, False, True, True], "cpu"),
+        "symile_negatives": (z[0], z[1], "cpu"),
+        "cross_correlation": (z[0], z[1], "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

@@ -126,6 +126,40 @@ def test_almudevar(dtype, backend) -> None:
     assert_near(terms["minimality"] / 2, GOLDENS["almudevar_alignment"]["value"], dtype)
 
 
+@pytest.mark.parametrize("m", [3, 4])
+def test_symile_with_all_negatives(m, dtype, backend) -> None:
+    golden = GOLDENS[f"symile_n_squared_M{m}"]
+    z = embeddings(m, dtype)
+    loss = F.symile_info_nce(z, float(np.exp(1.0)), backend=backend)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+
+
+def test_symile_with_shuffled_negatives(dtype, backend) -> None:
+    golden = GOLDENS["symile_n_M3"]
+    z = embeddings(3, dtype)
+    options = {"negatives": "shuffled", "permutations": torch.tensor(golden["perms"]), "backend": backend}
+    loss = F.symile_info_nce(z, float(np.exp(1.0)), **options)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+
+
+def test_barlow_twins(dtype, backend) -> None:
+    golden = GOLDENS["barlow_twins"]
+    a = np.random.default_rng(601).standard_normal((16, 6))
+    b = 0.5 * a + np.random.default_rng(602).standard_normal((16, 6))
+    views = [torch.from_numpy(x).to(dtype).requires_grad_() for x in (a, b)]
+    terms = losses.BarlowTwinsLoss(backend=backend).terms(views)
+    assert_near(terms["invariance"], golden["value"]["on"], dtype)
+    assert_near(terms["redundancy"], golden["value"]["off"], dtype)
+    loss = F.barlow_twins(*views, backend=backend)
+    loss.backward()
+    assert_near(loss, golden["value"]["loss"], dtype)
+    assert_gradients(views, golden, dtype)
+
+
 def experts(dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     means = [torch.from_numpy(np.random.default_rng(301 + i).standard_normal((4, 6))).to(dtype) for i in range(3)]
     logvars = [

@@ -56,7 +56,9 @@ def test_a_second_derivative_is_refused_by_kernels(name) -> None:
         (result + (gradient**2).sum()).backward()
 
 
-@pytest.mark.parametrize("name", ["info_nce, symmetric", "one_vs_all_info_nce", "gaussian_kl, prior"])
+@pytest.mark.parametrize(
+    "name", ["info_nce, symmetric", "one_vs_all_info_nce", "gaussian_kl, prior", "symile_info_nce", "barlow_twins"]
+)
 def test_reference_has_second_derivatives(name) -> None:
     leaves = inputs(3, 4)
     assert torch.autograd.gradgradcheck(lambda *x: OPERATIONS[name](*x, backend="reference"), leaves)

@@ -12,21 +12,27 @@ MODULES = [
     losses.OVAIBLoss(beta=0.5, keys="pairwise"),
     losses.PairwiseCLIPLoss(0.1, learnable_temperature=True),
     losses.PairwiseCLIPIBLoss(0.1, beta=2.0, positive_in_denominator=False),
+    losses.SymileLoss(5.0, learnable_scale=True),
+    losses.BarlowTwinsLoss(0.3),
 ]
+
+
+def _views(loss) -> list[torch.Tensor]:
+    return [torch.randn(8, 6) for _ in range(2 if isinstance(loss, losses.BarlowTwinsLoss) else 3)]
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=repr)
 def test_terms_make_up_the_loss(loss) -> None:
-    views = {name: torch.randn(8, 6) for name in ("image", "text", "audio")}
+    views = dict(zip(("image", "text", "audio"), _views(loss), strict=False))
     terms = loss.terms(views)
-    weights = {"minimality": getattr(loss, "beta", 1.0)}
+    weights = {"minimality": getattr(loss, "beta", 1.0), "redundancy": getattr(loss, "off_diagonal_weight", 1.0)}
     torch.testing.assert_close(loss(views), sum(weights.get(name, 1.0) * term for name, term in terms.items()))
     assert all(term.ndim == 0 for term in terms.values())
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=repr)
 def test_copies_and_states(loss) -> None:
-    views = [torch.randn(8, 6) for _ in range(3)]
+    views = _views(loss)
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(other(views), loss(views))
         other.load_state_dict(loss.state_dict())
@@ -52,6 +58,16 @@ def test_a_learned_temperature_learns_and_stays_positive() -> None:
     assert loss.temperature() > 0
     assert loss.to(torch.bfloat16).temperature().dtype == torch.float32
     assert not list(losses.PairwiseCLIPLoss(0.07).parameters())
+
+
+def test_a_learned_scale_learns_and_stays_positive() -> None:
+    loss = losses.SymileLoss(3.0, learnable_scale=True)
+    assert abs(loss.scale().item() - 3.0) < 1e-6
+    loss([torch.randn(16, 6) for _ in range(3)]).backward()
+    # Unaligned views: the scale falls.
+    assert loss.log_scale.grad > 0
+    assert loss.to(torch.bfloat16).scale().dtype == torch.float32
+    assert not list(losses.SymileLoss(3.0).parameters())
 
 
 def test_normalisation_is_in_float32_for_shorter_dtypes() -> None:

@@ -31,6 +31,11 @@ def _operations() -> dict[str, _Operation]:
         "gaussian_kl": lambda z, b: F.gaussian_kl(z[0], z[1], reduction="none", backend=b),
         "gaussian_kl, with a prior": lambda z, b: F.gaussian_kl(*z, reduction="none", backend=b),
         "product_of_experts": lambda z, b: torch.stack(F.product_of_experts(z[:2], z[2:], backend=b)),
+        "symile_info_nce": lambda z, b: F.symile_info_nce(z[:3], 0.5, backend=b),
+        "symile_info_nce, shuffled negatives": lambda z, b: F.symile_info_nce(
+            z, 0.5, negatives="shuffled", generator=torch.Generator().manual_seed(0), backend=b
+        ),
+        "barlow_twins": lambda z, b: F.barlow_twins(z[0], z[1], backend=b),
         "OVAIBLoss": lambda z, b: mibfast.losses.OVAIBLoss(temperature=0.1, backend=b)(z),
         "PairwiseCLIPIBLoss": lambda z, b: mibfast.losses.PairwiseCLIPIBLoss(backend=b)(z),
     }

@@ -1,7 +1,9 @@
 """Losses as modules: `forward(embeddings)` gives a scalar, `terms(embeddings)` its named parts."""
 
+from mibfast.losses.barlow_twins import BarlowTwinsLoss
 from mibfast.losses.info_nce import InfoNCELoss
 from mibfast.losses.ova_ib import OVAIBLoss
 from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
+from mibfast.losses.symile import SymileLoss
 
-__all__ = ["InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss"]
+__all__ = ["BarlowTwinsLoss", "InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss", "SymileLoss"]

@@ -1,0 +1,67 @@
+"""Barlow Twins: redundancy reduction between two views."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast import functional as F
+from mibfast._check import Embeddings
+
+
+class BarlowTwinsLoss(nn.Module):
+    r"""Barlow Twins' loss of two views: each feature alike in both, and like no other.
+
+    :func:`mibfast.functional.barlow_twins` (Zbontar et al., arXiv 2103.03230). Features are standardised over the batch
+    inside the loss, so there is nothing to normalise before it. It needs no negatives, and a batch of more than one
+    sample.
+
+    Parameters
+    ----------
+    off_diagonal_weight : float
+        Weight of the redundancy, >= 0.
+    group : torch.distributed.ProcessGroup, optional
+        Gather the batch of all its processes.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range; in `forward`, for anything but two tensors of one shape.
+
+    Examples
+    --------
+    >>> import torch, mibfast
+    >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    >>> mibfast.losses.BarlowTwinsLoss().terms([views, views.flip(1)])
+    {'invariance': tensor(2.), 'redundancy': tensor(2.0000)}
+    """
+
+    def __init__(
+        self,
+        off_diagonal_weight: float = 0.0051,
+        *,
+        group: dist.ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.off_diagonal_weight = _check.number(type(self).__name__, "off_diagonal_weight", off_diagonal_weight, 0.0)
+        self.group = group
+        self.backend = backend
+
+    def forward(self, embeddings: Embeddings) -> Tensor:
+        """Return the loss, a scalar (float64 for float64 embeddings, else float32)."""
+        terms = self.terms(embeddings)
+        return terms["invariance"] + self.off_diagonal_weight * terms["redundancy"]
+
+    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Return `invariance` and `redundancy` (before it is multiplied by `off_diagonal_weight`)."""
+        views = _check.two_modalities(type(self).__name__, embeddings)
+        invariance, redundancy = F.barlow_twins_terms(*views, group=self.group, backend=self.backend)
+        return {"invariance": invariance, "redundancy": redundancy}
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return f"off_diagonal_weight={self.off_diagonal_weight:g}, gathered={self.group is not None}"
