@@ -1,6 +1,8 @@
 """Operations on tensors, differentiable, in nats. Each is documented where it is defined, in `mibfast.ops`."""
 
 from mibfast.ops.gaussian_kl import gaussian_kl
+from mibfast.ops.gram_info_nce import gram_info_nce
+from mibfast.ops.gram_volume import gram_volume
 from mibfast.ops.info_nce import info_nce
 from mibfast.ops.leave_one_out_projection import leave_one_out_projection
 from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
@@ -8,9 +10,13 @@ from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
+from mibfast.ops.triangle_area import triangle_area
+from mibfast.ops.triangle_info_nce import triangle_info_nce
 
 __all__ = [
     "gaussian_kl",
+    "gram_info_nce",
+    "gram_volume",
     "info_nce",
     "leave_one_out_projection",
     "one_vs_all_info_nce",
@@ -18,4 +24,6 @@ __all__ = [
     "product_of_experts",
     "projection_score",
     "ridge_projection",
+    "triangle_area",
+    "triangle_info_nce",
 ]

@@ -50,6 +50,23 @@ def _minimality(a, b, c, d, tau, backend=None):
     return F.one_vs_all_minimality([a, b, c, d], backend=backend)
 
 
+def _gram_volume(a, b, c, d, tau, backend=None, spared=0):
+    return F.gram_volume(a[: max(1, len(a) - spared)], [b, c], backend=backend)
+
+
+def _gram_info_nce(a, b, c, d, tau, backend=None, others=2, **options):
+    return F.gram_info_nce(a, [b, c, d][:others], tau, backend=backend, **options)
+
+
+def _triangle_area(a, b, c, d, tau, backend=None, spared=0, **options):
+    count = max(1, len(a) - spared)
+    return F.triangle_area(a, b[:count], c[:count], backend=backend, **options)
+
+
+def _triangle_info_nce(a, b, c, d, tau, backend=None, **options):
+    return F.triangle_info_nce(a, b, c, tau, backend=backend, **options)
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -77,6 +94,15 @@ OPERATIONS: dict[str, Operation] = {
     "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
     "product_of_experts": _product_of_experts,
     "one_vs_all_minimality": _minimality,
+    "gram_volume": _gram_volume,
+    "gram_volume, fewer anchors": partial(_gram_volume, spared=1),
+    "gram_info_nce": _gram_info_nce,
+    "gram_info_nce, two modalities": partial(_gram_info_nce, others=1, label_smoothing=0.0),
+    "gram_info_nce, four modalities": partial(_gram_info_nce, others=3),
+    "triangle_area": _triangle_area,
+    "triangle_area, squared, more anchors": partial(_triangle_area, squared=True, spared=1),
+    "triangle_info_nce": _triangle_info_nce,
+    "triangle_info_nce, area": partial(_triangle_info_nce, squared=False, label_smoothing=0.0),
 }
 NAMES = list(OPERATIONS)
 

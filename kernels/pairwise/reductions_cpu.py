@@ -59,7 +59,8 @@ def _maximum_of(scores: Any) -> Any:
 
 
 @inline
-def _sum_of(scores: Any) -> float:
+def sum_of(scores: Any) -> float:
+    """The sum of numbers, in float64 between pieces of 2048."""
     total = 0.0
     for start in range(0, scores.size, _PIECE):
         piece = scores[start : start + _PIECE]
@@ -122,7 +123,7 @@ def _start_row(scores: Any, row: Any, positive: Any, flags: Any, row_state: Any,
     """What rows have in common before their exponentials; returns the largest score."""
     row_state[POSITIVE, row] = scores[positive]
     if flags & TOTALS:
-        row_state[TOTAL, row] = _sum_of(scores)
+        row_state[TOTAL, row] = sum_of(scores)
         column = column_state[COLUMN_TOTAL]
         for j in range(scores.size):
             column[j] += scores[j]
