@@ -20,6 +20,10 @@ from mibfast import losses
         "gaussian_kl, prior",
         "product_of_experts",
         "one_vs_all_minimality",
+        "gram_volume",
+        "gram_info_nce",
+        "triangle_area",
+        "triangle_info_nce",
     ],
 )
 def test_operations(name) -> None:
@@ -35,7 +39,16 @@ def test_operations(name) -> None:
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("loss", [losses.OVAIBLoss(), losses.PairwiseCLIPLoss(learnable_temperature=True)], ids=repr)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.OVAIBLoss(),
+        losses.PairwiseCLIPLoss(learnable_temperature=True),
+        losses.GRAMLoss(learnable_temperature=True, anchor=None),
+        losses.TRIANGLELoss(anchor=1),
+    ],
+    ids=repr,
+)
 def test_losses_under_inductor(loss) -> None:
     views = [torch.randn(16, 8, requires_grad=True) for _ in range(3)]
     leaves = [*views, *loss.parameters()]
@@ -57,6 +70,10 @@ def test_registered_operations_are_what_torch_expects() -> None:
         "kl": (z[:2], "cpu"),
         "product": ([*z, z[0]], "cpu"),
         "minimality": (z, "cpu"),
+        "volumes": ("gram", z[0], z[1:], "cpu"),
+        "volumes_backward": (torch.randn(5, 5), "triangle", z[0], z[1:], "cpu"),
+        "volume_info_nce": ("triangle", z[0], z[1:], tau, 0.1, "cpu"),
+        "volume_info_nce_with_gradient": ("squared_triangle", z[0], z[1:], tau, 0.0, "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

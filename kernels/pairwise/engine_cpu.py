@@ -35,6 +35,8 @@ from mibfast.kernels.pairwise.rows_cpu import Rows
 # beyond 64 MiB memory decides.
 _LEAST_ROWS, _MOST_ROWS = 512, 1024
 _TILE_BYTES, _LARGEST_TILE_BYTES = 8 * 2**20, 64 * 2**20
+# One tile for all pairs saves a quarter of the GEMMs, and may be this large.
+_ONE_TILE_BYTES = 16 * 2**20
 # Scores a slot, at least: 30 microseconds of work.
 _GRAIN = 65536
 
@@ -334,13 +336,13 @@ def _tile_rows(row_bytes: int) -> int:
 class _Tiles:
     """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
 
-    def __init__(self, score: int, rows: Rows, columns: Columns) -> None:
+    def __init__(self, score: int, rows: Rows, columns: Columns, size: int | None = None) -> None:
         self.rows, self.columns = rows, columns
         k, n_columns, self.d = columns.operands.shape
         self.n = rows.n
         width = k * n_columns
         dtype = columns.operands.dtype
-        self.size = min(self.n, _tile_rows(width * dtype.itemsize))
+        self.size = min(self.n, _tile_rows(width * dtype.itemsize)) if size is None else size
         numpy_dtype = rows.numpy_dtype
         rows.start(self.size)
         self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
@@ -535,7 +537,8 @@ def fits_one_tile(rows: Rows, columns: Columns, score: int = scores.INNER_PRODUC
     """Whether all rows fit one tile, with their scores: what `reduce_both_ways_with_gradient` needs."""
     k, n_columns, _ = columns.operands.shape
     kept = 0 if scores.is_tile(score) else 1
-    return rows.n <= _tile_rows((k + kept) * n_columns * columns.operands.dtype.itemsize)
+    row_bytes = (k + kept) * n_columns * columns.operands.dtype.itemsize
+    return rows.n <= min(_MOST_ROWS, _ONE_TILE_BYTES // row_bytes)
 
 
 def reduce_both_ways_with_gradient(
@@ -557,7 +560,7 @@ def reduce_both_ways_with_gradient(
     None where the tile cannot serve: then no gradient is formed, as the last result says. The others are those of
     `reduce`.
     """
-    tiles = _Tiles(score, rows, columns)
+    tiles = _Tiles(score, rows, columns, rows.n)
     row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
     add_rows, weigh_rows = _reduce_rows(score, reduction), _weigh_merged_rows(score, reduction)
     kept = _buffers.empty((0, 0) if scores.is_tile(score) else (tiles.n, columns.count), tiles.factors.dtype)
