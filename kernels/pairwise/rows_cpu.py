@@ -57,12 +57,13 @@ def _add_gradient(
     count: int,
     scale: float,
     unit: bool,
+    scaled: bool,
     has_norms: bool,
     squared_norm_gradient: Any,
     into: Any,
 ) -> float:
     """Add the gradient of the embeddings to rows of `into`, where it has any; return dL/dscale of the block times
-    scale.
+    scale, where it is scaled.
 
     The gradient of the block is `factors * gradient`, and twice the rows times the gradient of their squared norms,
     where there is one, is added to `gradient` first. A unit row passes on only what is across it.
@@ -75,8 +76,9 @@ def _add_gradient(
             for j in range(x.size):
                 g[j] += twice * x[j]
         dot = 0.0
-        for j in range(x.size):
-            dot += np.float64(x[j]) * np.float64(g[j])
+        if scaled or unit:
+            for j in range(x.size):
+                dot += np.float64(x[j]) * np.float64(g[j])
         along_scale += dot * factors[i]
         if into.shape[0] == 0:
             continue
@@ -160,6 +162,7 @@ class Rows:
             count,
             self.scale,
             self._unit,
+            self.scaled,
             self._wants_norms,
             self.squared_norm_gradient,
             target,

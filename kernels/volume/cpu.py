@@ -180,61 +180,65 @@ def _gram_factors_backward(
 
 
 @inline
-def _side(z: Any, q: Any) -> Any:
-    """q = c - b made unit for z = b, c, ...; returns its length, and q = 0 where that is zero."""
-    for j in range(q.size):
-        q[j] = z[1, j] - z[0, j]
-    length = math.sqrt(_dot(q, q))
-    scale = 0.0 if length == 0.0 else 1.0 / length
-    for j in range(q.size):
-        q[j] *= scale
+def _side(b: Any, c: Any, w: Any) -> Any:
+    """w = c - b made unit; returns its length, and w = 0 where that is zero."""
+    squared = 0.0
+    for j in range(w.size):
+        x = np.float64(c[j]) - np.float64(b[j])
+        w[j] = x
+        squared += x * x
+    length = math.sqrt(squared)
+    scale = 0.0 if squared == 0.0 else 1.0 / length
+    for j in range(w.size):
+        w[j] *= scale
     return length
 
 
 @inline
-def _height(z: Any, q: Any, out: Any) -> Any:
-    """out = the unit vector to a from the line through b along q, for z = b, c, a; returns the distance.
+def _height(a: Any, b: Any, w: Any, foot: Any, squared_edge: Any) -> Any:
+    """The distance of a from the line through b along w, from the residual; zero for a point on the line.
 
-    Gram-Schmidt as above; zero for a point on the line.
+    a - b has the component `foot` along w and the squared norm `squared_edge`.
     """
-    for j in range(q.size):
-        out[j] = z[2, j] - z[0, j]
-    squared = _dot(out, out)
-    floor, much = RELATIVE_FLOOR * RELATIVE_FLOOR * squared, 0.01 * squared
-    for again in range(2):
-        if again and squared > much:
-            break
-        _add(-_dot(q, out), q, out)
-        squared = _dot(out, out)
-    distance = 0.0 if squared <= floor else math.sqrt(squared)
-    scale = 0.0 if squared <= floor else 1.0 / distance
-    for j in range(q.size):
-        out[j] *= scale
-    return distance
+    squared = 0.0
+    for j in range(w.size):
+        x = (np.float64(a[j]) - np.float64(b[j])) - foot * w[j]
+        squared += x * x
+    return 0.0 if squared <= RELATIVE_FLOOR * RELATIVE_FLOOR * squared_edge else math.sqrt(squared)
 
 
 @kernel
 def _triangle_factors(
-    addresses: Any, strides: Any, begin: int, end: int, lines: Any, points: Any, sides: Any, own: Any, z: Any, q: Any
+    addresses: Any, strides: Any, begin: int, end: int, lines: Any, points: Any, sides: Any, own: Any, w: Any
 ) -> None:
     """Directions and points [2, N', d] of the lines through b and c, squared norms of the points, lengths of the sides.
 
     `own` gets the areas, doubled, of the triangles with the anchor, the last matrix.
     """
+    d = w.size
     for i in range(begin, end):
         paired = i < own.size
-        _load(addresses, strides, i, lines, z[: 3 if paired else 2])
-        along = q[0]
-        length = _side(z, along)
+        b, c = row_at(addresses[0], i, strides[0], d, lines), row_at(addresses[1], i, strides[1], d, lines)
+        length = _side(b, c, w)
         sides[i] = length
+        along = 0.0
+        for j in range(d):
+            along += w[j] * np.float64(b[j])
         if paired:
-            own[i] = length * _height(z, along, q[1])
-        _add(-_dot(along, z[0]), along, z[0])
-        points[i] = _dot(z[0], z[0])
-        direction, point = lines[0, i], lines[1, i]
-        for j in range(direction.size):
-            direction[j] = along[j]
-            point[j] = z[0, j]
+            a = row_at(addresses[2], i, strides[2], d, lines)
+            foot, squared_edge = 0.0, 0.0
+            for j in range(d):
+                x = np.float64(a[j]) - np.float64(b[j])
+                foot += w[j] * x
+                squared_edge += x * x
+            own[i] = length * _height(a, b, w, foot, squared_edge)
+        direction, point, squared = lines[0, i], lines[1, i], 0.0
+        for j in range(d):
+            x = np.float64(b[j]) - along * w[j]
+            direction[j] = w[j]
+            point[j] = x
+            squared += x * x
+        points[i] = squared
 
 
 @kernel
@@ -248,56 +252,57 @@ def _triangle_factors_backward(
     sides_gradient: Any,
     own_gradient: Any,
     gradient_addresses: Any,
-    z: Any,
-    q: Any,
-    g: Any,
+    w: Any,
 ) -> None:
     """Add the gradient of what `_triangle_factors` gives: of w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h.
 
-    db = dp - (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w. The gradient of l h,
-    twice the area: l across the line at a; at b and c minus their shares of that, and h along the line.
+    db = dp - (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The
+    gradient of l h, twice the area: l across the line at a; at b and c minus their shares of that, and h along it.
     """
-    d = z.shape[1]
+    d = w.size
     for i in range(begin, end):
         paired = i < own_gradient.size
-        _load(addresses, strides, i, lines_gradient, z[: 3 if paired else 2])
-        w, p, across = q[0], q[1], q[2]
-        length = _side(z, w)
+        b, c = (
+            row_at(addresses[0], i, strides[0], d, lines_gradient),
+            row_at(addresses[1], i, strides[1], d, lines_gradient),
+        )
+        # Without an anchor b stands in for it, on the line.
+        last = 2 if paired else 0
+        a = row_at(addresses[last], i, strides[last], d, lines_gradient)
+        length = _side(b, c, w)
         # Nothing depends on a side of no length.
         if length == 0.0:
             continue
-        dp, dw, along = g[0], g[1], _dot(w, z[0])
+        of_direction, of_point = lines_gradient[0, i], lines_gradient[1, i]
+        along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0
+        for j in range(d):
+            x = np.float64(a[j]) - np.float64(b[j])
+            along += w[j] * np.float64(b[j])
+            foot += w[j] * x
+            squared_edge += x * x
+            direction_along += w[j] * np.float64(of_direction[j])
+            point_along += w[j] * np.float64(of_point[j])
         twice = 2.0 * points_gradient[i]
-        source = lines_gradient[1, i]
-        for j in range(d):
-            p[j] = z[0, j] - along * w[j]
-            dp[j] = source[j] + twice * p[j]
-        dp_along = _dot(dp, w)
-        source = lines_gradient[0, i]
-        for j in range(d):
-            dw[j] = source[j] - along * dp[j] - dp_along * z[0, j]
-            dp[j] -= dp_along * w[j]
-        dw_along, inverse, dl = _dot(dw, w), 1.0 / length, sides_gradient[i]
-        for j in range(d):
-            dw[j] = (dw[j] - dw_along * w[j]) * inverse + dl * w[j]
+        w_along = direction_along - 2.0 * along * point_along
+        inverse, stretch, normal, share = 1.0 / length, sides_gradient[i], 0.0, foot / length
         if paired:
-            height, own = _height(z, w, across), own_gradient[i]
-            foot = 0.0
+            height = _height(a, b, w, foot, squared_edge)
+            normal = 0.0 if height == 0.0 else own_gradient[i] * length / height
+            stretch += own_gradient[i] * height
+            result = row_at(gradient_addresses[2], i, d, d, lines_gradient)
             for j in range(d):
-                foot += w[j] * (z[2, j] - z[0, j])
-            share = foot * inverse
-            anchor = row_at(gradient_addresses[2], i, d, d, lines_gradient)
-            for j in range(d):
-                normal = own * length * across[j]
-                anchor[j] += normal
-                dp[j] -= normal
-                # The foot of the height moves with c by its share of the side; the side grows along w.
-                dw[j] += own * height * w[j] - share * normal
+                result[j] += normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * w[j])
         first = row_at(gradient_addresses[0], i, d, d, lines_gradient)
         second = row_at(gradient_addresses[1], i, d, d, lines_gradient)
         for j in range(d):
-            first[j] += dp[j] - dw[j]
-            second[j] += dw[j]
+            bj, wj = np.float64(b[j]), w[j]
+            across = normal * ((np.float64(a[j]) - bj) - foot * wj)
+            dp = np.float64(of_point[j]) + twice * (bj - along * wj)
+            dw = np.float64(of_direction[j]) - along * dp - point_along * bj
+            # The foot of the height moves with c by its share of the side; the side grows along w.
+            moved = (dw - w_along * wj) * inverse + stretch * wj - share * across
+            first[j] += (dp - point_along * wj) - across - moved
+            second[j] += moved
 
 
 def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
@@ -320,12 +325,12 @@ class _Volumes:
         statistics = self._sources.empty(1 if kind == GRAM else 2, count)
 
         def of_slot(slot: int) -> None:
-            bounds = _bounds(count, self._slots, slot)
-            places, z, q = (self._sources.addresses, self._sources.strides), np.empty((k + 1, d)), np.empty((k + 1, d))
+            places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), operands)
             if kind == GRAM:
-                _gram_factors(*places, *bounds, operands, self._sizes, self._own, z, q, np.empty((k + 1, k + 1)))
+                z, q, r = np.empty((k + 1, d)), np.empty((k + 1, d)), np.empty((k + 1, k + 1))
+                _gram_factors(*places, self._sizes, self._own, z, q, r)
             else:
-                _triangle_factors(*places, *bounds, operands, statistics[1], self._sizes, self._own, z, q)
+                _triangle_factors(*places, statistics[1], self._sizes, self._own, np.empty(d))
 
         parallel(of_slot, self._slots)
         with np.errstate(all="ignore"):
@@ -367,13 +372,12 @@ class _Volumes:
         count, (k, d) = self._count, (len(others), others[0].shape[1])
 
         def of_slot(slot: int) -> None:
-            bounds, vectors = _bounds(count, self._slots, slot), np.empty((3, k + 1, d))
-            places = (self._sources.addresses, self._sources.strides, *bounds, lines)
+            places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), lines)
             if self._kind == GRAM:
-                small = np.empty((k + 1, k + 1))
-                _gram_factors_backward(*places, sizes, own, addresses, vectors[0], vectors[1], small, vectors[2])
+                (z, q, g), r = np.empty((3, k + 1, d)), np.empty((k + 1, k + 1))
+                _gram_factors_backward(*places, sizes, own, addresses, z, q, r, g)
             else:
-                _triangle_factors_backward(*places, statistics[1], sizes, own, addresses, *vectors)
+                _triangle_factors_backward(*places, statistics[1], sizes, own, addresses, np.empty(d))
 
         parallel(of_slot, self._slots)
         return scale_gradient
