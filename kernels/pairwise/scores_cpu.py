@@ -19,6 +19,7 @@ gradient with respect to it, divided by factor.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from numba.core import types
@@ -299,7 +300,7 @@ def _squared_triangle_area_gradient(
     return _distance_to_line_gradient(tiles, h, factor, column_gradient)
 
 
-_ROWS = {
+_ROWS: dict[int, Callable[..., Any]] = {
     INNER_PRODUCT: _inner_product,
     PROJECTION: _projection,
     RIDGE_PROJECTION: _ridge_projection,
@@ -307,7 +308,7 @@ _ROWS = {
     TRIANGLE_AREA: _triangle_area,
     SQUARED_TRIANGLE_AREA: _squared_triangle_area,
 }
-_GRADIENT_ROWS = {
+_GRADIENT_ROWS: dict[int, Callable[..., Any]] = {
     INNER_PRODUCT: _inner_product_gradient,
     PROJECTION: _projection_gradient,
     RIDGE_PROJECTION: _ridge_projection_gradient,

@@ -31,7 +31,7 @@ def _operations() -> dict[str, _Operation]:
         "gram_volume": lambda z, b: F.gram_volume(z[0], z[1:], backend=b),
         "gram_info_nce": lambda z, b: F.gram_info_nce(z[0], z[1:3], 5.0, backend=b),
         "triangle_area": lambda z, b: F.triangle_area(*z[:3], backend=b),
-        "triangle_info_nce": lambda z, b: F.triangle_info_nce(*z[:3], 50.0, backend=b),
+        "triangle_info_nce": lambda z, b: F.triangle_info_nce(z[0], z[1], z[2], 50.0, backend=b),
         "gaussian_kl": lambda z, b: F.gaussian_kl(z[0], z[1], reduction="none", backend=b),
         "gaussian_kl, with a prior": lambda z, b: F.gaussian_kl(*z, reduction="none", backend=b),
         "product_of_experts": lambda z, b: torch.stack(F.product_of_experts(z[:2], z[2:], backend=b)),
