@@ -272,6 +272,25 @@ def test_volumes_of_nearly_aligned_modalities(kind, options, temperature, spread
         assert (a.double() - b).norm() <= 1e-3 * b.norm() + 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [64, 1100])
+@VOLUME_LOSSES
+def test_volumes_of_rows_and_columns_far_from_the_others(kind, options, n, dtype) -> None:
+    """Columns too far below the others for one reference, and rows too far from columns for one exponential."""
+    views = list(torch.randn(3, n, 16))
+    views[0][3] *= 30
+    views[1][5] *= 30
+    views[0][7] = 0
+    loss = kind(0.05, normalize=False, backend="reference", **options)
+    truth, exact = _loss_and_gradients(loss, [z.double() for z in views])
+    loss.backend = "cpu"
+    value, gradients = _loss_and_gradients(loss, [z.to(dtype) for z in views])
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(value.double(), truth, rtol=tolerance, atol=0)
+    for a, b in zip(gradients, exact, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
 @BACKENDS
 def test_a_volume_near_zero_keeps_its_gradient(backend) -> None:
     """Zero at a volume of zero, but the unit normal however near to it."""
