@@ -132,6 +132,31 @@ def barlow_twins(a: Tensor, b: Tensor, off_diagonal_weight: float = 0.0051) -> T
     return on_diagonal + off_diagonal_weight * off_diagonal.pow(2).sum()
 
 
+def _smoothed_both_ways(scores: Tensor, temperature: float) -> Tensor:
+    """GRAM's and TRIANGLE's loss of volumes or areas."""
+    logits, target = -scores / temperature, torch.arange(len(scores))
+    forward = F.cross_entropy(logits, target, label_smoothing=0.1)
+    return 0.5 * (forward + F.cross_entropy(logits.T, target, label_smoothing=0.1))
+
+
+def gram_info_nce(anchor: Tensor, first: Tensor, second: Tensor, temperature: float = 0.07) -> Tensor:
+    """GRAM with a determinant of a Gram matrix for each pair, as the released code has it."""
+    n, others = len(anchor), (first, second)
+    along = [anchor @ x.T for x in others]
+    own = (anchor * anchor).sum(1)[:, None].expand(-1, n)
+    rows = [torch.stack([own, *along], -1)]
+    for x, products in zip(others, along, strict=True):
+        rows.append(torch.stack([products, *((x * y).sum(1).expand(n, -1) for y in others)], -1))
+    return _smoothed_both_ways(torch.sqrt(torch.abs(torch.det(torch.stack(rows, -2)))), temperature)
+
+
+def triangle_info_nce(a: Tensor, b: Tensor, c: Tensor, temperature: float = 0.07) -> Tensor:
+    """TRIANGLE from the differences of all pairs, as the released code has it."""
+    u, v = a[:, None] - b, a[:, None] - c
+    areas = ((u**2).sum(2) * (v**2).sum(2) - (u * v).sum(2) ** 2) / 2
+    return _smoothed_both_ways(areas, temperature)
+
+
 def leave_one_out_projection(embeddings: Sequence[Tensor]) -> Tensor:
     """All M projections, each by a batched solve."""
     return torch.stack([ridge_projection(z, _others(embeddings, m)) for m, z in enumerate(embeddings)])

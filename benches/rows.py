@@ -79,8 +79,8 @@ def _embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
     return [(common + torch.randn(n, d, generator=generator)).requires_grad_() for _ in range(m)]
 
 
-def _unit_pair(n: int, d: int = 256) -> list[Tensor]:
-    return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(2, n, d)]
+def _unit_embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
+    return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(m, n, d)]
 
 
 def _unit_embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
@@ -172,7 +172,7 @@ def copies_in_one_block(times: int) -> Callable[[list[Tensor]], Callable[[], obj
 def _info_nce_row(n: int) -> Row:
     return Row(
         title=f"InfoNCE, symmetric, N={n}, d=256",
-        inputs=partial(_unit_pair, n),
+        inputs=partial(_unit_embeddings, 2, n),
         contenders={
             OURS: partial(F.info_nce, symmetric=True),
             "eager": peers.info_nce,
@@ -240,6 +240,29 @@ def rows() -> dict[str, Row]:
             floor=("18 GEMMs", gemms(6, 6, 2048)),
             bars=[Bar("fastest peer", least=1.2), Bar("18 GEMMs", most=1.25)],
             workspace_bytes=10 * 2048 * 256 * 4 + 24 * 2**20,
+            workspace_of=("eager",),
+        ),
+        "gram": Row(
+            title="GRAM, M=3, N=1024, d=256",
+            inputs=partial(_unit_embeddings, 3, 1024),
+            contenders={
+                OURS: lambda a, b, c: F.gram_info_nce(a, [b, c]),
+                "eager": peers.gram_info_nce,
+                "torch.compile": peers.compiled(peers.gram_info_nce),
+            },
+            floor=("8 GEMMs", gemms(4, 2, 1024)),
+            bars=[Bar("eager", least=6.0), Bar("torch.compile", least=4.0), Bar("8 GEMMs", most=1.4)],
+            workspace_share=("eager", 0.02),
+            workspace_of=("eager",),
+        ),
+        "triangle": Row(
+            title="TRIANGLE, N=512, d=256",
+            inputs=partial(_unit_embeddings, 3, 512),
+            contenders={OURS: F.triangle_info_nce, "eager": peers.triangle_info_nce},
+            floor=("8 GEMMs", gemms(4, 2, 512)),
+            bars=[Bar("eager", least=150.0), Bar("8 GEMMs", most=1.5)],
+            rounds=5,
+            workspace_share=("eager", 0.01),
             workspace_of=("eager",),
         ),
         "leave-one-out": Row(

@@ -262,3 +262,39 @@ def process_group(operation: str, x: Any) -> None:
     """Check a group of processes of `torch.distributed`."""
     if not (torch.distributed.is_available() and isinstance(x, torch.distributed.ProcessGroup)):
         raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {described(x)}")
+
+
+def vectors_of_samples(operation: str, argument: str, x: Any) -> list[Tensor]:
+    """Return at least one tensor [N', d], of a sequence of them, all of one shape, dtype and device."""
+    if not isinstance(x, Sequence) or isinstance(x, str):
+        raise TypeError(f"{operation}: {argument} must be a sequence of tensors [N', d], got {described(x)}")
+    if not x:
+        raise ValueError(f"{operation}: {argument} must hold at least 1 tensor, got none")
+    names = [f"{argument}[{k}]" for k in range(len(x))]
+    for name, z in zip(names, x, strict=True):
+        tensor(operation, name, z, "N' d")
+        same_shape(operation, **{names[0]: x[0], name: z})
+        alike(operation, **{names[0]: x[0], name: z})
+    return list(x)
+
+
+def anchor(operation: str, x: Any) -> int | str | None:
+    """Check a modality's index or name, or None for all of them, before the modalities are known."""
+    if isinstance(x, bool) or not isinstance(x, (int, str, type(None))):
+        raise TypeError(f"{operation}: anchor must be the index or the name of a modality, or None, got {described(x)}")
+    return x
+
+
+def modality(operation: str, argument: str, x: int | str, names: Sequence[str]) -> int:
+    """Return the index of a modality that is given by its index or its name."""
+    if isinstance(x, str):
+        return list(names).index(choice(operation, argument, x, names))
+    if not 0 <= x < len(names):
+        raise ValueError(f"{operation}: {argument} must be in [0, {len(names) - 1}], got {x}")
+    return x
+
+
+def three(operation: str, embeddings: Sequence[Tensor]) -> None:
+    """Check that there are three modalities."""
+    if len(embeddings) != 3:
+        raise ValueError(f"{operation}: embeddings must hold exactly 3 modalities, got {len(embeddings)}")

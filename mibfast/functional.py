@@ -2,6 +2,8 @@
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
 from mibfast.ops.gaussian_kl import gaussian_kl
+from mibfast.ops.gram_info_nce import gram_info_nce
+from mibfast.ops.gram_volume import gram_volume
 from mibfast.ops.info_nce import info_nce
 from mibfast.ops.leave_one_out_projection import leave_one_out_projection
 from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
@@ -10,11 +12,15 @@ from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
 from mibfast.ops.symile_info_nce import symile_info_nce
+from mibfast.ops.triangle_area import triangle_area
+from mibfast.ops.triangle_info_nce import triangle_info_nce
 
 __all__ = [
     "barlow_twins",
     "barlow_twins_terms",
     "gaussian_kl",
+    "gram_info_nce",
+    "gram_volume",
     "info_nce",
     "leave_one_out_projection",
     "one_vs_all_info_nce",
@@ -23,4 +29,6 @@ __all__ = [
     "projection_score",
     "ridge_projection",
     "symile_info_nce",
+    "triangle_area",
+    "triangle_info_nce",
 ]

@@ -65,6 +65,23 @@ def _barlow_twins(a, b, c, d, tau, backend=None):
     return F.barlow_twins(a, b, 0.3, backend=backend)
 
 
+def _gram_volume(a, b, c, d, tau, backend=None, spared=0):
+    return F.gram_volume(a[: max(1, len(a) - spared)], [b, c], backend=backend)
+
+
+def _gram_info_nce(a, b, c, d, tau, backend=None, others=2, **options):
+    return F.gram_info_nce(a, [b, c, d][:others], tau, backend=backend, **options)
+
+
+def _triangle_area(a, b, c, d, tau, backend=None, spared=0, **options):
+    count = max(1, len(a) - spared)
+    return F.triangle_area(a, b[:count], c[:count], backend=backend, **options)
+
+
+def _triangle_info_nce(a, b, c, d, tau, backend=None, **options):
+    return F.triangle_info_nce(a, b, c, tau, backend=backend, **options)
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -96,6 +113,15 @@ OPERATIONS: dict[str, Operation] = {
     "symile_info_nce, four": partial(_symile, modalities=4, rows=12),
     "symile_info_nce, shuffled": _symile_shuffled,
     "barlow_twins": _barlow_twins,
+    "gram_volume": _gram_volume,
+    "gram_volume, fewer anchors": partial(_gram_volume, spared=1),
+    "gram_info_nce": _gram_info_nce,
+    "gram_info_nce, two modalities": partial(_gram_info_nce, others=1, label_smoothing=0.0),
+    "gram_info_nce, four modalities": partial(_gram_info_nce, others=3),
+    "triangle_area": _triangle_area,
+    "triangle_area, squared, more anchors": partial(_triangle_area, squared=True, spared=1),
+    "triangle_info_nce": _triangle_info_nce,
+    "triangle_info_nce, area": partial(_triangle_info_nce, squared=False, label_smoothing=0.0),
 }
 NAMES = list(OPERATIONS)
 

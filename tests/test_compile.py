@@ -23,6 +23,10 @@ from mibfast import losses
         "symile_info_nce",
         "symile_info_nce, shuffled",
         "barlow_twins",
+        "gram_volume",
+        "gram_info_nce",
+        "triangle_area",
+        "triangle_info_nce",
     ],
 )
 def test_operations(name) -> None:
@@ -38,7 +42,16 @@ def test_operations(name) -> None:
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("loss", [losses.OVAIBLoss(), losses.PairwiseCLIPLoss(learnable_temperature=True)], ids=repr)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.OVAIBLoss(),
+        losses.PairwiseCLIPLoss(learnable_temperature=True),
+        losses.GRAMLoss(learnable_temperature=True, anchor=None),
+        losses.TRIANGLELoss(anchor=1),
+    ],
+    ids=repr,
+)
 def test_losses_under_inductor(loss) -> None:
     views = [torch.randn(16, 8, requires_grad=True) for _ in range(3)]
     leaves = [*views, *loss.parameters()]
@@ -63,6 +76,10 @@ def test_registered_operations_are_what_torch_expects() -> None:
         "symile": (z, tau, [True, False, True, True], "cpu"),
         "symile_negatives": (z[0], z[1], "cpu"),
         "cross_correlation": (z[0], z[1], "cpu"),
+        "volumes": ("gram", z[0], z[1:], "cpu"),
+        "volumes_backward": (torch.randn(5, 5), "triangle", z[0], z[1:], "cpu"),
+        "volume_info_nce": ("triangle", z[0], z[1:], tau, 0.1, "cpu"),
+        "volume_info_nce_with_gradient": ("squared_triangle", z[0], z[1:], tau, 0.0, "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

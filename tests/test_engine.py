@@ -92,6 +92,29 @@ def test_both_ways_in_one_tile_and_in_more(n, smoothing, included) -> None:
             assert (a.double() - e).norm() <= tolerance * e.norm()
 
 
+@pytest.mark.parametrize("n", [2, 900, 1100])
+def test_several_tiles_both_ways_in_one_block_and_in_more(n) -> None:
+    """16 MiB hold two tiles and the scores of 1182 rows in float32 and of 836 in float64; 1024 rows are the most."""
+    z = [torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    columns = engine_cpu.Columns(torch.empty(2, n, 6), torch.empty(1, n))
+    rows = Rows(torch.empty(n, 6), wants_norms=True)
+    assert engine_cpu.fits_one_tile(rows, columns, scores_cpu.GRAM_VOLUME) == (n <= 1024)
+    truth = functional.gram_info_nce(z[0], z[1:], 2.0, backend="reference")
+    expected = torch.autograd.grad(truth, z)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in z]
+        loss = functional.gram_info_nce(leaves[0], leaves[1:], 2.0, backend="cpu")
+        assert abs(loss.item() - truth.item()) <= tolerance * max(1.0, abs(truth.item()))
+        for a, e in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+            assert (a.double() - e).norm() <= tolerance * e.norm()
+
+
+def test_a_score_of_one_tile_that_is_not_the_tile_keeps_its_scores() -> None:
+    columns = engine_cpu.Columns(torch.empty(1, 1500, 6), torch.empty(1, 1500))
+    assert not engine_cpu.fits_one_tile(Rows(torch.empty(1500, 6)), columns, scores_cpu.GRAM_VOLUME)
+    assert engine_cpu.fits_one_tile(Rows(torch.empty(1000, 6)), columns, scores_cpu.GRAM_VOLUME)
+
+
 def test_tiles_stay_small_however_many_columns() -> None:
     for n_columns in (64, 4096, 65536, 2**20):
         rows = engine_cpu._tile_rows(4 * n_columns)

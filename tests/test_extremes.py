@@ -171,3 +171,163 @@ def test_a_tensor_temperature_that_is_not_positive_gives_nan(temperature, backen
     tau = torch.tensor(temperature)
     assert F.info_nce(torch.eye(3), torch.eye(3), tau, backend=backend).isnan()
     assert F.one_vs_all_info_nce([torch.eye(3)] * 2, tau, backend=backend).isnan()
+
+
+VOLUME_LOSSES = pytest.mark.parametrize(
+    ("kind", "options"),
+    [(losses.GRAMLoss, {}), (losses.TRIANGLELoss, {}), (losses.TRIANGLELoss, {"squared": False})],
+    ids=["GRAM", "TRIANGLE, squared", "TRIANGLE"],
+)
+
+
+@BACKENDS
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("normalize", [True, False])
+@VOLUME_LOSSES
+def test_volumes_of_exact_duplicates(kind, options, normalize, scale, backend) -> None:
+    """Perfect alignment: every volume is zero, where the square root has no derivative."""
+    view = scale * torch.randn(40, 16)
+    loss = kind(normalize=normalize, backend=backend, **options)
+    value, gradients = _loss_and_gradients(loss, [view] * 3)
+    assert _finite(value, gradients)
+    assert abs(value.item() - math.log(40)) < 1e-5
+    assert all((g == 0).all() for g in gradients)
+    # The anchor in the span of others that are not equal: the positives alone are zero.
+    other = torch.nn.functional.normalize(scale * torch.randn(40, 16), dim=1)
+    views = [torch.nn.functional.normalize(view + scale * other, dim=1), view, other]
+    assert _finite(*_loss_and_gradients(kind(anchor=None, backend=backend, **options), views))
+
+
+@BACKENDS
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_volumes_scale_with_their_embeddings(scale, backend) -> None:
+    a, b, c = torch.randn(3, 30, 12)
+    volumes = F.gram_volume(a, [b, c], backend=backend)
+    torch.testing.assert_close(F.gram_volume(scale * a, [b, c], backend=backend) / scale, volumes, rtol=1e-4, atol=0)
+    scaled = F.gram_volume(scale * a, [scale * b, scale * c], backend=backend) / scale**3
+    torch.testing.assert_close(scaled, volumes, rtol=1e-4, atol=0)
+    for squared, power in ((False, 2), (True, 4)):
+        areas = F.triangle_area(a, b, c, squared=squared, backend=backend)
+        scaled = F.triangle_area(scale * a, scale * b, scale * c, squared=squared, backend=backend) / scale**power
+        torch.testing.assert_close(scaled, areas, rtol=1e-4, atol=0)
+
+
+@BACKENDS
+@VOLUME_LOSSES
+def test_volumes_of_zero_vectors(kind, options, backend) -> None:
+    views = [torch.randn(20, 8) for _ in range(3)]
+    views[0][2] = 0
+    views[1][3] = 0
+    loss = kind(anchor=None, backend=backend, **options)
+    value, gradients = _loss_and_gradients(loss, views)
+    assert _finite(value, gradients)
+    assert (gradients[0][2] == 0).all()
+    assert (gradients[1][3] == 0).all()
+    value, gradients = _loss_and_gradients(loss, [torch.zeros(5, 4)] * 3)
+    assert abs(value.item() - math.log(5)) < 1e-6
+    assert all((g == 0).all() for g in gradients)
+
+
+@BACKENDS
+@VOLUME_LOSSES
+def test_volumes_lose_no_nan(kind, options, backend) -> None:
+    for position in range(3):
+        views = [torch.randn(20, 8) for _ in range(3)]
+        views[position][5, 1] = math.nan
+        value, gradients = _loss_and_gradients(kind(backend=backend, **options), views)
+        assert value.isnan()
+        assert all(g.isnan().any() for g in gradients)
+        volumes = F.gram_volume(views[0], views[1:], backend=backend)
+        areas = F.triangle_area(*views, squared=options.get("squared", True), backend=backend)
+        lost = volumes[5] if position == 0 else volumes[:, 5]
+        assert lost.isnan().all()
+        assert volumes.isnan().sum() == areas.isnan().sum() == 20
+
+
+@BACKENDS
+@VOLUME_LOSSES
+def test_volumes_of_one_sample(kind, options, backend) -> None:
+    value, gradients = _loss_and_gradients(kind(backend=backend, **options), [torch.randn(1, 8) for _ in range(3)])
+    assert abs(value.item()) < 1e-5
+    assert all(g.abs().max() < 1e-5 for g in gradients)
+
+
+@BACKENDS
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+@pytest.mark.parametrize("temperature", [1e-3, 0.07])
+@VOLUME_LOSSES
+def test_volumes_of_nearly_aligned_modalities(kind, options, temperature, spread, backend) -> None:
+    """The released determinants are wrong by 3e-4 here, or NaN."""
+    common = torch.randn(300, 64, dtype=torch.float64)
+    views = [
+        torch.nn.functional.normalize(common + spread * torch.randn(300, 64, dtype=torch.float64), dim=1).float()
+        for _ in range(3)
+    ]
+    truth, exact = _loss_and_gradients(
+        kind(temperature, normalize=False, backend="reference", **options), [z.double() for z in views]
+    )
+    value, gradients = _loss_and_gradients(kind(temperature, normalize=False, backend=backend, **options), views)
+    assert abs(value.item() - truth.item()) <= 2e-5 * max(1.0, truth.item())
+    for a, b in zip(gradients, exact, strict=True):
+        assert (a.double() - b).norm() <= 1e-3 * b.norm() + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [64, 1100])
+@VOLUME_LOSSES
+def test_volumes_of_rows_and_columns_far_from_the_others(kind, options, n, dtype) -> None:
+    """Columns too far below the others for one reference, and rows too far from columns for one exponential."""
+    views = list(torch.randn(3, n, 16))
+    views[0][3] *= 30
+    views[1][5] *= 30
+    views[0][7] = 0
+    loss = kind(0.05, normalize=False, backend="reference", **options)
+    truth, exact = _loss_and_gradients(loss, [z.double() for z in views])
+    loss.backend = "cpu"
+    value, gradients = _loss_and_gradients(loss, [z.to(dtype) for z in views])
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(value.double(), truth, rtol=tolerance, atol=0)
+    for a, b in zip(gradients, exact, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@BACKENDS
+def test_a_volume_near_zero_keeps_its_gradient(backend) -> None:
+    """Zero at a volume of zero, but the unit normal however near to it."""
+    for height in (1e-6, 1e-9):
+        anchor = torch.tensor([[1.0, height, 0.0]], requires_grad=True)
+        other = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+        volume = F.gram_volume(anchor, [other], backend=backend)
+        volume.backward()
+        assert abs(volume.item() / height - 1) < 1e-6
+        torch.testing.assert_close(anchor.grad, torch.tensor([[0.0, 1.0, 0.0]]), rtol=1e-5, atol=2 * height)
+        torch.testing.assert_close(other.grad, torch.tensor([[0.0, -1.0, 0.0]]), rtol=1e-5, atol=2 * height)
+        triangle = [x.detach().requires_grad_() for x in (anchor, other, torch.zeros(1, 3))]
+        area = F.triangle_area(*triangle, backend=backend)
+        area.backward()
+        assert abs(2 * area.item() / height - 1) < 1e-6
+        torch.testing.assert_close(triangle[0].grad, torch.tensor([[0.0, 0.5, 0.0]]), rtol=1e-5, atol=2 * height)
+
+
+@BACKENDS
+def test_others_nearly_in_line(backend) -> None:
+    """Their span is that of their difference, 1e-6 long."""
+    anchor, first = torch.randn(2, 50, 32)
+    second = first + 1e-6 * torch.randn(50, 32)
+    leaves = [x.requires_grad_() for x in (anchor, first, second)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    truth = F.gram_volume(exact[0], exact[1:], backend="reference")
+    found = F.gram_volume(leaves[0], leaves[1:], backend=backend)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-10)
+    upstream = torch.randn(50, 50)
+    expected = torch.autograd.grad((truth * upstream).sum(), exact)
+    for a, b in zip(torch.autograd.grad((found * upstream).sum(), leaves), expected, strict=True):
+        assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf])
+@BACKENDS
+def test_volumes_at_a_tensor_temperature_that_is_not_positive(temperature, backend) -> None:
+    tau = torch.tensor(temperature)
+    assert F.gram_info_nce(torch.eye(3), [torch.eye(3)], tau, backend=backend).isnan()
+    assert F.triangle_info_nce(*torch.randn(3, 4, 5), tau, backend=backend).isnan()

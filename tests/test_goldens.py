@@ -160,6 +160,53 @@ def test_barlow_twins(dtype, backend) -> None:
     assert_gradients(views, golden, dtype)
 
 
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_gram(m, dtype, backend) -> None:
+    golden = GOLDENS[f"gram_volume_f64_M{m}"]
+    anchor, *others = embeddings(m, dtype)
+    volumes = F.gram_volume(anchor, others, backend=backend)
+    assert_near(volumes[0], golden["value"], dtype)
+    assert_near(volumes.diagonal(), golden["diag"], dtype)
+    # The released code forms determinants in float32.
+    released = GOLDENS[f"gram_loss_M{m}"]
+    loss = F.gram_info_nce(anchor, others, backend=backend)
+    loss.backward()
+    assert_near(loss, released["value"], torch.float32)
+    assert_gradients([anchor, *others], released, torch.float32)
+    assert_near(losses.GRAMLoss(backend=backend)(embeddings(m, dtype, unit=False)), released["value"], torch.float32)
+
+
+def test_gram_of_more_samples_than_anchors(dtype, backend) -> None:
+    views = [np.random.default_rng(101 + k).standard_normal((rows, 16)) for k, rows in enumerate((3, 5, 5))]
+    anchor, *others = (torch.from_numpy(z / np.linalg.norm(z, axis=1, keepdims=True)).to(dtype) for z in views)
+    found = F.gram_volume(anchor, others, backend=backend)
+    assert_near(found, GOLDENS["gram_volume_rect"]["value"], torch.float32)
+
+
+def test_gram_has_a_gradient_where_the_released_code_has_nan(dtype, backend) -> None:
+    assert GOLDENS["gram_nan_gradient"]["value"]["any_nan"]
+    anchor, other = (torch.eye(4, dtype=dtype)[:2].requires_grad_() for _ in range(2))
+    F.gram_volume(anchor, [other], backend=backend).sum().backward()
+    # Of the two right angles alone: each vector pulled apart from the other.
+    assert torch.equal(anchor.grad, torch.eye(4, dtype=dtype)[:2])
+    assert torch.equal(other.grad, torch.eye(4, dtype=dtype)[:2])
+
+
+def test_triangle(dtype, backend) -> None:
+    z = embeddings(3, dtype)
+    squared, area = GOLDENS["triangle_area_surrogate"], GOLDENS["triangle_area_true"]
+    for golden, option in ((squared, True), (area, False)):
+        found = F.triangle_area(*z, squared=option, backend=backend)
+        assert_near(found[0], golden["value"], dtype)
+        assert_near(found.diagonal(), golden["diag"], dtype)
+    golden = GOLDENS["triangle_loss"]
+    loss = F.triangle_info_nce(*z, backend=backend)
+    loss.backward()
+    assert_near(loss, golden["value"], dtype)
+    assert_gradients(z, golden, dtype)
+    assert_near(losses.TRIANGLELoss(backend=backend)(embeddings(3, dtype, unit=False)), golden["value"], dtype)
+
+
 def experts(dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     means = [torch.from_numpy(np.random.default_rng(301 + i).standard_normal((4, 6))).to(dtype) for i in range(3)]
     logvars = [

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from mibfast import functional as F
 from mibfast import losses
 
 MODULES = [
@@ -14,6 +15,8 @@ MODULES = [
     losses.PairwiseCLIPIBLoss(0.1, beta=2.0, positive_in_denominator=False),
     losses.SymileLoss(5.0, learnable_scale=True),
     losses.BarlowTwinsLoss(0.3),
+    losses.GRAMLoss(0.1, learnable_temperature=True, anchor=1),
+    losses.TRIANGLELoss(0.1, squared=False),
 ]
 
 
@@ -36,6 +39,30 @@ def test_copies_and_states(loss) -> None:
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(other(views), loss(views))
         other.load_state_dict(loss.state_dict())
+
+
+@pytest.mark.parametrize("kind", [losses.GRAMLoss, losses.TRIANGLELoss])
+def test_any_modality_is_the_anchor_or_all_of_them(kind) -> None:
+    views = {name: torch.randn(8, 6) for name in ("image", "text", "audio")}
+    every = kind(anchor=None)
+    terms = every.terms(views)
+    assert list(terms) == ["image", "text", "audio"]
+    torch.testing.assert_close(every(views), sum(terms.values()) / 3)
+    for m, name in enumerate(views):
+        assert torch.equal(kind(anchor=name)(views), terms[name])
+        assert torch.equal(kind(anchor=m)(views), terms[name])
+        assert list(kind(anchor=m).terms(list(views.values()))) == [str(m)]
+
+
+def test_gram_of_two_modalities_is_the_sine_of_their_angle() -> None:
+    first, second = (torch.nn.functional.normalize(torch.randn(9, 5).double(), dim=1) for _ in range(2))
+    sines = torch.sqrt(1 - (first @ second.T) ** 2)
+    torch.testing.assert_close(F.gram_volume(first, [second]), sines, rtol=1e-12, atol=1e-12)
+    target = torch.arange(9)
+    entropy = torch.nn.functional.cross_entropy
+    truth = (entropy(-sines / 0.07, target) + entropy(-sines.T / 0.07, target)) / 2
+    found = losses.GRAMLoss(label_smoothing=0.0)([3 * first, 0.2 * second])
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-10)
 
 
 def test_no_minimality_without_beta() -> None:
@@ -87,5 +114,8 @@ def test_repr_tells_the_settings() -> None:
     assert repr(losses.OVAIBLoss()) == (
         "OVAIBLoss(temperature=0.01, ridge=1e-08, beta=1, keys='per_sample', normalize=True, "
         "positive_in_denominator=False)"
+    )
+    assert "anchor='text', label_smoothing=0.1, normalize=True, squared=True" in repr(
+        losses.TRIANGLELoss(anchor="text")
     )
     assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))

@@ -86,6 +86,33 @@ def test_minimality_is_the_sum_of_pairwise_distances(size) -> None:
 
 @few
 @given(sizes)
+def test_volumes_are_square_roots_of_determinants(size) -> None:
+    anchor, *others = views_of(size)
+    rows = [anchor[:, None].expand(-1, len(anchor), -1), *(z.expand(len(anchor), -1, -1) for z in others)]
+    vectors = torch.stack(rows, 2)
+    volumes = F.gram_volume(anchor, others)
+    truth = torch.linalg.det(vectors @ vectors.mT).clamp(min=0).sqrt()
+    near(volumes, truth, 1e-7)
+    near(F.gram_volume(3 * anchor, others[::-1]), 3 * volumes)
+    # A sample's own volume is the same whichever modality is the anchor.
+    near(F.gram_volume(others[0], [anchor, *others[1:]]).diagonal(), volumes.diagonal())
+
+
+@few
+@given(sizes)
+def test_areas_are_those_of_differences(size) -> None:
+    a, b, c = (*views_of(size), *views_of(size))[:3]
+    b = b + 0.1
+    u, v = a[:, None] - b, a[:, None] - c
+    squared = ((u * u).sum(2) * (v * v).sum(2) - (u * v).sum(2) ** 2).clamp(min=0)
+    near(F.triangle_area(a, b, c, squared=True), squared / 2)
+    near(F.triangle_area(a, b, c), squared.sqrt() / 2, 1e-6)
+    shift = torch.randn(a.shape[1], dtype=torch.float64)
+    near(F.triangle_area(a + shift, c + shift, b + shift), F.triangle_area(a, b, c), 1e-6)
+
+
+@few
+@given(sizes)
 def test_kl_is_positive_but_for_equals_and_follows_torch(size) -> None:
     mean, logvar, *rest = [*views_of(size), *views_of(size)][:4]
     prior = (rest[0], rest[1] * 0.5)

@@ -140,7 +140,7 @@ def sum_both_ways_with_gradient(
     gradients: engine.Gradients,
 ) -> Tensor:
     """`weight` times the sum of two-way InfoNCE, a float64 scalar, and its gradients: from one tile where it serves."""
-    if engine.fits_one_tile(rows, columns):
+    if engine.fits_one_tile(rows, columns, score):
 
         def weigh_columns(row_state: np.ndarray, state: np.ndarray, reference: float) -> np.ndarray | None:
             sums = state[reductions.COLUMN_SUM]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mibfast import _buffers
 from mibfast._threads import parallel, slots
-from mibfast.kernels.compilation import kernel
+from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
 from mibfast.kernels.pairwise.rows_cpu import Rows
@@ -35,8 +35,25 @@ from mibfast.kernels.pairwise.rows_cpu import Rows
 # beyond 64 MiB memory decides.
 _LEAST_ROWS, _MOST_ROWS = 512, 1024
 _TILE_BYTES, _LARGEST_TILE_BYTES = 8 * 2**20, 64 * 2**20
+# One tile for all pairs saves a quarter of the GEMMs, and may be this large.
+_ONE_TILE_BYTES = 16 * 2**20
 # Scores a slot, at least: 30 microseconds of work.
 _GRAIN = 65536
+
+
+@inline
+def _put_positive(s: Any, row: Any, positive: Any, positives: Any) -> None:
+    """Put the score of a row's positive, where it is known apart, in place of the tiles'."""
+    if row < positives.size:
+        s[positive] = positives[row]
+
+
+@inline
+def _set_positive_aside(s: Any, row: Any, positive: Any, factor: Any, positive_gradient: Any) -> None:
+    """Keep dL/ds of a positive whose score is known apart, and leave the pair out of the tiles' gradients."""
+    if row < positive_gradient.size:
+        positive_gradient[row] = factor * s[positive]
+        s[positive] = 0.0
 
 
 @functools.cache
@@ -47,18 +64,24 @@ def _reduce_rows(score: int, reduction: int) -> Callable[..., None]:
         first: int,
         begin: int,
         end: int,
+        squared_norms: Any,
         column_statistics: Any,
+        positives: Any,
         offset: int,
         flags: int,
         row_state: Any,
         column_state: Any,
         reference: Any,
         scratch: Any,
+        kept: Any,
     ) -> None:
         for local in range(begin, end):
             row = first + local
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
+            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
+            _put_positive(s, row, row + offset, positives)
             reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
+            if kept.size > 0:
+                kept[local, :] = s
 
     return reduce_rows
 
@@ -71,7 +94,9 @@ def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
         first: int,
         begin: int,
         end: int,
+        squared_norms: Any,
         column_statistics: Any,
+        positives: Any,
         offset: int,
         flags: int,
         row_state: Any,
@@ -82,16 +107,27 @@ def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
         label_smoothing: float,
         factors: Any,
         column_gradient: Any,
+        squared_norm_gradient: Any,
+        positive_gradient: Any,
     ) -> None:
         for local in range(begin, end):
             row = first + local
             tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
+            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
+            _put_positive(s, row, row + offset, positives)
             total = reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
             factor = reductions.weigh_added_row(reduction, s, row + offset, flags, total, upstream, label_smoothing)
             factors[local] = factor
-            scores.score_gradient_row(
-                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
+            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
+            squared_norm_gradient[local] = scores.score_gradient_row(
+                score,
+                tiles,
+                squared_norms[local],
+                column_statistics,
+                s,
+                tile.dtype.type(factor),
+                column_gradient,
+                scratch,
             )
 
     return reduce_and_weigh_rows
@@ -105,7 +141,9 @@ def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
         first: int,
         begin: int,
         end: int,
+        squared_norms: Any,
         column_statistics: Any,
+        positives: Any,
         offset: int,
         flags: int,
         row_weights: Any,
@@ -113,15 +151,26 @@ def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
         scratch: Any,
         factors: Any,
         column_gradient: Any,
+        squared_norm_gradient: Any,
+        positive_gradient: Any,
     ) -> None:
         for local in range(begin, end):
             row = first + local
             tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
+            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
+            _put_positive(s, row, row + offset, positives)
             factor = reductions.weigh_row(reduction, s, row, row + offset, flags, row_weights, column_weights)
             factors[local] = factor
-            scores.score_gradient_row(
-                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
+            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
+            squared_norm_gradient[local] = scores.score_gradient_row(
+                score,
+                tiles,
+                squared_norms[local],
+                column_statistics,
+                s,
+                tile.dtype.type(factor),
+                column_gradient,
+                scratch,
             )
 
     return weigh_rows
@@ -134,26 +183,38 @@ def _weigh_merged_rows(score: int, reduction: int) -> Callable[..., None]:
         tile: Any,
         begin: int,
         end: int,
+        squared_norms: Any,
         column_statistics: Any,
         offset: int,
         flags: int,
         row_state: Any,
         column_weights: Any,
         scratch: Any,
+        kept: Any,
         upstream: float,
         label_smoothing: float,
         factors: Any,
         column_gradient: Any,
+        squared_norm_gradient: Any,
+        positive_gradient: Any,
     ) -> None:
         for row in range(begin, end):
             tiles = tile[row]
-            s = tiles[0]
+            s = kept[row] if kept.size > 0 else tiles[0]
             factor = reductions.weigh_merged_row(
                 reduction, s, row, row + offset, flags, row_state, column_weights, upstream, label_smoothing
             )
             factors[row] = factor
-            scores.score_gradient_row(
-                score, tiles, column_statistics, s, tile.dtype.type(factor), column_gradient, scratch
+            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
+            squared_norm_gradient[row] = scores.score_gradient_row(
+                score,
+                tiles,
+                squared_norms[row],
+                column_statistics,
+                s,
+                tile.dtype.type(factor),
+                column_gradient,
+                scratch,
             )
 
     return weigh_merged_rows
@@ -167,7 +228,9 @@ def _reduce_columns(score: int) -> Callable[..., None]:
         first: int,
         begin: int,
         end: int,
+        squared_norms: Any,
         column_statistics: Any,
+        positives: Any,
         offset: int,
         excluded: bool,
         state: Any,
@@ -177,12 +240,14 @@ def _reduce_columns(score: int) -> Callable[..., None]:
         maxima[:] = -np.inf
         sums[:] = 0.0
         for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
+            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
+            _put_positive(s, first + local, first + local + offset, positives)
             if excluded:
                 s[first + local + offset] = -np.inf
             reductions.raise_maxima(s, maxima)
         for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
+            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
+            _put_positive(s, first + local, first + local + offset, positives)
             if excluded:
                 s[first + local + offset] = -np.inf
             reductions.add_to_sums(s, maxima, sums)
@@ -193,10 +258,22 @@ def _reduce_columns(score: int) -> Callable[..., None]:
 @functools.cache
 def _score_rows(score: int) -> Callable[..., None]:
     @kernel
-    def score_rows(tile: Any, begin: int, end: int, column_statistics: Any, scratch: Any, out: Any) -> None:
+    def score_rows(
+        tile: Any,
+        first: int,
+        begin: int,
+        end: int,
+        squared_norms: Any,
+        column_statistics: Any,
+        positives: Any,
+        scratch: Any,
+        out: Any,
+    ) -> None:
         for local in range(begin, end):
-            s = scores.score_row(score, tile[local], column_statistics, scratch)
-            out[local, :] = s
+            row = first + local
+            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
+            _put_positive(s, row, row, positives)
+            out[row, :] = s
 
     return score_rows
 
@@ -205,14 +282,27 @@ def _score_rows(score: int) -> Callable[..., None]:
 def _score_gradient_rows(score: int) -> Callable[..., None]:
     @kernel
     def score_gradient_rows(
-        tile: Any, begin: int, end: int, column_statistics: Any, scratch: Any, upstream: Any, column_gradient: Any
+        tile: Any,
+        first: int,
+        begin: int,
+        end: int,
+        squared_norms: Any,
+        column_statistics: Any,
+        scratch: Any,
+        upstream: Any,
+        column_gradient: Any,
+        squared_norm_gradient: Any,
+        positive_gradient: Any,
     ) -> None:
         one = tile.dtype.type(1.0)
         for local in range(begin, end):
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, column_statistics, scratch)
-            s[:] = upstream[local]
-            scores.score_gradient_row(score, tiles, column_statistics, s, one, column_gradient, scratch)
+            row, tiles = first + local, tile[local]
+            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
+            s[:] = upstream[row]
+            _set_positive_aside(s, row, row, 1.0, positive_gradient)
+            squared_norm_gradient[local] = scores.score_gradient_row(
+                score, tiles, squared_norms[local], column_statistics, s, one, column_gradient, scratch
+            )
 
     return score_gradient_rows
 
@@ -246,13 +336,13 @@ def _tile_rows(row_bytes: int) -> int:
 class _Tiles:
     """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
 
-    def __init__(self, score: int, rows: Rows, columns: Columns) -> None:
+    def __init__(self, score: int, rows: Rows, columns: Columns, size: int | None = None) -> None:
         self.rows, self.columns = rows, columns
         k, n_columns, self.d = columns.operands.shape
         self.n = rows.n
         width = k * n_columns
         dtype = columns.operands.dtype
-        self.size = min(self.n, _tile_rows(width * dtype.itemsize))
+        self.size = min(self.n, _tile_rows(width * dtype.itemsize)) if size is None else size
         numpy_dtype = rows.numpy_dtype
         rows.start(self.size)
         self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
@@ -339,7 +429,7 @@ def reduce(
     """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64."""
     tiles = _Tiles(score, rows, columns)
     row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
-    kernel_of_rows = _reduce_rows(score, reduction)
+    kernel_of_rows, nothing = _reduce_rows(score, reduction), np.empty((0, 0), tiles.factors.dtype)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
         kernel_of_rows(
@@ -347,13 +437,16 @@ def reduce(
             first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
+            rows.positives,
             offset,
             flags,
             row_state,
             states.slots[slot],
             states.references[slot],
             tiles.scratch[slot],
+            nothing,
         )
 
     tiles.run(of_rows, after_tile=states.merge)
@@ -375,7 +468,9 @@ def reduce_columns(
             first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
+            rows.positives,
             offset,
             excluded,
             states[slot],
@@ -417,7 +512,9 @@ def reduce_with_gradient(
             first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
+            rows.positives,
             offset,
             flags,
             row_state,
@@ -428,16 +525,20 @@ def reduce_with_gradient(
             label_smoothing,
             tiles.factors,
             tiles.statistics_gradient[slot],
+            rows.squared_norm_gradient,
+            rows.positive_gradient,
         )
 
     tiles.run(of_rows, gradients, states.merge)
     return row_state
 
 
-def fits_one_tile(rows: Rows, columns: Columns) -> bool:
-    """Whether all rows fit one tile, and their scores stay in it: what `reduce_both_ways_with_gradient` needs."""
+def fits_one_tile(rows: Rows, columns: Columns, score: int = scores.INNER_PRODUCT) -> bool:
+    """Whether all rows fit one tile, with their scores: what `reduce_both_ways_with_gradient` needs."""
     k, n_columns, _ = columns.operands.shape
-    return k == 1 and rows.n <= _tile_rows(n_columns * columns.operands.dtype.itemsize)
+    kept = 0 if scores.is_tile(score) else 1
+    row_bytes = (k + kept) * n_columns * columns.operands.dtype.itemsize
+    return rows.n <= min(_MOST_ROWS, _ONE_TILE_BYTES // row_bytes)
 
 
 def reduce_both_ways_with_gradient(
@@ -459,9 +560,10 @@ def reduce_both_ways_with_gradient(
     None where the tile cannot serve: then no gradient is formed, as the last result says. The others are those of
     `reduce`.
     """
-    tiles = _Tiles(score, rows, columns)
+    tiles = _Tiles(score, rows, columns, rows.n)
     row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
     add_rows, weigh_rows = _reduce_rows(score, reduction), _weigh_merged_rows(score, reduction)
+    kept = _buffers.empty((0, 0) if scores.is_tile(score) else (tiles.n, columns.count), tiles.factors.dtype)
 
     def add(first: int, begin: int, end: int, slot: int) -> None:
         add_rows(
@@ -469,13 +571,16 @@ def reduce_both_ways_with_gradient(
             first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
+            rows.positives,
             offset,
             flags,
             row_state,
             states.slots[slot],
             states.references[slot],
             tiles.scratch[slot],
+            kept,
         )
 
     tiles.load(0, tiles.n)
@@ -490,16 +595,20 @@ def reduce_both_ways_with_gradient(
             tiles.tile,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
             offset,
             flags,
             row_state,
             weights,
             tiles.scratch[slot],
+            kept,
             upstream,
             label_smoothing,
             tiles.factors,
             tiles.statistics_gradient[slot],
+            rows.squared_norm_gradient,
+            rows.positive_gradient,
         )
 
     tiles.each_slot(weigh, 0, tiles.n)
@@ -530,7 +639,9 @@ def gradient(
             first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
+            rows.positives,
             offset,
             flags,
             row_weights,
@@ -538,6 +649,8 @@ def gradient(
             tiles.scratch[slot],
             tiles.factors,
             tiles.statistics_gradient[slot],
+            rows.squared_norm_gradient,
+            rows.positive_gradient,
         )
 
     tiles.run(of_rows, gradients)
@@ -550,7 +663,17 @@ def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
     kernel_of_rows = _score_rows(score)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(tiles.tile, begin, end, tiles.statistics, tiles.scratch[slot], out[first:])
+        kernel_of_rows(
+            tiles.tile,
+            first,
+            begin,
+            end,
+            rows.squared_norms,
+            tiles.statistics,
+            rows.positives,
+            tiles.scratch[slot],
+            out,
+        )
 
     tiles.run(of_rows)
     return torch.from_numpy(out)
@@ -565,12 +688,16 @@ def dense_gradient(score: int, rows: Rows, columns: Columns, upstream: Tensor, g
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
         kernel_of_rows(
             tiles.tile,
+            first,
             begin,
             end,
+            rows.squared_norms,
             tiles.statistics,
             tiles.scratch[slot],
-            weights[first:],
+            weights,
             tiles.statistics_gradient[slot],
+            rows.squared_norm_gradient,
+            rows.positive_gradient,
         )
 
     tiles.run(of_rows, gradients)

@@ -59,13 +59,28 @@ def _maximum_of(scores: Any) -> Any:
 
 
 @inline
-def _sum_of(scores: Any) -> float:
+def sum_of(scores: Any) -> float:
+    """The sum of numbers, in float64 between pieces of 2048."""
     total = 0.0
     for start in range(0, scores.size, _PIECE):
         piece = scores[start : start + _PIECE]
         partial = scores.dtype.type(0.0)
         for j in range(piece.size):
             partial += piece[j]
+        total += partial
+    return total
+
+
+@inline
+def _add_to_totals(scores: Any, columns: Any) -> float:
+    """Add scores to their columns, and return their sum."""
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece, column = scores[start : start + _PIECE], columns[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            partial += piece[j]
+            column[j] += piece[j]
         total += partial
     return total
 
@@ -122,10 +137,7 @@ def _start_row(scores: Any, row: Any, positive: Any, flags: Any, row_state: Any,
     """What rows have in common before their exponentials; returns the largest score."""
     row_state[POSITIVE, row] = scores[positive]
     if flags & TOTALS:
-        row_state[TOTAL, row] = _sum_of(scores)
-        column = column_state[COLUMN_TOTAL]
-        for j in range(scores.size):
-            column[j] += scores[j]
+        row_state[TOTAL, row] = _add_to_totals(scores, column_state[COLUMN_TOTAL])
     if flags & POSITIVE_EXCLUDED:
         scores[positive] = -np.inf
     return _maximum_of(scores)

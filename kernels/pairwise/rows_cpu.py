@@ -15,38 +15,70 @@ from mibfast.kernels.row_addresses import RowAddresses, row_at
 
 @kernel
 def _load(
-    address: int, stride: int, first: int, count: int, scale: float, unit: bool, block: Any, inverse: Any
+    address: int,
+    stride: int,
+    first: int,
+    count: int,
+    scale: float,
+    unit: bool,
+    block: Any,
+    inverse: Any,
+    wants_norms: bool,
+    squared_norms: Any,
 ) -> None:
-    """block = scale x, or scale x / |x| where unit; `inverse` [B] gets scale or scale / |x|, 0 for a row of zeros."""
+    """block = scale x, or scale x / |x| where unit; `inverse` [B] gets scale or scale / |x|, 0 for a row of zeros.
+
+    `squared_norms` [B] gets those of the block's rows, where they are wanted.
+    """
     d = block.shape[1]
     for i in range(count):
         x, row = row_at(address, first + i, stride, d, block), block[i]
         factor = block.dtype.type(scale)
-        if unit:
-            squared = 0.0
+        squared = 0.0
+        if unit or wants_norms:
             for j in range(d):
                 squared += np.float64(x[j]) * np.float64(x[j])
+        if unit:
             factor = block.dtype.type(0.0 if squared == 0.0 else scale / math.sqrt(squared))
         inverse[i] = factor
+        if wants_norms:
+            squared_norms[i] = squared * (factor * factor)
         for j in range(d):
             row[j] = x[j] * factor
 
 
 @kernel
 def _add_gradient(
-    block: Any, gradient: Any, factors: Any, inverse: Any, first: int, count: int, scale: float, unit: bool, into: Any
+    block: Any,
+    gradient: Any,
+    factors: Any,
+    inverse: Any,
+    first: int,
+    count: int,
+    scale: float,
+    unit: bool,
+    scaled: bool,
+    has_norms: bool,
+    squared_norm_gradient: Any,
+    into: Any,
 ) -> float:
     """Add the gradient of the embeddings to rows of `into`, where it has any; return dL/dscale of the block times
-    scale.
+    scale, where it is scaled.
 
-    The gradient of the block is `factors * gradient`. A unit row passes on only what is across it.
+    The gradient of the block is `factors * gradient`, and twice the rows times the gradient of their squared norms,
+    where there is one, is added to `gradient` first. A unit row passes on only what is across it.
     """
     along_scale = 0.0
     for i in range(count):
         x, g = block[i], gradient[i]
+        if has_norms:
+            twice = block.dtype.type(2.0) * squared_norm_gradient[i]
+            for j in range(x.size):
+                g[j] += twice * x[j]
         dot = 0.0
-        for j in range(x.size):
-            dot += np.float64(x[j]) * np.float64(g[j])
+        if scaled or unit:
+            for j in range(x.size):
+                dot += np.float64(x[j]) * np.float64(g[j])
         along_scale += dot * factors[i]
         if into.shape[0] == 0:
             continue
@@ -59,26 +91,55 @@ def _add_gradient(
 
 
 class Rows:
-    """The rows of a score: embeddings [N, d] of any dtype and strides, made unit where asked, times a scale."""
+    """The rows of a score: embeddings [N, d] of any dtype and strides, made unit where asked, times a scale.
 
-    def __init__(self, embeddings: Tensor, *, scale: float = 1.0, unit: bool = False, scaled: bool = False) -> None:
+    Their one statistic is the squared norm, for scores that ask for it. Where the scores of the positives are known
+    better than from the tiles, which cancel, `positives` holds them: those of row i < P and its positive. They take the
+    place of the tiles' scores, whose gradients then leave these pairs out; theirs is collected apart.
+    """
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        *,
+        scale: float = 1.0,
+        unit: bool = False,
+        scaled: bool = False,
+        wants_norms: bool = False,
+        positives: np.ndarray | None = None,
+    ) -> None:
         """`scaled` says that dL/dscale is wanted, and collected in `scale_gradient`."""
         self._source = RowAddresses([embeddings])
         self.n, self.d, self.dtype = self._source.n, self._source.d, self._source.torch_dtype
         self.numpy_dtype = self._source.dtype
         self.scale, self.scaled, self.scale_gradient = scale, scaled, 0.0
-        self._unit, self._nothing = unit, self._source.empty(0, self.d)
+        self._unit, self._wants_norms, self._nothing = unit, wants_norms, self._source.empty(0, self.d)
+        self.positives = np.empty(0) if positives is None else positives
+        self.positive_gradient = np.zeros(self.positives.size)
         self._address, self._stride = int(self._source.addresses[0]), int(self._source.strides[0])
 
     def start(self, size: int) -> None:
         """Make room for blocks of up to `size` rows."""
         self._block, self._weighted = self._source.empty(size, self.d), self._source.empty(size, self.d)
         self._inverse = self._source.empty(size)
+        self.squared_norms = np.zeros(size, self.numpy_dtype)
+        self.squared_norm_gradient = np.zeros(size, self.numpy_dtype)
 
     def block(self, first: int, last: int) -> Tensor:
         """Return rows first to last, which stay until the next block is asked for."""
         count = last - first
-        _load(self._address, self._stride, first, count, self.scale, self._unit, self._block, self._inverse)
+        _load(
+            self._address,
+            self._stride,
+            first,
+            count,
+            self.scale,
+            self._unit,
+            self._block,
+            self._inverse,
+            self._wants_norms,
+            self.squared_norms,
+        )
         return torch.from_numpy(self._block[:count])
 
     def weighted(self, factors: np.ndarray, count: int) -> Tensor:
@@ -101,6 +162,9 @@ class Rows:
             count,
             self.scale,
             self._unit,
+            self.scaled,
+            self._wants_norms,
+            self.squared_norm_gradient,
             target,
         )
         self.scale_gradient += along_scale / self.scale

@@ -28,6 +28,10 @@ def _operations() -> dict[str, _Operation]:
         "one_vs_all_info_nce, per-sample keys": lambda z, b: F.one_vs_all_info_nce(z, 0.1, backend=b),
         "one_vs_all_info_nce, pairwise keys": lambda z, b: F.one_vs_all_info_nce(z, 0.1, keys="pairwise", backend=b),
         "one_vs_all_minimality": lambda z, b: F.one_vs_all_minimality(z, backend=b),
+        "gram_volume": lambda z, b: F.gram_volume(z[0], z[1:], backend=b),
+        "gram_info_nce": lambda z, b: F.gram_info_nce(z[0], z[1:3], 5.0, backend=b),
+        "triangle_area": lambda z, b: F.triangle_area(*z[:3], backend=b),
+        "triangle_info_nce": lambda z, b: F.triangle_info_nce(z[0], z[1], z[2], 50.0, backend=b),
         "gaussian_kl": lambda z, b: F.gaussian_kl(z[0], z[1], reduction="none", backend=b),
         "gaussian_kl, with a prior": lambda z, b: F.gaussian_kl(*z, reduction="none", backend=b),
         "product_of_experts": lambda z, b: torch.stack(F.product_of_experts(z[:2], z[2:], backend=b)),
@@ -38,6 +42,8 @@ def _operations() -> dict[str, _Operation]:
         "barlow_twins": lambda z, b: F.barlow_twins(z[0], z[1], backend=b),
         "OVAIBLoss": lambda z, b: mibfast.losses.OVAIBLoss(temperature=0.1, backend=b)(z),
         "PairwiseCLIPIBLoss": lambda z, b: mibfast.losses.PairwiseCLIPIBLoss(backend=b)(z),
+        "GRAMLoss": lambda z, b: mibfast.losses.GRAMLoss(anchor=None, backend=b)(z),
+        "TRIANGLELoss": lambda z, b: mibfast.losses.TRIANGLELoss(squared=False, backend=b)(z[:3]),
     }
 
 

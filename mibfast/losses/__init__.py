@@ -5,5 +5,15 @@ from mibfast.losses.info_nce import InfoNCELoss
 from mibfast.losses.ova_ib import OVAIBLoss
 from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
 from mibfast.losses.symile import SymileLoss
+from mibfast.losses.volume import GRAMLoss, TRIANGLELoss
 
-__all__ = ["BarlowTwinsLoss", "InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss", "SymileLoss"]
+__all__ = [
+    "BarlowTwinsLoss",
+    "GRAMLoss",
+    "InfoNCELoss",
+    "OVAIBLoss",
+    "PairwiseCLIPIBLoss",
+    "PairwiseCLIPLoss",
+    "SymileLoss",
+    "TRIANGLELoss",
+]

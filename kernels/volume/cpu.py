@@ -1,0 +1,431 @@
+"""GRAM's volumes and TRIANGLE's areas on the CPU: small float64 factors of each sample, swept by the pairwise engine.
+
+Both are a factor of column j times a distance of anchor a_i, of which the tiles hold the inner products:
+
+    GRAM                V_ij = t_j r_ij^(1/2),       r_ij = |a_i|^2 - sum_k (a_i . b_jk)^2
+    TRIANGLE            area_ij = l_j / 2 r_ij^(1/2),  r_ij = |a_i - p_j|^2 - (a_i . w_j)^2
+    TRIANGLE, released  2 area_ij^2 = l_j^2 / 2 r_ij
+
+with b_jk the orthonormal basis (Gram-Schmidt) and t_j the volume of the other modalities of sample j, and
+with l_j the length and w_j the direction of the side c_j - b_j, p_j the point of its line nearest to the origin. GRAM:
+Cicchetti et al. (ICLR 2025, arXiv 2412.11959); TRIANGLE: its successor of three modalities.
+
+r cancels where an anchor lies in its sample's span, which is where training takes it: the volume of each sample's own
+vectors, the positive, is formed apart, in float64 and from the residual, and so is its gradient.
+
+Cost: M - 1 tiles, so 4 (M - 1) GEMMs of 2 N^2 d FLOPs for the loss and its gradient both ways (3 (M - 1) where all
+pairs fit one tile), and 4 N d M^2 FLOPs in float64 each way for the factors. Memory beyond the gradients: the bases,
+their gradient and a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mibfast import _buffers
+from mibfast._threads import parallel, slots
+from mibfast.kernels.compilation import inline, kernel
+from mibfast.kernels.pairwise import cpu as pairwise
+from mibfast.kernels.pairwise import engine_cpu as engine
+from mibfast.kernels.pairwise import scores_cpu
+from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.row_addresses import RowAddresses, row_at
+from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE
+
+_SCORES = {
+    GRAM: scores_cpu.GRAM_VOLUME,
+    TRIANGLE: scores_cpu.TRIANGLE_AREA,
+    SQUARED_TRIANGLE: scores_cpu.SQUARED_TRIANGLE_AREA,
+}
+# Samples a slot, at least: 50 microseconds of work.
+_GRAIN = 64
+
+
+@inline
+def _dot(x: Any, y: Any) -> float:
+    total = 0.0
+    for j in range(x.size):
+        total += x[j] * y[j]
+    return total
+
+
+@inline
+def _add(coefficient: Any, x: Any, out: Any) -> None:
+    for j in range(out.size):
+        out[j] += coefficient * x[j]
+
+
+@inline
+def _load(addresses: Any, strides: Any, i: Any, like: Any, z: Any) -> None:
+    """Sample i of every matrix as float64 rows of `z`."""
+    for k in range(z.shape[0]):
+        source, row = row_at(addresses[k], i, strides[k], z.shape[1], like), z[k]
+        for j in range(row.size):
+            row[j] = source[j]
+
+
+@inline
+def _orthonormalise(z: Any, first: Any, last: Any, q: Any, r: Any) -> Any:
+    """Gram-Schmidt: z_m = sum of r_km q_k for rows first to last of z, those before them being done.
+
+    Once over for a row of which a tenth is left, whose error is then ten roundings, else twice. A row that depends on
+    those before it has q_m = 0 and r_mm = 0. Returns the product of the r_mm.
+    """
+    volume = 1.0
+    for m in range(first, last):
+        row = q[m]
+        for j in range(row.size):
+            row[j] = z[m, j]
+        squared = _dot(row, row)
+        floor, much = RELATIVE_FLOOR * RELATIVE_FLOOR * squared, 0.01 * squared
+        for k in range(m):
+            r[k, m] = 0.0
+        for again in range(2 if m > 0 else 0):
+            if again and squared > much:
+                break
+            for k in range(m):
+                c = _dot(q[k], row)
+                r[k, m] += c
+                _add(-c, q[k], row)
+            squared = _dot(row, row)
+        # NaN fails the comparison and stays.
+        r[m, m] = 0.0 if squared <= floor else math.sqrt(squared)
+        scale = 0.0 if squared <= floor else 1.0 / r[m, m]
+        for j in range(row.size):
+            row[j] *= scale
+        volume *= r[m, m]
+    return volume
+
+
+@kernel
+def _gram_factors(
+    addresses: Any, strides: Any, begin: int, end: int, bases: Any, volumes: Any, own: Any, z: Any, q: Any, r: Any
+) -> None:
+    """Bases [K, N', d] and volumes [N'] of the others, and the volumes with the anchor, the last matrix, in `own`."""
+    m = z.shape[0]
+    for i in range(begin, end):
+        paired = i < own.size
+        rows = m if paired else m - 1
+        _load(addresses, strides, i, bases, z[:rows])
+        volume = _orthonormalise(z, 0, m - 1, q, r)
+        volumes[i] = volume
+        for k in range(m - 1):
+            basis, source = bases[k, i], q[k]
+            for j in range(basis.size):
+                basis[j] = source[j]
+        if paired:
+            own[i] = volume * _orthonormalise(z, m - 1, m, q, r)
+
+
+@kernel
+def _gram_factors_backward(
+    addresses: Any,
+    strides: Any,
+    begin: int,
+    end: int,
+    bases_gradient: Any,
+    volume_gradient: Any,
+    own_gradient: Any,
+    gradient_addresses: Any,
+    z: Any,
+    q: Any,
+    r: Any,
+    g: Any,
+) -> None:
+    """Add the gradient of what `_gram_factors` gives.
+
+    A score depends on the span of the bases B alone, so that B^T dB is symmetric and the gradient of the others A = B R
+    is (dB - B B^T dB + dt t B) R^-T; that of the volume V of all M vectors Q R is dV V Q R^-T.
+    """
+    m = z.shape[0]
+    for i in range(begin, end):
+        paired = i < own_gradient.size
+        rows = m if paired else m - 1
+        _load(addresses, strides, i, bases_gradient, z[:rows])
+        volume = _orthonormalise(z, 0, m - 1, q, r)
+        # Nothing depends on vectors that span nothing.
+        if volume == 0.0:
+            continue
+        along = volume_gradient[i] * volume
+        if paired:
+            own = volume * _orthonormalise(z, m - 1, m, q, r) * own_gradient[i]
+            along += own
+        for k in range(m - 1):
+            row, source = g[k], bases_gradient[k, i]
+            for j in range(row.size):
+                row[j] = source[j]
+            for other in range(m - 1):
+                c = _dot(q[other], row)
+                _add((along if other == k else 0.0) - c, q[other], row)
+        if paired:
+            row, source = g[m - 1], q[m - 1]
+            for j in range(row.size):
+                row[j] = own * source[j]
+        # Solve X R^T = g from the last row on.
+        for k in range(rows - 1, -1, -1):
+            row = g[k]
+            for later in range(k + 1, rows):
+                _add(-r[k, later], g[later], row)
+            inverse = 0.0 if r[k, k] == 0.0 else 1.0 / r[k, k]
+            result = row_at(gradient_addresses[k], i, z.shape[1], z.shape[1], bases_gradient)
+            for j in range(row.size):
+                row[j] *= inverse
+                result[j] += row[j]
+
+
+@inline
+def _side(b: Any, c: Any, w: Any) -> Any:
+    """w = c - b made unit; returns its length, and w = 0 where that is zero."""
+    squared = 0.0
+    for j in range(w.size):
+        x = np.float64(c[j]) - np.float64(b[j])
+        w[j] = x
+        squared += x * x
+    length = math.sqrt(squared)
+    scale = 0.0 if squared == 0.0 else 1.0 / length
+    for j in range(w.size):
+        w[j] *= scale
+    return length
+
+
+@inline
+def _height(a: Any, b: Any, w: Any, foot: Any, squared_edge: Any) -> Any:
+    """The distance of a from the line through b along w, from the residual; zero for a point on the line.
+
+    a - b has the component `foot` along w and the squared norm `squared_edge`.
+    """
+    squared = 0.0
+    for j in range(w.size):
+        x = (np.float64(a[j]) - np.float64(b[j])) - foot * w[j]
+        squared += x * x
+    return 0.0 if squared <= RELATIVE_FLOOR * RELATIVE_FLOOR * squared_edge else math.sqrt(squared)
+
+
+@kernel
+def _triangle_factors(
+    addresses: Any, strides: Any, begin: int, end: int, lines: Any, points: Any, sides: Any, own: Any, w: Any
+) -> None:
+    """Directions and points [2, N', d] of the lines through b and c, squared norms of the points, lengths of the sides.
+
+    `own` gets the areas, doubled, of the triangles with the anchor, the last matrix.
+    """
+    d = w.size
+    for i in range(begin, end):
+        paired = i < own.size
+        b, c = row_at(addresses[0], i, strides[0], d, lines), row_at(addresses[1], i, strides[1], d, lines)
+        length = _side(b, c, w)
+        sides[i] = length
+        along = 0.0
+        for j in range(d):
+            along += w[j] * np.float64(b[j])
+        if paired:
+            a = row_at(addresses[2], i, strides[2], d, lines)
+            foot, squared_edge = 0.0, 0.0
+            for j in range(d):
+                x = np.float64(a[j]) - np.float64(b[j])
+                foot += w[j] * x
+                squared_edge += x * x
+            own[i] = length * _height(a, b, w, foot, squared_edge)
+        direction, point, squared = lines[0, i], lines[1, i], 0.0
+        for j in range(d):
+            x = np.float64(b[j]) - along * w[j]
+            direction[j] = w[j]
+            point[j] = x
+            squared += x * x
+        points[i] = squared
+
+
+@kernel
+def _triangle_factors_backward(
+    addresses: Any,
+    strides: Any,
+    begin: int,
+    end: int,
+    lines_gradient: Any,
+    points_gradient: Any,
+    sides_gradient: Any,
+    own_gradient: Any,
+    gradient_addresses: Any,
+    w: Any,
+) -> None:
+    """Add the gradient of what `_triangle_factors` gives: of w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h.
+
+    db = dp - (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The
+    gradient of l h, twice the area: l across the line at a; at b and c minus their shares of that, and h along it.
+    """
+    d = w.size
+    for i in range(begin, end):
+        paired = i < own_gradient.size
+        b, c = (
+            row_at(addresses[0], i, strides[0], d, lines_gradient),
+            row_at(addresses[1], i, strides[1], d, lines_gradient),
+        )
+        # Without an anchor b stands in for it, on the line.
+        last = 2 if paired else 0
+        a = row_at(addresses[last], i, strides[last], d, lines_gradient)
+        length = _side(b, c, w)
+        # Nothing depends on a side of no length.
+        if length == 0.0:
+            continue
+        of_direction, of_point = lines_gradient[0, i], lines_gradient[1, i]
+        along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0
+        for j in range(d):
+            x = np.float64(a[j]) - np.float64(b[j])
+            along += w[j] * np.float64(b[j])
+            foot += w[j] * x
+            squared_edge += x * x
+            direction_along += w[j] * np.float64(of_direction[j])
+            point_along += w[j] * np.float64(of_point[j])
+        twice = 2.0 * points_gradient[i]
+        w_along = direction_along - 2.0 * along * point_along
+        inverse, stretch, normal, share = 1.0 / length, sides_gradient[i], 0.0, foot / length
+        if paired:
+            height = _height(a, b, w, foot, squared_edge)
+            normal = 0.0 if height == 0.0 else own_gradient[i] * length / height
+            stretch += own_gradient[i] * height
+            result = row_at(gradient_addresses[2], i, d, d, lines_gradient)
+            for j in range(d):
+                result[j] += normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * w[j])
+        first = row_at(gradient_addresses[0], i, d, d, lines_gradient)
+        second = row_at(gradient_addresses[1], i, d, d, lines_gradient)
+        for j in range(d):
+            bj, wj = np.float64(b[j]), w[j]
+            across = normal * ((np.float64(a[j]) - bj) - foot * wj)
+            dp = np.float64(of_point[j]) + twice * (bj - along * wj)
+            dw = np.float64(of_direction[j]) - along * dp - point_along * bj
+            # The foot of the height moves with c by its share of the side; the side grows along w.
+            moved = (dw - w_along * wj) * inverse + stretch * wj - share * across
+            first[j] += (dp - point_along * wj) - across - moved
+            second[j] += moved
+
+
+def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
+    return n * slot // count, n * (slot + 1) // count
+
+
+class _Volumes:
+    """What the engine sweeps for volumes times a scale, and the way back of its gradients."""
+
+    def __init__(self, kind: str, anchor: Tensor, others: Sequence[Tensor], scale: float) -> None:
+        self._kind, self._scale, self.score = kind, scale, _SCORES[kind]
+        n, (count, d) = anchor.shape[0], others[0].shape
+        # A sample's own vectors: the others, then the anchor. The anchor's rows beyond the others' belong to no sample.
+        self._sources = RowAddresses([*others, anchor[:count]])
+        self._count, k = count, len(others)
+        self._slots = slots(count, _GRAIN)
+        operands = self._sources.empty(k, count, d)
+        # Volumes of the others, or lengths of sides; and of the own vectors: volumes, or doubled areas.
+        self._sizes, self._own = np.empty(count), np.empty(min(n, count))
+        statistics = self._sources.empty(1 if kind == GRAM else 2, count)
+
+        def of_slot(slot: int) -> None:
+            places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), operands)
+            if kind == GRAM:
+                z, q, r = np.empty((k + 1, d)), np.empty((k + 1, d)), np.empty((k + 1, k + 1))
+                _gram_factors(*places, self._sizes, self._own, z, q, r)
+            else:
+                _triangle_factors(*places, statistics[1], self._sizes, self._own, np.empty(d))
+
+        parallel(of_slot, self._slots)
+        with np.errstate(all="ignore"):
+            statistics[0] = scale * self._factors()
+            positives = scale * self._own_volumes()
+        self.columns = engine.Columns(torch.from_numpy(operands), torch.from_numpy(statistics))
+        self.rows = Rows(anchor.detach(), wants_norms=True, positives=positives)
+
+    def _factors(self) -> np.ndarray:
+        """The columns' factors t_j."""
+        if self._kind == GRAM:
+            return self._sizes
+        return 0.5 * self._sizes if self._kind == TRIANGLE else 0.5 * self._sizes**2
+
+    def _own_volumes(self) -> np.ndarray:
+        """The volumes, areas or twice their squares of the samples' own vectors."""
+        if self._kind == GRAM:
+            return self._own
+        return 0.5 * self._own if self._kind == TRIANGLE else 0.5 * self._own**2
+
+    def gradients(self, anchor: Tensor) -> engine.Gradients:
+        return engine.Gradients(anchor, *pairwise.column_gradients(self.columns))
+
+    def bring_back(self, gradients: engine.Gradients, others: Sequence[Tensor]) -> float:
+        """Add what the factors pass on to the gradients of anchor and others; return dL/dscale."""
+        assert gradients.rows is not None
+        assert gradients.columns is not None
+        assert gradients.statistics is not None
+        lines, statistics = gradients.columns.numpy(), gradients.statistics.numpy()
+        sizes, own = statistics[0].astype(np.float64), self.rows.positive_gradient
+        with np.errstate(all="ignore"):
+            scale_gradient = float((sizes * self._factors()).sum() + (own * self._own_volumes()).sum())
+            sizes, own = self._scale * sizes, self._scale * own
+            if self._kind == TRIANGLE:
+                sizes, own = 0.5 * sizes, 0.5 * own
+            elif self._kind == SQUARED_TRIANGLE:
+                sizes, own = self._sizes * sizes, self._own * own
+        addresses = np.array([x.data_ptr() for x in (*others, gradients.rows)], np.int64)
+        count, (k, d) = self._count, (len(others), others[0].shape[1])
+
+        def of_slot(slot: int) -> None:
+            places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), lines)
+            if self._kind == GRAM:
+                (z, q, g), r = np.empty((3, k + 1, d)), np.empty((k + 1, k + 1))
+                _gram_factors_backward(*places, sizes, own, addresses, z, q, r, g)
+            else:
+                _triangle_factors_backward(*places, statistics[1], sizes, own, addresses, np.empty(d))
+
+        parallel(of_slot, self._slots)
+        return scale_gradient
+
+
+def _zeros(like: Tensor) -> Tensor:
+    dtype = np.float64 if like.dtype == torch.float64 else np.float32
+    return torch.from_numpy(_buffers.empty(tuple(like.shape), dtype)).zero_()
+
+
+def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Volumes of anchors [N, d] with others [N', d]: [N, N'] in the engine's dtype."""
+    swept = _Volumes(kind, anchor, others, 1.0)
+    return engine.dense(swept.score, swept.rows, swept.columns)
+
+
+def volumes_backward(upstream: Tensor, kind: str, anchor: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
+    swept, into = _Volumes(kind, anchor, others, 1.0), [_zeros(x) for x in (anchor, *others)]
+    gradients = swept.gradients(into[0])
+    engine.dense_gradient(swept.score, swept.rows, swept.columns, upstream, gradients)
+    swept.bring_back(gradients, into[1:])
+    return [g.to(anchor.dtype) for g in into]
+
+
+def _objective(label_smoothing: float) -> pairwise.Objective:
+    return pairwise.Objective(symmetric=True, label_smoothing=label_smoothing)
+
+
+def info_nce(
+    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+) -> Tensor:
+    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores."""
+    swept = _Volumes(kind, anchor, others, -pairwise.inverse_temperature(temperature))
+    return pairwise.losses(swept.score, swept.rows, swept.columns, _objective(label_smoothing))[0].mean()
+
+
+def info_nce_with_gradient(
+    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+) -> tuple[Tensor, list[Tensor]]:
+    """`info_nce`, and its gradients: those of the anchor, of the others and of the temperature."""
+    inverse = pairwise.inverse_temperature(temperature)
+    swept, into = _Volumes(kind, anchor, others, -inverse), [_zeros(x) for x in (anchor, *others)]
+    gradients = swept.gradients(into[0])
+    loss = pairwise.sum_both_ways_with_gradient(
+        swept.score, swept.rows, swept.columns, _objective(label_smoothing), 1.0 / anchor.shape[0], gradients
+    )
+    scale_gradient = swept.bring_back(gradients, into[1:])
+    # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
+    d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
+    return loss.to(swept.rows.dtype), [*(g.to(anchor.dtype) for g in into), d_temperature]
