@@ -8,6 +8,7 @@ from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
+from mibfast.ops.siglip import siglip
 
 __all__ = [
     "gaussian_kl",
@@ -18,4 +19,5 @@ __all__ = [
     "product_of_experts",
     "projection_score",
     "ridge_projection",
+    "siglip",
 ]

@@ -50,6 +50,15 @@ def _minimality(a, b, c, d, tau, backend=None):
     return F.one_vs_all_minimality([a, b, c, d], backend=backend)
 
 
+def _siglip(a, b, c, d, tau, backend=None, **options):
+    return F.siglip(a, b, 3.0 * tau, -4.0 * tau, backend=backend, **options)
+
+
+def _slice_of_siglip(a, b, c, d, tau, backend=None):
+    rows = max(1, len(a) - 2)
+    return F.siglip(a[:rows], b, tau, -1.0, offset=len(a) - rows, reduction="none", backend=backend)
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -77,6 +86,9 @@ OPERATIONS: dict[str, Operation] = {
     "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
     "product_of_experts": _product_of_experts,
     "one_vs_all_minimality": _minimality,
+    "siglip": _siglip,
+    "siglip, each": partial(_siglip, reduction="none"),
+    "siglip, slice": _slice_of_siglip,
 }
 NAMES = list(OPERATIONS)
 

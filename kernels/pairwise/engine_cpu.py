@@ -334,11 +334,21 @@ class _ColumnStates:
 
 
 def reduce(
-    score: int, reduction: int, rows: Rows, columns: Columns, offset: int, flags: int
+    score: int,
+    reduction: int,
+    rows: Rows,
+    columns: Columns,
+    offset: int,
+    flags: int,
+    row_state: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64."""
+    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64.
+
+    A reduction that is given something for each row finds it in `row_state`, which is zeros otherwise.
+    """
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
+    states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -405,10 +415,15 @@ def reduce_with_gradient(
     upstream: float,
     label_smoothing: float,
     gradients: Gradients,
+    row_state: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N]."""
+    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N].
+
+    `row_state` as in :func:`reduce`.
+    """
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
+    states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:

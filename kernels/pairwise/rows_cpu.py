@@ -68,15 +68,22 @@ class Rows:
         self.numpy_dtype = self._source.dtype
         self.scale, self.scaled, self.scale_gradient = scale, scaled, 0.0
         self._unit, self._nothing = unit, self._source.empty(0, self.d)
+        # Rows that nothing is done to are read where they lie.
+        self._as_they_lie = None if unit or scale != 1.0 else self._source.contiguous(0)
         self._address, self._stride = int(self._source.addresses[0]), int(self._source.strides[0])
 
     def start(self, size: int) -> None:
         """Make room for blocks of up to `size` rows."""
-        self._block, self._weighted = self._source.empty(size, self.d), self._source.empty(size, self.d)
+        self._block = self._source.empty(size if self._as_they_lie is None else 0, self.d)
+        self._weighted = self._source.empty(size, self.d)
         self._inverse = self._source.empty(size)
+        self._inverse.fill(1.0)
 
     def block(self, first: int, last: int) -> Tensor:
         """Return rows first to last, which stay until the next block is asked for."""
+        if self._as_they_lie is not None:
+            self._block = self._as_they_lie[first:last]
+            return torch.from_numpy(self._block)
         count = last - first
         _load(self._address, self._stride, first, count, self.scale, self._unit, self._block, self._inverse)
         return torch.from_numpy(self._block[:count])

@@ -3,5 +3,6 @@
 from mibfast.losses.info_nce import InfoNCELoss
 from mibfast.losses.ova_ib import OVAIBLoss
 from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
+from mibfast.losses.siglip import SigLIPLoss
 
-__all__ = ["InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss"]
+__all__ = ["InfoNCELoss", "OVAIBLoss", "PairwiseCLIPIBLoss", "PairwiseCLIPLoss", "SigLIPLoss"]
