@@ -205,8 +205,8 @@ _TWO = _f32(2.0)
 def softplus_and_sigmoid(x: float) -> tuple[float, float]:
     """log(1 + e^x) and its derivative 1 / (1 + e^-x) from one exponential, with NaN kept.
 
-    Neither overflows or cancels: with u = e^-|x|, the softplus is max(x, 0) + log(1 + u) and the sigmoid 1 or u over 1 +
-    u.
+    Neither overflows or cancels: with u = e^-|x|, the softplus is max(x, 0) + log(1 + u), the sigmoid 1 / (1 + u) for a
+    positive x and u / (1 + u) for others.
     """
     u = math.exp(-abs(x))
     return max(x, 0.0) + math.log1p(u), (1.0 if x > 0.0 else u) / (1.0 + u)

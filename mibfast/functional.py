@@ -1,4 +1,7 @@
-"""Operations on tensors, differentiable, in nats. Each is documented where it is defined, in `mibfast.ops`."""
+"""Operations on tensors, in nats, differentiable but for `top_k`.
+
+Each is documented where it is defined, in `mibfast.ops`.
+"""
 
 from mibfast.ops.gaussian_kl import gaussian_kl
 from mibfast.ops.info_nce import info_nce
@@ -9,6 +12,7 @@ from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
 from mibfast.ops.siglip import siglip
+from mibfast.ops.top_k import top_k
 
 __all__ = [
     "gaussian_kl",
@@ -20,4 +24,5 @@ __all__ = [
     "projection_score",
     "ridge_projection",
     "siglip",
+    "top_k",
 ]

@@ -16,7 +16,7 @@ Scores and reductions are plug-ins: `scores_cpu.py`, `reductions_cpu.py`. This f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -556,6 +556,29 @@ def gradient(
         )
 
     tiles.run(of_rows, gradients)
+
+
+def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield all scores a block of rows at a time: the first row, and [B, N'], which stays until the next is asked for.
+
+    For reductions that a row at a time does not serve: those that keep more of a column than a number.
+    """
+    tiles = _Tiles(score, rows, columns)
+    kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
+    out = tiles.tile[:, 0]
+    if kernel_of_rows is not None:
+        out = _buffers.empty((tiles.size, columns.count), tiles.factors.dtype)
+
+    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
+        assert kernel_of_rows is not None
+        kernel_of_rows(tiles.tile, begin, end, tiles.statistics, tiles.scratch[slot], out)
+
+    for first in range(0, tiles.n, tiles.size):
+        count = min(tiles.size, tiles.n - first)
+        tiles.load(first, count)
+        if kernel_of_rows is not None:
+            tiles.each_slot(of_rows, first, count)
+        yield first, out[:count]
 
 
 def dense(score: int, rows: Rows, columns: Columns) -> Tensor:

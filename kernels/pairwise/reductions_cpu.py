@@ -4,8 +4,9 @@ A reduction consists of
 
 - `add_row(scores, row, positive, flags, row_state, column_state, reference)`: adds a row of scores, overwriting it with
   what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive,
-  `row_state` [5, N] float64 holds results, and what the caller put there for the reduction to start from; `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and
-  -inf for each tile and merged by :func:`merge_columns`;
+  `row_state` [5, N] float64 holds results, and what the caller put there for the reduction to start from;
+  `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and -inf for each tile and merged by
+  :func:`merge_columns`;
 - `weigh_added_row(scores, positive, flags, total, upstream, label_smoothing)`: turns what `add_row` left into dL/ds,
   up to a factor, which it returns (the fused sweep);
 - `weigh_merged_row(scores, row, positive, flags, row_state, column_weights, upstream, label_smoothing)`: the same where

@@ -148,9 +148,7 @@ def siglip_mean(
 
 class _SigLIP(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int
-    ) -> Tensor:
+    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
         losses, by_scale, by_bias = siglip_losses(query, key, scale, bias, offset, backend)
         ctx.save_for_backward(query, key, scale, bias, by_scale, by_bias)
         ctx.backend, ctx.offset = backend, offset
@@ -176,9 +174,7 @@ class _MeanSigLIP(torch.autograd.Function):
     """The mean: the gradient is formed with the loss, so that the backward has only to scale."""
 
     @staticmethod
-    def forward(
-        ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int
-    ) -> Tensor:
+    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
         needed = list(ctx.needs_input_grad[1:3])
         loss, *gradients = siglip_mean(query, key, scale, bias, needed, offset, backend)
         ctx.save_for_backward(*gradients)
