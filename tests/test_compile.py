@@ -20,6 +20,8 @@ from mibfast import losses
         "gaussian_kl, prior",
         "product_of_experts",
         "one_vs_all_minimality",
+        "siglip",
+        "siglip, each",
     ],
 )
 def test_operations(name) -> None:
@@ -35,7 +37,11 @@ def test_operations(name) -> None:
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("loss", [losses.OVAIBLoss(), losses.PairwiseCLIPLoss(learnable_temperature=True)], ids=repr)
+@pytest.mark.parametrize(
+    "loss",
+    [losses.OVAIBLoss(), losses.PairwiseCLIPLoss(learnable_temperature=True), losses.SigLIPLoss()],
+    ids=repr,
+)
 def test_losses_under_inductor(loss) -> None:
     views = [torch.randn(16, 8, requires_grad=True) for _ in range(3)]
     leaves = [*views, *loss.parameters()]
@@ -57,6 +63,9 @@ def test_registered_operations_are_what_torch_expects() -> None:
         "kl": (z[:2], "cpu"),
         "product": ([*z, z[0]], "cpu"),
         "minimality": (z, "cpu"),
+        "siglip_losses": (z[0], z[1], tau, tau, 0, "cpu"),
+        "siglip_losses_backward": (z[0][:, 0], z[0], z[1], tau, tau, [True, True], 0, "cpu"),
+        "siglip_mean": (z[0], z[1], tau, tau, [True, True], 0, "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

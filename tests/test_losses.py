@@ -12,6 +12,8 @@ MODULES = [
     losses.OVAIBLoss(beta=0.5, keys="pairwise"),
     losses.PairwiseCLIPLoss(0.1, learnable_temperature=True),
     losses.PairwiseCLIPIBLoss(0.1, beta=2.0, positive_in_denominator=False),
+    losses.SigLIPLoss(),
+    losses.SigLIPLoss(5.0, -2.0, learnable=False),
 ]
 
 
@@ -54,6 +56,27 @@ def test_a_learned_temperature_learns_and_stays_positive() -> None:
     assert not list(losses.PairwiseCLIPLoss(0.07).parameters())
 
 
+def test_siglip_starts_as_published_and_learns_scale_and_bias() -> None:
+    loss = losses.SigLIPLoss()
+    views = [torch.randn(16, 6) for _ in range(3)]
+    parameters = dict(loss.named_parameters())
+    assert {name: round(p.item(), 6) for name, p in parameters.items()} == {"log_scale": 2.302585, "bias": -10.0}
+    loss(views).backward()
+    assert all(p.grad.abs() > 0 for p in parameters.values())
+    # Each pair pulls on the same two numbers.
+    alone = [torch.autograd.grad(term, loss.bias)[0] for term in loss.terms(views).values()]
+    torch.testing.assert_close(sum(alone), loss.bias.grad)
+    assert not list(losses.SigLIPLoss(learnable=False).parameters())
+    half = losses.SigLIPLoss().bfloat16()
+    torch.testing.assert_close(half(views), losses.SigLIPLoss()(views), rtol=0.05, atol=0)
+
+
+def test_siglip_does_not_depend_on_the_order_of_a_pair() -> None:
+    first, second = torch.randn(9, 5), torch.randn(9, 5)
+    loss = losses.SigLIPLoss(scale=4.0, bias=-1.0)
+    torch.testing.assert_close(loss([first, second]), loss([second, first]))
+
+
 def test_normalisation_is_in_float32_for_shorter_dtypes() -> None:
     views = [torch.randn(50, 64).bfloat16() for _ in range(3)]
     loss = losses.OVAIBLoss()
@@ -72,4 +95,5 @@ def test_repr_tells_the_settings() -> None:
         "OVAIBLoss(temperature=0.01, ridge=1e-08, beta=1, keys='per_sample', normalize=True, "
         "positive_in_denominator=False)"
     )
+    assert repr(losses.SigLIPLoss()) == "SigLIPLoss(scale=10, bias=-10, learnable=True, normalize=True)"
     assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))

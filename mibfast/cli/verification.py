@@ -31,7 +31,9 @@ def _operations() -> dict[str, _Operation]:
         "gaussian_kl": lambda z, b: F.gaussian_kl(z[0], z[1], reduction="none", backend=b),
         "gaussian_kl, with a prior": lambda z, b: F.gaussian_kl(*z, reduction="none", backend=b),
         "product_of_experts": lambda z, b: torch.stack(F.product_of_experts(z[:2], z[2:], backend=b)),
+        "siglip": lambda z, b: F.siglip(z[0], z[1], 2.0, -3.0, reduction="none", backend=b),
         "OVAIBLoss": lambda z, b: mibfast.losses.OVAIBLoss(temperature=0.1, backend=b)(z),
+        "SigLIPLoss": lambda z, b: mibfast.losses.SigLIPLoss(backend=b)(z),
         "PairwiseCLIPIBLoss": lambda z, b: mibfast.losses.PairwiseCLIPIBLoss(backend=b)(z),
     }
 
