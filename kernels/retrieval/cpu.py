@@ -10,7 +10,8 @@ column, with accumulators for each slot that are merged afterwards. Here a slot 
 slower the fewer candidates a slot sees, and a merge would be a second selection. So slots are ranges of queries, not of
 rows, and what they find does not depend on how many there are.
 
-Cost: one GEMM of 2 Q C K d FLOPs for K embeddings a query, and 0.1 ns a score on one core. Memory: bars, heaps (the
+Cost: one GEMM of 2 Q C K d FLOPs for K embeddings a query (3.8 ns a score at d = 256 on one core), and a comparison a
+score (0.1 to 0.25 ns). Memory: bars, heaps (the
 result) and one tile, whatever C is. More queries than `_MOST_COLUMNS` are taken in turns, each turn reading all
 candidates once.
 """

@@ -6,7 +6,7 @@ With z_ij = scale q_i . k_j + bias and p the positive of row i, the loss of a ro
 
 The weight of a pair depends on no other pair, so loss and gradient take one sweep and 3 GEMMs of 2 N N' d FLOPs, and no
 positive, row or column needs a second look. The row pass adds for each score one exponential, one division and a
-polynomial for the logarithm: 0.8 ns on one core, a tenth of the GEMMs on two. Scale and bias are applied in
+polynomial for the logarithm: 0.9 ns on one core, a tenth of the GEMMs. Scale and bias are applied in
 that pass, where their gradients are summed as well: so a scale of zero, or a negative one, has its gradient too, and
 rows of float32 are read where they lie. Memory beyond operands and gradients is the tile.
 
