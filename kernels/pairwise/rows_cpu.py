@@ -34,10 +34,19 @@ def _load(
 
 @kernel
 def _add_gradient(
-    block: Any, gradient: Any, factors: Any, inverse: Any, first: int, count: int, scale: float, unit: bool, into: Any
+    block: Any,
+    gradient: Any,
+    factors: Any,
+    inverse: Any,
+    first: int,
+    count: int,
+    scale: float,
+    unit: bool,
+    scaled: bool,
+    into: Any,
 ) -> float:
     """Add the gradient of the embeddings to rows of `into`, where it has any; return dL/dscale of the block times
-    scale.
+    scale, where `scaled`.
 
     The gradient of the block is `factors * gradient`. A unit row passes on only what is across it.
     """
@@ -45,8 +54,9 @@ def _add_gradient(
     for i in range(count):
         x, g = block[i], gradient[i]
         dot = 0.0
-        for j in range(x.size):
-            dot += np.float64(x[j]) * np.float64(g[j])
+        if unit or scaled:
+            for j in range(x.size):
+                dot += np.float64(x[j]) * np.float64(g[j])
         along_scale += dot * factors[i]
         if into.shape[0] == 0:
             continue
@@ -108,6 +118,7 @@ class Rows:
             count,
             self.scale,
             self._unit,
+            self.scaled,
             target,
         )
         self.scale_gradient += along_scale / self.scale
