@@ -111,7 +111,7 @@ def test_rows_that_nothing_is_done_to_are_read_where_they_lie(scale, layout) -> 
     assert (block.data_ptr() == source[8:].data_ptr()) == (scale == 1.0 and layout(source) is source)
 
 
-@pytest.mark.parametrize("n", [1, 513, 1600])
+@pytest.mark.parametrize("n", [1, 513, 2100])
 @pytest.mark.parametrize("score", [scores_cpu.INNER_PRODUCT, scores_cpu.PROJECTION])
 def test_blocks_make_up_all_scores(score, n) -> None:
     q, b = torch.randn(n, 9), torch.randn(2 if score else 1, 30, 9)

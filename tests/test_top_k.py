@@ -26,7 +26,7 @@ def _whole_numbers(*shape, dtype=torch.float32):
 
 @EVERY_SCORE
 @pytest.mark.parametrize(
-    ("q", "c", "d", "k"), [(1, 1, 1, 1), (3, 9, 5, 9), (17, 2500, 8, 10), (130, 1030, 24, 100), (1, 5000, 16, 3)]
+    ("q", "c", "d", "k"), [(1, 1, 1, 1), (3, 9, 5, 9), (17, 4500, 8, 10), (130, 1030, 24, 100), (1, 5000, 16, 3)]
 )
 def test_float64_agrees(q, c, d, k, score) -> None:
     query, key = _inputs(q, c, d, score)
@@ -136,7 +136,7 @@ def test_a_ridge_counts() -> None:
 def test_more_queries_and_candidates_than_one_block_takes(score, monkeypatch) -> None:
     monkeypatch.setattr(cpu, "_MOST_COLUMNS", 33)
     monkeypatch.setattr(cpu, "_CONVERTED_BYTES", 4000)
-    query, key = _inputs(100, 2100, 8, score)
+    query, key = _inputs(100, 4200, 8, score)
     for candidates in (key, key.T.contiguous().T):
         values, indices = F.top_k(query, candidates, 5, score=score)
         expected, places = F.top_k(query, key, 5, score=score, backend="reference")

@@ -34,6 +34,8 @@ from mibfast.kernels.pairwise.rows_cpu import Rows
 # GEMMs run at 93% of their full rate on 512 rows and at 98% on 1024; above 8 MiB a tile is better short than large, and
 # beyond 64 MiB memory decides.
 _LEAST_ROWS, _MOST_ROWS = 512, 1024
+# Where a tile is only read once, what a taller one wins in the GEMM (3%) is more than what it loses in cache.
+_MOST_ROWS_OF_BLOCKS = 2048
 _TILE_BYTES, _LARGEST_TILE_BYTES = 8 * 2**20, 64 * 2**20
 # Scores a slot, at least: 30 microseconds of work.
 _GRAIN = 65536
@@ -238,21 +240,21 @@ class Gradients:
     statistics: Tensor | None  # [S, N'], written
 
 
-def _tile_rows(row_bytes: int) -> int:
-    preferred = min(max(_TILE_BYTES // row_bytes, _LEAST_ROWS), _MOST_ROWS)
+def _tile_rows(row_bytes: int, most: int = _MOST_ROWS) -> int:
+    preferred = min(max(_TILE_BYTES // row_bytes, _LEAST_ROWS), most)
     return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
 
 
 class _Tiles:
     """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
 
-    def __init__(self, score: int, rows: Rows, columns: Columns) -> None:
+    def __init__(self, score: int, rows: Rows, columns: Columns, most_rows: int = _MOST_ROWS) -> None:
         self.rows, self.columns = rows, columns
         k, n_columns, self.d = columns.operands.shape
         self.n = rows.n
         width = k * n_columns
         dtype = columns.operands.dtype
-        self.size = min(self.n, _tile_rows(width * dtype.itemsize))
+        self.size = min(self.n, _tile_rows(width * dtype.itemsize, most_rows))
         numpy_dtype = rows.numpy_dtype
         rows.start(self.size)
         self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
@@ -563,7 +565,7 @@ def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.n
 
     For reductions that a row at a time does not serve: those that keep more of a column than a number.
     """
-    tiles = _Tiles(score, rows, columns)
+    tiles = _Tiles(score, rows, columns, _MOST_ROWS_OF_BLOCKS)
     kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
     out = tiles.tile[:, 0]
     if kernel_of_rows is not None:
