@@ -63,9 +63,13 @@ def _timed(names: list[str]) -> dict[str, dict[str, float]]:
 
 def _with_the_best(seconds: dict[str, float]) -> dict[str, float]:
     """Add what bars call the best chunk and the fastest peer."""
-    chunks = [t for name, t in seconds.items() if name.startswith("linear_cross_entropy")]
+    added: dict[str, float] = {}
+    for name, t in seconds.items():
+        peer, chunk, _ = name.partition(", chunk ")
+        if chunk:
+            best = f"{peer}, best chunk"
+            added[best] = min(t, added.get(best, t))
     peers = [seconds[name] for name in ("eager", "torch.compile") if name in seconds]
-    added = {"linear_cross_entropy, best chunk": min(chunks)} if chunks else {}
     return {**seconds, **added, **({"fastest peer": min(peers)} if peers else {})}
 
 

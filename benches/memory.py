@@ -37,7 +37,7 @@ def large_info_nce() -> Row:
 def workspace(row: Row, contender: str) -> tuple[int, float]:
     """Bytes of workspace and seconds of one forward and backward."""
     # Small inputs first, so that code, compilers and thread stacks are not counted.
-    small = [x.detach()[:32].clone().requires_grad_() for x in row.inputs()]
+    small = [(x.detach()[:32] if x.ndim else x.detach()).clone().requires_grad_() for x in row.inputs()]
     upstream, row.upstream = row.upstream, None
     run = row.step(contender, small)
     if upstream is None:

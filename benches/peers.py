@@ -157,6 +157,25 @@ def triangle_info_nce(a: Tensor, b: Tensor, c: Tensor, temperature: float = 0.07
     return _smoothed_both_ways(areas, temperature)
 
 
+def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """open_clip's `SigLipLoss` on one device."""
+    logits = scale * query @ key.T + bias
+    labels = 2 * torch.eye(len(query)) - torch.ones(len(query), len(query))
+    return -F.logsigmoid(labels * logits).sum() / len(query)
+
+
+def top_k(query: Tensor, key: Tensor, k: int = 10, *, chunk: int) -> Tensor:
+    """The best k scores, chunk by chunk of candidates, by `torch.topk`; their indices are formed as well."""
+    values, indices = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)
+    for first in range(0, len(key), chunk):
+        scores = query @ key[first : first + chunk].T
+        found, places = scores.topk(min(k, scores.shape[1]), dim=1)
+        values, indices = torch.cat([values, found], 1), torch.cat([indices, places + first], 1)
+        values, kept = values.topk(min(k, values.shape[1]), dim=1)
+        indices = indices.gather(1, kept)
+    return values
+
+
 def leave_one_out_projection(embeddings: Sequence[Tensor]) -> Tensor:
     """All M projections, each by a batched solve."""
     return torch.stack([ridge_projection(z, _others(embeddings, m)) for m, z in enumerate(embeddings)])

@@ -56,17 +56,19 @@ class Row:
     workspace_share: tuple[str, float] | None = None
     workspace_of: Sequence[str] = ()
     upstream: Callable[[], Tensor] | None = None
+    backward: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
     def step(self, name: str, inputs: list[Tensor]) -> Callable[[], Tensor]:
-        """Forward and backward of one contender, gradients cleared first."""
+        """Forward and, where there is one, backward of one contender, gradients cleared first."""
         contender, upstream = self.contenders[name], self.upstream() if self.upstream else None
 
         def run() -> Tensor:
             for x in inputs:
                 x.grad = None
             result = contender(*inputs)
-            result.backward(upstream)
+            if self.backward:
+                result.backward(upstream)
             return result.detach()
 
         return run
@@ -83,8 +85,13 @@ def _unit_embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
     return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(m, n, d)]
 
 
-def _unit_embeddings(m: int, n: int, d: int = 256) -> list[Tensor]:
-    return [torch.nn.functional.normalize(z.detach(), dim=1).requires_grad_() for z in _embeddings(m, n, d)]
+def _siglip_inputs(n: int) -> list[Tensor]:
+    return [*_unit_embeddings(2, n), torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)]
+
+
+def _queries_and_candidates(queries: int, candidates: int, d: int = 256) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, d, generator=generator) for n in (queries, candidates)]
 
 
 def _gaussians(n: int, d: int = 256) -> list[Tensor]:
@@ -125,6 +132,23 @@ def gemms_of_combinations(n: int) -> Callable[[list[Tensor]], Callable[[], objec
                 torch.mm(products, columns.T, out=scores)
             torch.mm(scores.T, products, out=column_gradient)
             torch.mm(scores, columns, out=gradient)
+
+        return run
+
+    return prepare
+
+
+def scores_in_blocks(block: int = 2048) -> Callable[[list[Tensor]], Callable[[], object]]:
+    """The GEMM of all scores alone, a block of candidates at a time into one tile: nothing is chosen."""
+
+    def prepare(inputs: list[Tensor]) -> Callable[[], object]:
+        query, key = inputs
+        tile = torch.empty(block, len(query))
+
+        def run() -> None:
+            for first in range(0, len(key), block):
+                rows = key[first : first + block]
+                torch.mm(rows, query.T, out=tile[: len(rows)])
 
         return run
 
@@ -198,6 +222,10 @@ def _info_nce_row(n: int) -> Row:
     )
 
 
+def _best_values(query: Tensor, key: Tensor) -> Tensor:
+    return F.top_k(query, key, 10)[0]
+
+
 def _sequence(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def of_tensors(*embeddings: Tensor) -> Tensor:
         return function(embeddings)
@@ -264,6 +292,34 @@ def rows() -> dict[str, Row]:
             rounds=5,
             workspace_share=("eager", 0.01),
             workspace_of=("eager",),
+        ),
+        "siglip": Row(
+            title="SigLIP, N=4096, d=256",
+            inputs=partial(_siglip_inputs, 4096),
+            contenders={
+                OURS: F.siglip,
+                "eager": peers.siglip,
+                "torch.compile": peers.compiled(peers.siglip),
+            },
+            floor=("3 GEMMs", gemms(1, 1, 4096)),
+            bars=[Bar("eager", least=2.0), Bar("torch.compile", least=1.8), Bar("3 GEMMs", most=1.15)],
+            workspace_bytes=8 * 4096 * 256 * 4 + 24 * 2**20,
+            workspace_of=("eager",),
+        ),
+        "top-k": Row(
+            title="top 10 of 1,000,000 candidates, 1,000 queries, d=256, forward only",
+            inputs=partial(_queries_and_candidates, 1000, 1_000_000),
+            contenders={
+                OURS: _best_values,
+                **{f"matmul + topk, chunk {c}": partial(peers.top_k, chunk=c) for c in (4096, 16384, 65536)},
+            },
+            floor=("1 GEMM", scores_in_blocks()),
+            bars=[Bar("matmul + topk, best chunk", least=1.2), Bar("1 GEMM", most=1.1)],
+            rounds=3,
+            backward=False,
+            # Bars, heaps and the tile.
+            workspace_bytes=16 * 2**20,
+            workspace_of=("matmul + topk, chunk 16384",),
         ),
         "leave-one-out": Row(
             title="leave-one-out projection, M=4, N=8192, d=256",

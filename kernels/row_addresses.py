@@ -47,6 +47,11 @@ class RowAddresses:
         self.addresses = np.array([x.data_ptr() for x in self._kept], np.int64)
         self.strides = np.array([x.stride(0) for x in self._kept], np.int64)
 
+    def contiguous(self, m: int) -> np.ndarray | None:
+        """Matrix m as an array, None where its rows do not follow each other without gaps."""
+        matrix = self._kept[m]
+        return matrix.numpy() if matrix.is_contiguous() else None
+
     def empty(self, *shape: int) -> np.ndarray:
         """An uninitialised array of this dtype."""
         return _buffers.empty(shape, self.dtype)

@@ -194,3 +194,45 @@ def _exp_weight(x: Any) -> Any:
 
         return polynomial
     return lambda x: math.exp(x)
+
+
+# log(1 + u) = 2 artanh(t), t = u / (2 + u) <= 1 / 3 for u <= 1: 2 t + t^3 times a polynomial in t^2 that is the best at
+# Chebyshev's nodes. Relative error 1.6e-8.
+_A0, _A1, _A2, _A3 = _f32(0.66666639), _f32(0.40007672), _f32(0.28233954), _f32(0.26867554)
+_TWO = _f32(2.0)
+
+
+def softplus_and_sigmoid(x: float) -> tuple[float, float]:
+    """log(1 + e^x) and its derivative 1 / (1 + e^-x) from one exponential, with NaN kept.
+
+    Neither overflows or cancels: with u = e^-|x|, the softplus is max(x, 0) + log(1 + u), the sigmoid 1 / (1 + u) for a
+    positive x and u / (1 + u) for others.
+    """
+    u = math.exp(-abs(x))
+    return max(x, 0.0) + math.log1p(u), (1.0 if x > 0.0 else u) / (1.0 + u)
+
+
+@overload(softplus_and_sigmoid, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _softplus_and_sigmoid(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            u = exp(-abs(x))
+            one_u, two_u = _ONE + u, _TWO + u
+            # One division for both quotients.
+            r = _ONE / (one_u * two_u)
+            t = u * one_u * r
+            y = t * t
+            logarithm = t * _TWO + t * y * (((_A3 * y + _A2) * y + _A1) * y + _A0)
+            # Comparisons, not max: a NaN fails them and is in u already.
+            positive = x if x > _ZERO else _ZERO
+            numerator = _ONE if x > _ZERO else u
+            return positive + logarithm, numerator * two_u * r
+
+        return polynomial
+
+    def by_the_library(x: Any) -> Any:
+        u = math.exp(-abs(x))
+        return (x if x > 0.0 else 0.0) + math.log1p(u), (1.0 if x > 0.0 else u) / (1.0 + u)
+
+    return by_the_library

@@ -194,14 +194,29 @@ def permutations(operation: str, x: Any, count: int, n: int, device: torch.devic
     return result
 
 
-def number(operation: str, argument: str, x: Any, minimum: float, maximum: float = math.inf) -> float:
+def scalar(operation: str, argument: str, x: Any, device: torch.device) -> float | Tensor:
+    """Check a finite number of either sign, or a 0-d floating-point tensor on `device` (not read back)."""
+    if isinstance(x, Tensor):
+        if x.ndim != 0 or not x.dtype.is_floating_point:
+            raise ValueError(
+                f"{operation}: {argument} must be a number or a 0-d floating-point tensor, got {described(x)}"
+            )
+        if x.device != device:
+            raise ValueError(f"{operation}: {argument} must be on {device} as the embeddings are, got {described(x)}")
+        return x
+    return number(operation, argument, x)
+
+
+def number(operation: str, argument: str, x: Any, minimum: float = -math.inf, maximum: float = math.inf) -> float:
     """Check a finite Python number in [minimum, maximum]."""
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{operation}: {argument} must be a number, got {described(x)}")
     value = float(x)
     if not (math.isfinite(value) and minimum <= value <= maximum):
-        bound = f"at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
-        raise ValueError(f"{operation}: {argument} must be finite and {bound}, got {x}")
+        bound = f" and in [{minimum:g}, {maximum:g}]"
+        if maximum == math.inf:
+            bound = f" and at least {minimum:g}" if minimum > -math.inf else ""
+        raise ValueError(f"{operation}: {argument} must be finite{bound}, got {x}")
     return value
 
 

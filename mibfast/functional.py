@@ -1,4 +1,7 @@
-"""Operations on tensors, differentiable, in nats. Each is documented where it is defined, in `mibfast.ops`."""
+"""Operations on tensors, in nats, differentiable but for `top_k`.
+
+Each is documented where it is defined, in `mibfast.ops`.
+"""
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
 from mibfast.ops.gaussian_kl import gaussian_kl
@@ -11,7 +14,9 @@ from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.ridge_projection import ridge_projection
+from mibfast.ops.siglip import siglip
 from mibfast.ops.symile_info_nce import symile_info_nce
+from mibfast.ops.top_k import top_k
 from mibfast.ops.triangle_area import triangle_area
 from mibfast.ops.triangle_info_nce import triangle_info_nce
 
@@ -28,7 +33,9 @@ __all__ = [
     "product_of_experts",
     "projection_score",
     "ridge_projection",
+    "siglip",
     "symile_info_nce",
+    "top_k",
     "triangle_area",
     "triangle_info_nce",
 ]

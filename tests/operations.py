@@ -82,6 +82,15 @@ def _triangle_info_nce(a, b, c, d, tau, backend=None, **options):
     return F.triangle_info_nce(a, b, c, tau, backend=backend, **options)
 
 
+def _siglip(a, b, c, d, tau, backend=None, **options):
+    return F.siglip(a, b, 3.0 * tau, -4.0 * tau, backend=backend, **options)
+
+
+def _slice_of_siglip(a, b, c, d, tau, backend=None):
+    rows = max(1, len(a) - 2)
+    return F.siglip(a[:rows], b, tau, -1.0, offset=len(a) - rows, reduction="none", backend=backend)
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -122,6 +131,9 @@ OPERATIONS: dict[str, Operation] = {
     "triangle_area, squared, more anchors": partial(_triangle_area, squared=True, spared=1),
     "triangle_info_nce": _triangle_info_nce,
     "triangle_info_nce, area": partial(_triangle_info_nce, squared=False, label_smoothing=0.0),
+    "siglip": _siglip,
+    "siglip, each": partial(_siglip, reduction="none"),
+    "siglip, slice": _slice_of_siglip,
 }
 NAMES = list(OPERATIONS)
 

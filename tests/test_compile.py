@@ -27,6 +27,8 @@ from mibfast import losses
         "gram_info_nce",
         "triangle_area",
         "triangle_info_nce",
+        "siglip",
+        "siglip, each",
     ],
 )
 def test_operations(name) -> None:
@@ -49,6 +51,7 @@ def test_operations(name) -> None:
         losses.PairwiseCLIPLoss(learnable_temperature=True),
         losses.GRAMLoss(learnable_temperature=True, anchor=None),
         losses.TRIANGLELoss(anchor=1),
+        losses.SigLIPLoss(),
     ],
     ids=repr,
 )
@@ -80,6 +83,9 @@ def test_registered_operations_are_what_torch_expects() -> None:
         "volumes_backward": (torch.randn(5, 5), "triangle", z[0], z[1:], "cpu"),
         "volume_info_nce": ("triangle", z[0], z[1:], tau, 0.1, "cpu"),
         "volume_info_nce_with_gradient": ("squared_triangle", z[0], z[1:], tau, 0.0, "cpu"),
+        "siglip_losses": (z[0], z[1], tau, tau, 0, "cpu"),
+        "siglip_losses_backward": (z[0][:, 0], z[0], z[1], tau, tau, [True, True], 0, "cpu"),
+        "siglip_mean": (z[0], z[1], tau, tau, [True, True], 0, "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

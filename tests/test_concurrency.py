@@ -12,7 +12,7 @@ from mibfast import _threads, losses
 def _step() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     views = [torch.randn(700, 48, generator=generator).requires_grad_() for _ in range(3)]
-    value = losses.OVAIBLoss()(views) + losses.PairwiseCLIPLoss()(views)
+    value = losses.OVAIBLoss()(views) + losses.PairwiseCLIPLoss()(views) + losses.SigLIPLoss()(views)
     value = value + losses.GRAMLoss()(views) + losses.TRIANGLELoss()(views)
     value.backward()
     return [value.detach(), *(z.grad for z in views)]

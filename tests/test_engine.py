@@ -122,6 +122,27 @@ def test_tiles_stay_small_however_many_columns() -> None:
         assert rows * 4 * n_columns <= max(engine_cpu._LARGEST_TILE_BYTES, 16 * 4 * n_columns)
 
 
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.T.contiguous().T, lambda x: x.repeat(1, 2)[:, :9]])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_rows_that_nothing_is_done_to_are_read_where_they_lie(scale, layout) -> None:
+    source = torch.randn(40, 9)
+    rows = Rows(layout(source), scale=scale)
+    rows.start(16)
+    block = rows.block(8, 20)
+    assert torch.equal(block, scale * source[8:20])
+    # Read in place: a block that is a copy would not follow.
+    assert (block.data_ptr() == source[8:].data_ptr()) == (scale == 1.0 and layout(source) is source)
+
+
+@pytest.mark.parametrize("n", [1, 513, 2100])
+@pytest.mark.parametrize("score", [scores_cpu.INNER_PRODUCT, scores_cpu.PROJECTION])
+def test_blocks_make_up_all_scores(score, n) -> None:
+    q, b = torch.randn(n, 9), torch.randn(2 if score else 1, 30, 9)
+    columns = engine_cpu.Columns(b, b.new_empty(0, 30))
+    found = np.concatenate([block.copy() for _, block in engine_cpu.blocks(score, Rows(q), columns)])
+    assert np.array_equal(found, engine_cpu.dense(score, Rows(q), columns).numpy())
+
+
 def test_columns_far_apart_are_summed_with_a_maximum_each() -> None:
     """One reference for all columns would leave the low ones to the floor of float32 exponentials."""
     q, b = torch.randn(300, 8), torch.randn(300, 8)

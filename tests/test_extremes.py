@@ -165,6 +165,65 @@ def test_precisions_beyond_float32_multiply() -> None:
     torch.testing.assert_close(logvar, torch.full((2, 3), -200 + math.log(share)))
 
 
+@BACKENDS
+@pytest.mark.parametrize("bias", [-1000.0, -10.0, 0.0, 40.0, 1000.0])
+@pytest.mark.parametrize("scale", [-30.0, 0.0, 1e-4, 10.0, 1e3, 1e4])
+def test_siglip_of_every_scale_and_bias(scale, bias, backend) -> None:
+    """Aligned pairs, duplicates and zeros, far into both tails of the sigmoid."""
+    first = torch.nn.functional.normalize(torch.randn(300, 32), dim=1)
+    second = torch.nn.functional.normalize(first + 0.1 * torch.randn(300, 32), dim=1)
+    first[3], second[4], second[10:20] = 0, 0, second[10]
+
+    def run(dtype, backend):
+        leaves = [x.to(dtype).requires_grad_() for x in (first, second)]
+        leaves += [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (scale, bias)]
+        value = F.siglip(*leaves, backend=backend)
+        return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+    for found, exact in zip(run(torch.float32, backend), run(torch.float64, "reference"), strict=True):
+        assert found.isfinite().all()
+        # float32 rounds logits themselves, and each of 300 terms of a sum.
+        rounding = 2e-7 * max(abs(scale), abs(bias), 1.0)
+        allowed = rounding * max(exact.double().abs().max().item(), abs(scale) if exact.ndim else 300.0)
+        assert (found.double() - exact.double()).abs().max() <= allowed
+
+
+@BACKENDS
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_siglip_of_small_and_large_embeddings(size, backend) -> None:
+    views = [size * torch.randn(40, 16) for _ in range(2)]
+    value, gradients = _loss_and_gradients(lambda z: F.siglip(*z, backend=backend), views)
+    assert _finite(value, gradients)
+    truth = F.siglip(*[z.double() for z in views], backend="reference")
+    torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=0)
+
+
+@BACKENDS
+def test_siglip_keeps_nan(backend) -> None:
+    for position in range(2):
+        pair = [torch.randn(20, 8), torch.randn(20, 8)]
+        pair[position][5, 1] = math.nan
+        each = F.siglip(*pair, reduction="none", backend=backend)
+        assert each[5].isnan()
+        assert each.isnan().all() == (position == 1)
+        value, gradients = _loss_and_gradients(lambda z: F.siglip(*z, backend=backend), pair)
+        assert value.isnan()
+        # A gradient of either meets the other.
+        assert all(g[5].isnan().any() for g in gradients)
+    missing = torch.tensor(math.nan)
+    assert F.siglip(torch.eye(3), torch.eye(3), scale=missing, backend=backend).isnan()
+    assert F.siglip(torch.eye(3), torch.eye(3), bias=missing, backend=backend).isnan()
+
+
+def test_a_confident_positive_does_not_cancel() -> None:
+    """softplus(z) - z would lose e^-z to rounding, where softplus(-z) keeps it."""
+    query = torch.tensor([[1.0]])
+    for z in (5.0, 20.0, 60.0):
+        torch.testing.assert_close(
+            F.siglip(query, query, z, 0.0).item(), math.log1p(math.exp(-z)), rtol=1e-6, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf])
 @BACKENDS
 def test_a_tensor_temperature_that_is_not_positive_gives_nan(temperature, backend) -> None:

@@ -85,6 +85,30 @@ def test_projection_score(dtype, backend) -> None:
     assert_near(scores[0], GOLDENS["ovaib_retrieval_score"]["value"], dtype)
 
 
+def test_top_k_of_projection_scores(dtype, backend) -> None:
+    first, second, candidates = embeddings(3, dtype)
+    context = torch.stack([first, second], 1)
+    values, indices = F.top_k(context, candidates, 5, score="ridge_projection", backend=backend)
+    golden = torch.tensor(GOLDENS["ovaib_retrieval_score"]["value"], dtype=torch.float64).topk(5)
+    assert_near(values[0], golden.values, dtype)
+    assert torch.equal(indices[0], golden.indices)
+
+
+def test_siglip_is_that_of_open_clip(dtype, backend) -> None:
+    """The formula of its `SigLipLoss`, on the goldens' embeddings, with learned scale and bias."""
+    first, second = embeddings(2, dtype)
+    scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (10.0, -10.0))
+    leaves = first, second, scale, bias
+    found = F.siglip(first, second, scale, bias, backend=backend)
+    gradients = torch.autograd.grad(found, leaves)
+    labels = 2 * torch.eye(8) - torch.ones(8, 8)
+    logits = scale * first.double() @ second.double().T + bias
+    truth = -torch.nn.functional.logsigmoid(labels * logits).sum() / 8
+    assert_near(found, truth.detach(), dtype)
+    for a, b in zip(gradients, torch.autograd.grad(truth, leaves), strict=True):
+        assert_near(a, b, dtype)
+
+
 def test_score_of_a_row_and_its_loss_agree(dtype, backend) -> None:
     golden = GOLDENS["ovaib_LS_readingB_M3_tau0.1"]
     query, *others = embeddings(3, dtype)

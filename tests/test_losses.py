@@ -17,6 +17,8 @@ MODULES = [
     losses.BarlowTwinsLoss(0.3),
     losses.GRAMLoss(0.1, learnable_temperature=True, anchor=1),
     losses.TRIANGLELoss(0.1, squared=False),
+    losses.SigLIPLoss(),
+    losses.SigLIPLoss(5.0, -2.0, learnable=False),
 ]
 
 
@@ -97,6 +99,27 @@ def test_a_learned_scale_learns_and_stays_positive() -> None:
     assert not list(losses.SymileLoss(3.0).parameters())
 
 
+def test_siglip_starts_as_published_and_learns_scale_and_bias() -> None:
+    loss = losses.SigLIPLoss()
+    views = [torch.randn(16, 6) for _ in range(3)]
+    parameters = dict(loss.named_parameters())
+    assert {name: round(p.item(), 6) for name, p in parameters.items()} == {"log_scale": 2.302585, "bias": -10.0}
+    loss(views).backward()
+    assert all(p.grad.abs() > 0 for p in parameters.values())
+    # Each pair pulls on the same two numbers.
+    alone = [torch.autograd.grad(term, loss.bias)[0] for term in loss.terms(views).values()]
+    torch.testing.assert_close(sum(alone), loss.bias.grad)
+    assert not list(losses.SigLIPLoss(learnable=False).parameters())
+    half = losses.SigLIPLoss().bfloat16()
+    torch.testing.assert_close(half(views), losses.SigLIPLoss()(views), rtol=0.05, atol=0)
+
+
+def test_siglip_does_not_depend_on_the_order_of_a_pair() -> None:
+    first, second = torch.randn(9, 5), torch.randn(9, 5)
+    loss = losses.SigLIPLoss(scale=4.0, bias=-1.0)
+    torch.testing.assert_close(loss([first, second]), loss([second, first]))
+
+
 def test_normalisation_is_in_float32_for_shorter_dtypes() -> None:
     views = [torch.randn(50, 64).bfloat16() for _ in range(3)]
     loss = losses.OVAIBLoss()
@@ -118,4 +141,5 @@ def test_repr_tells_the_settings() -> None:
     assert "anchor='text', label_smoothing=0.1, normalize=True, squared=True" in repr(
         losses.TRIANGLELoss(anchor="text")
     )
+    assert repr(losses.SigLIPLoss()) == "SigLIPLoss(scale=10, bias=-10, learnable=True, normalize=True)"
     assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))

@@ -146,6 +146,31 @@ def test_info_nce_is_cross_entropy(size) -> None:
 
 
 @few
+@given(sizes, st.floats(-20, 20), st.floats(-20, 20))
+def test_siglip_is_binary_cross_entropy(size, scale, bias) -> None:
+    query, key = views_of(size)[:2]
+    logits, target = scale * query @ key.T + bias, torch.eye(size[1], dtype=torch.float64)
+    truth = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+    near(F.siglip(query, key, scale, bias, reduction="none"), truth)
+    near(F.siglip(query, key, scale, bias), truth.mean())
+    cut = size[1] // 2
+    if cut:
+        near(F.siglip(query[cut:], key, scale, bias, offset=cut, reduction="none"), truth[cut:])
+
+
+@few
+@given(sizes, st.integers(1, 12))
+def test_top_k_is_a_sorted_choice(size, k) -> None:
+    query, key = views_of(size)[:2]
+    k = min(k, size[1])
+    values, indices = F.top_k(query, key, k)
+    scores = query @ key.T
+    near(values, scores.gather(1, indices))
+    near(values, scores.sort(dim=1, descending=True).values[:, :k])
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@few
 @given(sizes)
 def test_slices_of_a_batch_make_up_the_whole(size) -> None:
     query, key = views_of(size)[:2]

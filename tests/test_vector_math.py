@@ -33,6 +33,21 @@ def test_exponentials(dtype, tolerance) -> None:
     assert np.allclose(found, np.expm1(wide) - wide, rtol=20 * tolerance, atol=1e-15)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 5e-7), (np.float64, 1e-14)])
+def test_softplus_and_sigmoid(dtype, tolerance) -> None:
+    x = RANGE.astype(dtype)
+    wide = x.astype(np.float64)
+    found = _applied(numba.njit(lambda x: vector_math.softplus_and_sigmoid(x)[0]), x)
+    assert np.allclose(found, np.logaddexp(0, wide), rtol=tolerance, atol=0)
+    found = _applied(numba.njit(lambda x: vector_math.softplus_and_sigmoid(x)[1]), x)
+    assert np.allclose(found, 1 / (1 + np.exp(-wide)), rtol=tolerance, atol=0)
+    ends = np.array([np.nan, -np.inf, np.inf], dtype)
+    for part, expected in ((0, [0, np.inf]), (1, [0, 1])):
+        found = _applied(numba.njit(lambda x, part=part: vector_math.softplus_and_sigmoid(x)[part]), ends)
+        assert np.isnan(found[0])
+        assert np.allclose(found[1:], expected, atol=1e-37)
+
+
 def test_weights_reach_further_down_than_float32() -> None:
     x = np.linspace(-109, 30, 5001).astype(np.float32)
     found = _applied(numba.njit(lambda x: vector_math.exp_weight(x)), x)

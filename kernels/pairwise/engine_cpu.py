@@ -16,7 +16,7 @@ Scores and reductions are plug-ins: `scores_cpu.py`, `reductions_cpu.py`. This f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from mibfast.kernels.pairwise.rows_cpu import Rows
 # GEMMs run at 93% of their full rate on 512 rows and at 98% on 1024; above 8 MiB a tile is better short than large, and
 # beyond 64 MiB memory decides.
 _LEAST_ROWS, _MOST_ROWS = 512, 1024
+# Where a tile is only read once, what a taller one wins in the GEMM (3%) is more than what it loses in cache.
+_MOST_ROWS_OF_BLOCKS = 2048
 _TILE_BYTES, _LARGEST_TILE_BYTES = 8 * 2**20, 64 * 2**20
 # One tile for all pairs saves a quarter of the GEMMs, and may be this large.
 _ONE_TILE_BYTES = 16 * 2**20
@@ -328,21 +330,23 @@ class Gradients:
     statistics: Tensor | None  # [S, N'], written
 
 
-def _tile_rows(row_bytes: int) -> int:
-    preferred = min(max(_TILE_BYTES // row_bytes, _LEAST_ROWS), _MOST_ROWS)
+def _tile_rows(row_bytes: int, most: int = _MOST_ROWS) -> int:
+    preferred = min(max(_TILE_BYTES // row_bytes, _LEAST_ROWS), most)
     return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
 
 
 class _Tiles:
     """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
 
-    def __init__(self, score: int, rows: Rows, columns: Columns, size: int | None = None) -> None:
+    def __init__(
+        self, score: int, rows: Rows, columns: Columns, size: int | None = None, most_rows: int = _MOST_ROWS
+    ) -> None:
         self.rows, self.columns = rows, columns
         k, n_columns, self.d = columns.operands.shape
         self.n = rows.n
         width = k * n_columns
         dtype = columns.operands.dtype
-        self.size = min(self.n, _tile_rows(width * dtype.itemsize)) if size is None else size
+        self.size = min(self.n, _tile_rows(width * dtype.itemsize, most_rows)) if size is None else size
         numpy_dtype = rows.numpy_dtype
         rows.start(self.size)
         self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
@@ -424,11 +428,21 @@ class _ColumnStates:
 
 
 def reduce(
-    score: int, reduction: int, rows: Rows, columns: Columns, offset: int, flags: int
+    score: int,
+    reduction: int,
+    rows: Rows,
+    columns: Columns,
+    offset: int,
+    flags: int,
+    row_state: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64."""
+    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64.
+
+    A reduction that is given something for each row finds it in `row_state`, which is zeros otherwise.
+    """
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
+    states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows, nothing = _reduce_rows(score, reduction), np.empty((0, 0), tiles.factors.dtype)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -500,10 +514,15 @@ def reduce_with_gradient(
     upstream: float,
     label_smoothing: float,
     gradients: Gradients,
+    row_state: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N]."""
+    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N].
+
+    `row_state` as in :func:`reduce`.
+    """
     tiles = _Tiles(score, rows, columns)
-    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
+    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
+    states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -654,6 +673,40 @@ def gradient(
         )
 
     tiles.run(of_rows, gradients)
+
+
+def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield all scores a block of rows at a time: the first row, and [B, N'], which stays until the next is asked for.
+
+    For reductions that a row at a time does not serve: those that keep more of a column than a number.
+    """
+    tiles = _Tiles(score, rows, columns, _MOST_ROWS_OF_BLOCKS)
+    kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
+    out = tiles.tile[:, 0]
+    if kernel_of_rows is not None:
+        out = _buffers.empty((tiles.size, columns.count), tiles.factors.dtype)
+
+    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
+        assert kernel_of_rows is not None
+        # Into a block of its own, so from its row 0 on.
+        kernel_of_rows(
+            tiles.tile,
+            0,
+            begin,
+            end,
+            rows.squared_norms,
+            tiles.statistics,
+            rows.positives,
+            tiles.scratch[slot],
+            out,
+        )
+
+    for first in range(0, tiles.n, tiles.size):
+        count = min(tiles.size, tiles.n - first)
+        tiles.load(first, count)
+        if kernel_of_rows is not None:
+            tiles.each_slot(of_rows, first, count)
+        yield first, out[:count]
 
 
 def dense(score: int, rows: Rows, columns: Columns) -> Tensor:

@@ -4,8 +4,9 @@ A reduction consists of
 
 - `add_row(scores, row, positive, flags, row_state, column_state, reference)`: adds a row of scores, overwriting it with
   what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive,
-  `row_state` [5, N] float64 holds results; `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and
-  -inf for each tile and merged by :func:`merge_columns`;
+  `row_state` [5, N] float64 holds results, and what the caller put there for the reduction to start from;
+  `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and -inf for each tile and merged by
+  :func:`merge_columns`;
 - `weigh_added_row(scores, positive, flags, total, upstream, label_smoothing)`: turns what `add_row` left into dL/ds,
   up to a factor, which it returns (the fused sweep);
 - `weigh_merged_row(scores, row, positive, flags, row_state, column_weights, upstream, label_smoothing)`: the same where
@@ -27,10 +28,10 @@ from numba.core import types
 from numba.extending import overload
 
 from mibfast.kernels.compilation import inline, inline_maximum
-from mibfast.kernels.vector_math import exp_weight, maximum, weight_scale
+from mibfast.kernels.vector_math import exp_weight, maximum, softplus_and_sigmoid, weight_scale
 
-# Over rows alone, and over rows and columns in one sweep.
-LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP = 0, 1
+# Log-sum-exps over rows alone, and over rows and columns in one sweep; softplus sums over rows.
+LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP, SOFTPLUS = 0, 1, 2
 
 # Bits of `flags`.
 POSITIVE_EXCLUDED = 1
@@ -41,9 +42,13 @@ SEPARATE_EXPONENTIALS = 4
 LSE, POSITIVE, TOTAL, ROW_MAXIMUM, ROW_SUM = 0, 1, 2, 3, 4
 ROW_STATES = 5
 COLUMN_SUM, COLUMN_TOTAL = 0, 1
+# Those of a softplus reduction: the first two are given, in `row_weights` too, the others found.
+SCALE, BIAS, SOFTPLUS_SUM, SCALE_GRADIENT, BIAS_GRADIENT = 0, 1, 2, 3, 4
 
 # Rows of `row_weights` and of `column_weights`; see `weigh_row`.
 ROW_LSE, ROW_SOFTMAX, ROW_FACTOR, ROW_SHIFT, ROW_POSITIVE = 0, 1, 2, 3, 4
+# After SCALE and BIAS.
+ROW_UPSTREAM = 2
 COLUMN_LSE, COLUMN_SOFTMAX, COLUMN_SHIFT = 0, 1, 2
 
 # float32 sums are cut into pieces of this length, which are added in float64.
@@ -292,11 +297,85 @@ def _two_way_log_sum_exp_weigh_row(
     return 1.0 / unscaled
 
 
-_ADD_ROWS = {LOG_SUM_EXP: _log_sum_exp_add_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_add_row}
-_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row}
+@inline
+def _softplus_terms(scores: Any, scale: Any, bias: Any) -> Any:
+    """Sums of softplus(z), w and w s for z = scale s + bias and w = sigmoid(z), which replaces s."""
+    losses, weights, along = 0.0, 0.0, 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        zero = scores.dtype.type(0.0)
+        of_losses, of_weights, of_along = zero, zero, zero
+        for j in range(piece.size):
+            s = piece[j]
+            softplus, w = softplus_and_sigmoid(scale * s + bias)
+            piece[j] = w
+            of_losses += softplus
+            of_weights += w
+            of_along += w * s
+        losses += of_losses
+        weights += of_weights
+        along += of_along
+    return losses, weights, along
+
+
+@inline
+def _softplus_row(scores: Any, positive: Any, scale: Any, bias: Any) -> Any:
+    """Replace scores by dL/dz, and return L, dL/dscale and dL/dbias of the row.
+
+    L = softplus(-z_p) + sum over the others of softplus(z_j). The positive has another sign than its neighbours: in the
+    vector loop a score of 0 stands in its place, of which nothing but softplus(bias) and sigmoid(bias) is to be taken
+    off again.
+    """
+    own = scores[positive]
+    scores[positive] = 0.0
+    loss, weights, along = _softplus_terms(scores, scale, bias)
+    stand_in, stand_in_weight = softplus_and_sigmoid(bias)
+    softplus, w = softplus_and_sigmoid(-(scale * own + bias))
+    scores[positive] = -w
+    return loss - stand_in + softplus, along - w * own, weights - stand_in_weight - w
+
+
+@inline
+def _softplus_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    number = scores.dtype.type
+    scale, bias = number(row_state[SCALE, row]), number(row_state[BIAS, row])
+    loss, scale_gradient, bias_gradient = _softplus_row(scores, positive, scale, bias)
+    row_state[SOFTPLUS_SUM, row] = loss
+    row_state[SCALE_GRADIENT, row], row_state[BIAS_GRADIENT, row] = scale_gradient, bias_gradient
+    return row_state[SCALE, row]
+
+
+@inline
+def _softplus_weigh_added_row(
+    scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+) -> Any:
+    """The row holds dL/dz, and its total is dz/ds."""
+    return upstream * total
+
+
+@inline
+def _softplus_weigh_row(scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any) -> Any:
+    number = scores.dtype.type
+    scale, bias = number(row_weights[SCALE, row]), number(row_weights[BIAS, row])
+    _softplus_row(scores, positive, scale, bias)
+    return row_weights[ROW_UPSTREAM, row] * row_weights[SCALE, row]
+
+
+_ADD_ROWS = {
+    LOG_SUM_EXP: _log_sum_exp_add_row,
+    TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_add_row,
+    SOFTPLUS: _softplus_add_row,
+}
+_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row, SOFTPLUS: _softplus_weigh_added_row}
 # A column is not summed before the last row: with more than one tile two ways take a second sweep for the gradient.
 _WEIGH_MERGED_ROWS = {TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_merged_row}
-_WEIGH_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_row, TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row}
+_WEIGH_ROWS = {
+    LOG_SUM_EXP: _log_sum_exp_weigh_row,
+    TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row,
+    SOFTPLUS: _softplus_weigh_row,
+}
 
 
 @np.errstate(all="ignore")

@@ -116,17 +116,25 @@ class Rows:
         self._unit, self._wants_norms, self._nothing = unit, wants_norms, self._source.empty(0, self.d)
         self.positives = np.empty(0) if positives is None else positives
         self.positive_gradient = np.zeros(self.positives.size)
+        # Rows that nothing is done to are read where they lie.
+        untouched = not (unit or wants_norms) and scale == 1.0
+        self._as_they_lie = self._source.contiguous(0) if untouched else None
         self._address, self._stride = int(self._source.addresses[0]), int(self._source.strides[0])
 
     def start(self, size: int) -> None:
         """Make room for blocks of up to `size` rows."""
-        self._block, self._weighted = self._source.empty(size, self.d), self._source.empty(size, self.d)
+        self._block = self._source.empty(size if self._as_they_lie is None else 0, self.d)
+        self._weighted = self._source.empty(size, self.d)
         self._inverse = self._source.empty(size)
         self.squared_norms = np.zeros(size, self.numpy_dtype)
         self.squared_norm_gradient = np.zeros(size, self.numpy_dtype)
+        self._inverse.fill(1.0)
 
     def block(self, first: int, last: int) -> Tensor:
         """Return rows first to last, which stay until the next block is asked for."""
+        if self._as_they_lie is not None:
+            self._block = self._as_they_lie[first:last]
+            return torch.from_numpy(self._block)
         count = last - first
         _load(
             self._address,

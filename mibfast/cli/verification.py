@@ -40,7 +40,9 @@ def _operations() -> dict[str, _Operation]:
             z, 0.5, negatives="shuffled", generator=torch.Generator().manual_seed(0), backend=b
         ),
         "barlow_twins": lambda z, b: F.barlow_twins(z[0], z[1], backend=b),
+        "siglip": lambda z, b: F.siglip(z[0], z[1], 2.0, -3.0, reduction="none", backend=b),
         "OVAIBLoss": lambda z, b: mibfast.losses.OVAIBLoss(temperature=0.1, backend=b)(z),
+        "SigLIPLoss": lambda z, b: mibfast.losses.SigLIPLoss(backend=b)(z),
         "PairwiseCLIPIBLoss": lambda z, b: mibfast.losses.PairwiseCLIPIBLoss(backend=b)(z),
         "GRAMLoss": lambda z, b: mibfast.losses.GRAMLoss(anchor=None, backend=b)(z),
         "TRIANGLELoss": lambda z, b: mibfast.losses.TRIANGLELoss(squared=False, backend=b)(z[:3]),

@@ -4,6 +4,7 @@ from mibfast.losses.barlow_twins import BarlowTwinsLoss
 from mibfast.losses.info_nce import InfoNCELoss
 from mibfast.losses.ova_ib import OVAIBLoss
 from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
+from mibfast.losses.siglip import SigLIPLoss
 from mibfast.losses.symile import SymileLoss
 from mibfast.losses.volume import GRAMLoss, TRIANGLELoss
 
@@ -14,6 +15,7 @@ __all__ = [
     "OVAIBLoss",
     "PairwiseCLIPIBLoss",
     "PairwiseCLIPLoss",
+    "SigLIPLoss",
     "SymileLoss",
     "TRIANGLELoss",
 ]

@@ -1,0 +1,35 @@
+"""Top-k retrieval in plain PyTorch, with all scores [Q, C] in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mibfast.kernels.pairwise import reference as pairwise
+
+
+def _cosine(query: Tensor, key: Tensor) -> Tensor:
+    dtype = pairwise.accumulation_dtype(query.dtype)
+    return pairwise.inner_product(pairwise.unit(query.to(dtype)), pairwise.unit(key.to(dtype)))
+
+
+# Scores [Q, C] of queries, candidates and the ridge, and whether the largest are the best.
+SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], bool]] = {
+    "inner_product": (lambda query, key, ridge: pairwise.inner_product(query, key), True),
+    "cosine": (lambda query, key, ridge: _cosine(query, key), True),
+    "ridge_projection": (lambda query, key, ridge: pairwise.projection_cosine(key, query, ridge).mT, True),
+}
+
+
+def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple[Tensor, Tensor]:
+    """The k best scores of each query [Q, k], best first, equal ones by index, NaN after all numbers; their indices."""
+    scores_of, largest = SCORES[score]
+    scores = scores_of(query, key, ridge)
+    missing = scores.isnan()
+    ranked = torch.where(missing, -torch.inf, scores if largest else -scores)
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices
+    order = order.gather(1, torch.sort(missing.gather(1, order).int(), dim=1, stable=True).indices)
+    indices = order[:, :k]
+    return scores.gather(1, indices), indices

@@ -1,0 +1,93 @@
+"""SigLIP over all pairs of modalities."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast import functional as F
+from mibfast._check import Embeddings
+from mibfast.losses.normalisation import unit_embeddings
+
+
+class SigLIPLoss(nn.Module):
+    r"""The sum over all pairs of modalities of SigLIP's sigmoid loss.
+
+    .. math:: L = -\sum_{i < j} \frac1N \sum_{n, n'} \log \sigma\big(y_{nn'} (t\, z_{i,n} \cdot z_{j,n'} + b)\big)
+
+    with :math:`y_{nn'} = 1` for the embeddings of one sample and -1 for all others. With M = 2, SigLIP (Zhai et al.
+    2023, arXiv 2303.15343), :func:`mibfast.functional.siglip`; the loss of a pair does not depend on its order.
+
+    Parameters
+    ----------
+    scale : float
+        :math:`t > 0`; the initial value where it is learned.
+    bias : float
+        :math:`b`; likewise. At -10 nearly every pair starts as told apart, as nearly all are.
+    learnable : bool
+        Learn the logarithm of the scale (initially log 10) and the bias; one of each for all pairs.
+    normalize : bool
+        L2-normalise embeddings first.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range; in `forward`, for embeddings that do not fit together.
+
+    Examples
+    --------
+    >>> import torch, mibfast
+    >>> loss = mibfast.losses.SigLIPLoss(scale=2.0, bias=-1.0, learnable=False)
+    >>> views = {"image": torch.eye(3), "text": torch.eye(3), "audio": torch.eye(3)}
+    >>> {name: round(term.item(), 4) for name, term in loss.terms(views).items()}
+    {'image-text': 0.9398, 'image-audio': 0.9398, 'text-audio': 0.9398}
+    """
+
+    def __init__(
+        self,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        learnable: bool = True,
+        *,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.initial_scale = _check.number(name, "scale", scale, 0.0)
+        if not self.initial_scale:
+            raise ValueError(f"{name}: scale must be positive, got {scale}")
+        self.initial_bias = _check.number(name, "bias", bias)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.initial_scale))) if learnable else None
+        self.bias = nn.Parameter(torch.tensor(self.initial_bias)) if learnable else None
+        self.normalize = normalize
+        self.backend = backend
+
+    def forward(self, embeddings: Embeddings) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
+        first, *rest = self.terms(embeddings).values()
+        return sum(rest, start=first)
+
+    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Return each pair's loss, under the modalities' names joined by a hyphen."""
+        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        # In float32 also where the model was cast to a shorter dtype.
+        scale = self.initial_scale if self.log_scale is None else self.log_scale.float().exp()
+        bias = self.initial_bias if self.bias is None else self.bias.float()
+        return {
+            f"{names[i]}-{names[j]}": F.siglip(z[i], z[j], scale, bias, backend=self.backend)
+            for i, j in combinations(range(len(z)), 2)
+        }
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return (
+            f"scale={self.initial_scale:g}, bias={self.initial_bias:g}, learnable={self.bias is not None}, "
+            f"normalize={self.normalize}"
+        )

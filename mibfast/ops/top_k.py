@@ -1,0 +1,100 @@
+"""The best candidates of each query: retrieval that streams over candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast.kernels.retrieval import reference
+from mibfast.ops._boundary import accumulation_dtype, kernels, operation
+
+__all__ = ["top_k"]
+
+_NAME = "top_k"
+# The scores of `kernels/retrieval`, and the shape of their queries.
+_QUERIES = {"inner_product": "Q d", "cosine": "Q d", "ridge_projection": "Q K d"}
+
+
+def top_k(
+    query: Tensor,
+    key: Tensor,
+    k: int,
+    *,
+    score: str = "inner_product",
+    ridge: float = 1e-8,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Find the k candidates that score highest for each query, without ever holding all scores.
+
+    .. math:: \text{inner product: } q_i \cdot k_c, \qquad \text{cosine: } \cos(q_i, k_c), \qquad
+        \text{ridge projection: } \cos(k_c, P_i k_c)
+
+    Candidates stream by in blocks, of which each query keeps its k best: any number of them in O(Q k) memory and one
+    block. The result depends neither on blocks nor on threads. It is a choice, and has no gradient.
+
+    Parameters
+    ----------
+    query : Tensor [Q, d], or [Q, K, d] for `"ridge_projection"`
+        float64, float32, bfloat16 or float16, any strides. With K embeddings a query, :math:`P_i` is the ridge
+        projector on their span: OVA-IB's retrieval, see :func:`projection_score`.
+    key : Tensor [C, d]
+        The candidates, of the same dtype.
+    k : int
+        In [1, C].
+    score : {"inner_product", "cosine", "ridge_projection"}
+        The cosine with a vector of zeros is 0.
+    ridge : float
+        :math:`\lambda \ge 0` of the projection, see :func:`ridge_projection`.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    values : Tensor [Q, k]
+        Scores, best first; float64 for float64 inputs, else float32; detached.
+    indices : Tensor [Q, k]
+        Their candidates, int64. Of equal scores the smaller index comes first. A NaN score ranks behind all numbers, so
+        that it is chosen only where a query has fewer than k others (`torch.topk` would put it first).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not match, unequal dtypes or devices, k > C, an unknown score, or a negative ridge.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> values, indices = F.top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 0.0]]), 2)
+    >>> values, indices
+    (tensor([[3., 2.]]), tensor([[1, 2]]))
+    """
+    _check.choice(_NAME, "score", score, tuple(_QUERIES))
+    _check.tensor(_NAME, "query", query, _QUERIES[score])
+    _check.tensor(_NAME, "key", key, "C d")
+    _check.alike(_NAME, query=query, key=key)
+    _check.same_dimension(_NAME, query=query, key=key)
+    k = _check.count(_NAME, "k", k)
+    if k > key.shape[0]:
+        raise ValueError(f"{_NAME}: k must be at most the number of candidates, got k = {k} and C = {key.shape[0]}")
+    ridge = _check.number(_NAME, "ridge", ridge, 0.0)
+    query, key = (x.detach() for x in _check.promoted([query, key]))
+    chosen = _backend.choose(_NAME, query.device, backend)
+    if chosen == "reference":
+        return reference.top_k(query, key, k, score, ridge)
+    return best_candidates(query, key, k, score, ridge, chosen)  # type: ignore[no-any-return]
+
+
+def _fake_candidates(
+    query: Tensor, key: Tensor, k: int, score: str, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    shape = (query.shape[0], k)
+    return query.new_empty(shape, dtype=accumulation_dtype(query.dtype)), query.new_empty(shape, dtype=torch.int64)
+
+
+@operation(fake=_fake_candidates)
+def best_candidates(
+    query: Tensor, key: Tensor, k: int, score: str, ridge: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    return kernels("retrieval", backend).top_k(query, key, k, score, ridge)  # type: ignore[no-any-return]
