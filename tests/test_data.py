@@ -9,6 +9,7 @@ import torch
 
 from mibfast import data
 from mibfast.data.multimodal import channel_axes, split_indices
+from mibfast.data.npy import NpyRows
 
 
 def arrays(n: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
@@ -80,7 +81,7 @@ def test_files_hold_what_was_saved(tmp_path, kind) -> None:
         found = data.load(f"npz:{tmp_path / 'x.npz'}")
     else:
         found = data.load(f"dir:{saved(tmp_path / 'x')}")
-        assert found.mapped
+        assert found.on_disk
     assert set(found.views) == {"audio", "text", "image"}
     assert np.array_equal(found.labels, expected["labels"])
     chosen = torch.tensor([5, 3, 59, 3])
@@ -91,12 +92,23 @@ def test_files_hold_what_was_saved(tmp_path, kind) -> None:
     assert [*found.only(["text", "audio"]).views] == ["text", "audio"]
 
 
-def test_mapped_rows_survive_the_return_of_their_pages(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("mibfast.data.multimodal._ROWS_KEPT_MAPPED", 4)
-    found = data.load(f"dir:{saved(tmp_path / 'x')}")
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    parts = [found.take(part) for part in order.split(3)]
-    assert np.array_equal(torch.cat([part["audio"] for part in parts]).numpy(), arrays()["audio"][order.numpy()])
+def test_rows_are_read_as_they_are_asked_for(tmp_path) -> None:
+    path, expected = saved(tmp_path / "x") / "audio.npy", arrays()["audio"]
+    rows = NpyRows(path)
+    assert (rows.shape, rows.dtype, len(rows)) == (expected.shape, expected.dtype, 60)
+    assert np.array_equal(rows[7:20], expected[7:20])
+    assert np.array_equal(rows[58:90], expected[58:])
+    assert rows[5:5].shape == (0, 12, 3)
+    assert np.array_equal(rows.take([59, 0, 59]), expected[[59, 0, 59]])
+    for bad in ([60], [-1]):
+        with pytest.raises(IndexError, match=r"rows must be in \[0, 59\]"):
+            rows.take(bad)
+    with open(path, "rb+") as file:
+        file.truncate(5000)
+    with pytest.raises(ValueError, match=r"cannot read .*audio.npy: it has become shorter"):
+        rows.take([59])
+    with pytest.raises(ValueError, match="shorter than its header says"):
+        NpyRows(path)
 
 
 def test_statistics_are_those_of_the_training_split_in_any_chunks(tmp_path, monkeypatch) -> None:
@@ -205,8 +217,8 @@ def test_bad_places_are_refused(tmp_path) -> None:
         (f"npz:{tmp_path}/one.npy", "not an .npz file"),
         (f"dir:{tmp_path}/none", "no folder"),
         (f"dir:{tmp_path}/folder", "no .npy files in"),
-        (f"dir:{tmp_path}/fortran", "text.npy is in Fortran order"),
-        (f"dir:{tmp_path}/broken", "a.npy is damaged"),
+        (f"dir:{tmp_path}/fortran", "text.npy cannot be used: it is in Fortran order"),
+        (f"dir:{tmp_path}/broken", "a.npy cannot be used"),
         (f"mfeat:{tmp_path}", "mfeat-fou: not there"),
     ):
         with pytest.raises(data.DataError) as caught:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import mmap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast._check import InputError
+from mibfast.data.npy import NpyRows
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.6, 0.2, 0.2)
 
 # Rows that are looked at in one go, in bytes, where all of them are.
 _CHUNK_BYTES = 1 << 24
-# Rows taken from a mapped file before its pages are given back: each can pull in 64 KiB.
-_ROWS_KEPT_MAPPED = 4096
 
-Progress = Callable[[str, int, int], None]
+View: TypeAlias = NDArray[Any] | NpyRows
+Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class DataError(InputError):
@@ -38,8 +37,8 @@ class MultimodalData:
     Attributes
     ----------
     name : str
-    views : mapping from a modality's name to array [N, ...]
-        As they came: any real dtype, not standardised, possibly mapped from files larger than memory.
+    views : mapping from a modality's name to array or NpyRows [N, ...]
+        As they came: any real dtype, not standardised, possibly in files larger than memory.
     labels : array [N] or [N, K], optional
         Of int64 or strings: classes. Of float64: targets of a regression.
     splits : mapping from "train", "validation" and "test" to Tensor [n]
@@ -47,10 +46,9 @@ class MultimodalData:
     """
 
     name: str
-    views: Mapping[str, NDArray[Any]]
+    views: Mapping[str, View]
     labels: NDArray[Any] | None
     splits: Mapping[str, Tensor]
-    _taken: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(view.shape)}" for name, view in self.views.items())
@@ -63,9 +61,9 @@ class MultimodalData:
         return len(next(iter(self.views.values())))
 
     @property
-    def mapped(self) -> bool:
-        """Whether a view is mapped from a file."""
-        return any(_file_mapping(view) is not None for view in self.views.values())
+    def on_disk(self) -> bool:
+        """Whether a view is read from a file each time."""
+        return any(isinstance(view, NpyRows) for view in self.views.values())
 
     def indices(self, split: str) -> Tensor:
         """Return the indices of one split's samples; `"all"` is every sample."""
@@ -80,19 +78,7 @@ class MultimodalData:
     def take(self, indices: Tensor) -> dict[str, Tensor]:
         """Return the views of some samples as new tensors, float64 where they are wider than float32, else float32."""
         chosen = indices.numpy()
-        return {name: self._rows(name, view, chosen) for name, view in self.views.items()}
-
-    def _rows(self, name: str, view: NDArray[Any], chosen: NDArray[Any]) -> Tensor:
-        rows = torch.from_numpy(_floating(np.take(np.asarray(view), chosen, axis=0)))
-        mapping = _file_mapping(view)
-        if mapping is not None:
-            taken = self._taken.get(name, 0) + len(chosen)
-            if taken >= _ROWS_KEPT_MAPPED:
-                # The pages stay in the system's cache; this process no longer holds them.
-                mapping.madvise(mmap.MADV_DONTNEED)
-                taken = 0
-            self._taken[name] = taken
-        return rows
+        return {name: torch.from_numpy(_floating(view.take(chosen, axis=0))) for name, view in self.views.items()}
 
     def split(self, name: str) -> tuple[dict[str, Tensor], NDArray[Any] | None]:
         """Return the views and labels of one split, or of `"all"` samples, in memory."""
@@ -123,7 +109,7 @@ class MultimodalData:
         chosen = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
         for name, view in self.views.items():
             digest.update(f"{name} {view.shape} {view.dtype}".encode())
-            digest.update(np.ascontiguousarray(view[chosen]).tobytes())
+            digest.update(np.ascontiguousarray(view.take(chosen, axis=0)).tobytes())
         if self.labels is not None:
             digest.update(f"{self.labels.shape} {self.labels.dtype}".encode())
             digest.update(np.ascontiguousarray(self.labels).tobytes())
@@ -257,13 +243,11 @@ def _floating(rows: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(rows, dtype=dtype)
 
 
-def _chunks(view: NDArray[Any]) -> Any:
-    rows = max(1, _CHUNK_BYTES // max(1, view[0].nbytes))
-    mapping = _file_mapping(view)
+def _chunks(view: View) -> Iterator[tuple[int, NDArray[Any]]]:
+    row_bytes = view.dtype.itemsize * (view.size // len(view))
+    rows = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(0, len(view), rows):
-        yield start, np.asarray(view[start : start + rows])
-        if mapping is not None:
-            mapping.madvise(mmap.MADV_DONTNEED)
+        yield start, view[start : start + rows]
 
 
 def _refuse_what_is_not_finite(data: str, modality: str, rows: NDArray[Any], start: int) -> None:
@@ -274,10 +258,3 @@ def _refuse_what_is_not_finite(data: str, modality: str, rows: NDArray[Any], sta
     kind = "NaN" if np.isnan(value) else "infinity"
     position = ", ".join(map(str, (start + where[0], *where[1:])))
     raise DataError(f"{data}: modality {modality!r} holds {kind} at [{position}]")
-
-
-def _file_mapping(view: NDArray[Any]) -> mmap.mmap | None:
-    base: object = view
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None

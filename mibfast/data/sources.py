@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mibfast.data.digits import read_digits
-from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, split_indices
+from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, split_indices
+from mibfast.data.npy import NpyRows
 
 _LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
@@ -34,7 +35,7 @@ def load(
     - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
       in six views, `fou`, `fac`, `kar`, `pix`, `zer` and `mor`.
     - `"npz:FILE"`: an array [N, ...] for each modality under its name.
-    - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, mapped into memory and read as needed.
+    - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, of which rows are read as needed.
 
     An .npz file or a folder may also hold `labels`, [N] integers or strings (classes) or [N] or [N, K] floats (a
     regression's targets), and `split`, [N] strings "train", "validation" or "test", which is then used as it is.
@@ -76,7 +77,7 @@ def load(
 
 
 def from_arrays(
-    views: Mapping[str, NDArray[Any] | Tensor],
+    views: Mapping[str, NDArray[Any] | Tensor | NpyRows],
     labels: NDArray[Any] | Tensor | None = None,
     *,
     name: str = "arrays",
@@ -131,7 +132,7 @@ def from_arrays(
     return MultimodalData(name, arrays, targets, splits)
 
 
-def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor) -> NDArray[Any]:
+def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor | NpyRows) -> View:
     if isinstance(view, Tensor):
         view = (view.float() if view.dtype == torch.bfloat16 else view).detach().cpu().numpy()
     if "." in modality or "," in modality or not modality or hasattr(nn.ModuleDict(), modality):
@@ -175,7 +176,7 @@ def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
     return splits
 
 
-_Read = tuple[Mapping[str, NDArray[Any]], "NDArray[Any] | None", "NDArray[Any] | None"]
+_Read = tuple[Mapping[str, View], "NDArray[Any] | None", "NDArray[Any] | None"]
 
 
 def _read(name: str) -> _Read:
@@ -233,27 +234,30 @@ def _read_folder(name: str, folder: Path) -> _Read:
     paths = sorted(folder.glob("*.npy"))
     if not paths:
         raise DataError(f"{name}: no .npy files in {folder}; expected one for each modality")
-    arrays = {}
+    views: dict[str, View] = {}
+    apart: dict[str, NDArray[Any]] = {}
     for path in paths:
-        in_memory = path.stem in (_LABELS, _SPLIT)
         try:
-            array = np.load(path, mmap_mode=None if in_memory else "r", allow_pickle=False)
+            if path.stem in (_LABELS, _SPLIT):
+                apart[path.stem] = np.load(path, allow_pickle=False)
+            else:
+                views[path.stem] = NpyRows(path)
         except OSError as error:
             raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
         except (ValueError, EOFError) as error:
-            raise DataError(f"{name}: {path.name} {_why_unreadable(error)}") from error
-        if array.ndim > 1 and not array.flags.c_contiguous and not in_memory:
-            raise DataError(f"{name}: {path.name} is in Fortran order, so its rows cannot be read one at a time")
-        arrays[path.stem] = array
-    return _named_apart(arrays)
+            raise DataError(f"{name}: {path.name} {_why_unreadable(error, 'cannot be used')}") from error
+    return views, apart.get(_LABELS), apart.get(_SPLIT)
 
 
-def _why_unreadable(error: Exception) -> str:
+def _why_unreadable(error: Exception, otherwise: str = "is damaged") -> str:
     if "Object arrays" in str(error):
         return "is an object array, which would have to be unpickled; save it with a numeric dtype"
-    return f"is damaged: {error}" if str(error) else "is damaged"
+    return f"{otherwise}: {error}" if str(error) else otherwise
 
 
 def _named_apart(arrays: dict[str, NDArray[Any]]) -> _Read:
-    labels, split = arrays.pop(_LABELS, None), arrays.pop(_SPLIT, None)
-    return arrays, labels, split
+    return (
+        {key: x for key, x in arrays.items() if key not in (_LABELS, _SPLIT)},
+        arrays.get(_LABELS),
+        arrays.get(_SPLIT),
+    )

@@ -16,7 +16,7 @@ from mibfast.data import MultimodalData
 class Batches:
     """An epoch's batches; a last one that is smaller is left out.
 
-    Batches of views that are mapped from files are read by a thread while the one before is worked on.
+    Batches of views that are in files are read by a thread while the one before is worked on.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield each batch, a mapping from a modality's name to its samples."""
         self.waited = 0.0
-        if not self._data.mapped:
+        if not self._data.on_disk:
             for position in range(len(self)):
                 started = time.perf_counter()
                 batch = self._take(position)
