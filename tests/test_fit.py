@@ -142,7 +142,7 @@ def test_a_run_that_was_killed_while_it_closed_can_be_closed(npz, tmp_path, monk
     train.fit("ova-ib", npz, output=tmp_path / "whole", **SMALL)
     for place in ("draw_learning_curves", "draw_embeddings"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"mibfast.train.pictures.{place}", lambda *_: (_ for _ in ()).throw(StoppedError()))
+            patch.setattr(f"mibfast.train.fitting.{place}", lambda *_: (_ for _ in ()).throw(StoppedError()))
             with pytest.raises(StoppedError):
                 train.fit("ova-ib", npz, output=tmp_path / place, **SMALL)
         (tmp_path / place / ".weights.safetensors.partial").write_bytes(b"half")

@@ -39,7 +39,7 @@ def _options(
         print(context.get_help())
 
 
-for _command in (training.demo, training.fit, training.evaluate, training.embed):
+for _command in (training.demo, training.fit, training.evaluate, training.embed, training.compare):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate: `demo`, `fit`, `evaluate`, `embed`."""
+"""The commands that train and evaluate: `demo`, `fit`, `evaluate`, `embed`, `compare`."""
 
 from __future__ import annotations
 
@@ -273,6 +273,78 @@ def embed(
     opened = open_run(run, data=data, encoders=_pairs("--encoder", encoder or []))
     shapes = write_embeddings(opened, output, split=split, representations=representations)
     print(f"wrote {output}: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
+
+
+def compare(
+    methods: Annotated[str, typer.Option(metavar="A,B,...", help="Methods, as `mibfast fit` names them.")],
+    data: Annotated[str, typer.Option(help=f"{_DATA_FORMS}, as for `mibfast fit`.")],
+    modalities: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder; given again, the comparison in it goes on. [default: runs/compare-DATE-TIME]"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, of split and training.")] = 3,
+    tune: Annotated[
+        bool, typer.Option(help="Choose temperature and beta by the validation split, over one grid for all.")
+    ] = True,
+    every_combination: Annotated[
+        bool,
+        typer.Option(help="Probe every combination of modalities and retrieve by every context, or by all alone."),
+    ] = True,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs without a lower validation loss before training stops. [default: 20]"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="[default: 64]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0.001]")] = None,
+) -> None:
+    """Tune methods alike, train each with several seeds, and rank them.
+
+    Each method is tuned over temperature 0.05, 0.1, 0.2 (or a scale of their inverses) and, where it has one, beta 0.1,
+    1, with the first seed, by the validation accuracy of a linear probe on all modalities. The best setting is
+    trained with every seed and evaluated on the test split. An interrupted comparison goes on where it was.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from mibfast.train.comparison import compare as compare_methods
+
+    given = {
+        "modalities": None if modalities is None else _names(modalities),
+        "split": None if split is None else _fractions(split),
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    folder = _folder(output, "compare")
+    try:
+        found = compare_methods(
+            _names(methods),
+            data,
+            folder,
+            seeds=seeds,
+            tune=tune,
+            combinations="every" if every_combination else "whole",
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        if (folder / "plan.json").exists():
+            print(f"\nstopped; the same command with --output {folder} goes on", file=sys.stderr)
+        raise
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(found.title)
+    console.print(Markdown(found.markdown()))
+    console.print(f"± the standard deviation over {seeds} seeds; written to {folder}", style="dim", soft_wrap=True)
 
 
 def _names(text: str) -> tuple[str, ...]:

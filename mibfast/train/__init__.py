@@ -3,7 +3,8 @@
 from mibfast.train.alignment import AlignmentModule
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import RunError
+from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
 from mibfast.train.methods import METHODS
 
-__all__ = ["METHODS", "AlignmentModule", "Run", "RunConfig", "RunError", "fit", "open_run"]
+__all__ = ["METHODS", "AlignmentModule", "Run", "RunConfig", "RunError", "evaluate", "fit", "open_run"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,7 @@ def evaluate(
     retrieval: bool = True,
     pool: int = _POOL,
     split: str = "test",
+    combinations: str = "every",
     progress: bool | Report = True,
 ) -> Evaluation:
     """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
@@ -112,6 +113,8 @@ def evaluate(
         Candidates, at most: a random choice of the split's samples.
     split : {"test", "validation"}
         Samples to score on. Settings should be chosen by the validation split alone.
+    combinations : {"every", "whole"}
+        Every combination of modalities and every context, or all modalities and all others alone.
     progress : bool or Report
 
     Raises
@@ -128,6 +131,8 @@ def evaluate(
         differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))
         if differences:
             raise RunError(f"runs evaluated together may differ in their seed alone, but: {', '.join(differences)}")
+    if combinations not in ("every", "whole"):
+        raise RunError(f"combinations must be 'every' or 'whole', got {combinations!r}")
     if split not in ("test", "validation"):
         raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
     for name in probes:
@@ -135,8 +140,8 @@ def evaluate(
             raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
     tasks = [_task(run, task) for run in found]
     total = sum(
-        (len(probes) * len(_combinations(list(run.data.views))) if each else 0)
-        + (len(_queries(list(run.data.views))) if retrieval else 0)
+        (len(probes) * len(_combinations(list(run.data.views), combinations)) if each else 0)
+        + (len(_queries(list(run.data.views), combinations)) if retrieval else 0)
         for run, each in zip(found, tasks, strict=True)
     )
     results: list[dict[tuple[str, str], Probed]] = []
@@ -144,8 +149,8 @@ def evaluate(
         for run, each in zip(found, tasks, strict=True):
             result: dict[tuple[str, str], Probed] = {}
             parts = [
-                _probed(run, each, probes, split) if each else iter(()),
-                _retrieved(run, pool, split) if retrieval else iter(()),
+                _probed(run, each, probes, split, combinations) if each else iter(()),
+                _retrieved(run, pool, split, combinations) if retrieval else iter(()),
             ]
             for part in parts:
                 for key, outcome in part:
@@ -184,19 +189,23 @@ def _task(run: Run, wanted: str) -> str | None:
         raise DataError(f"{run.data.name}: {error}") from error
 
 
-def _combinations(names: Sequence[str]) -> list[tuple[str, ...]]:
-    sizes = range(1, len(names) + 1)
+def _combinations(names: Sequence[str], which: str) -> list[tuple[str, ...]]:
+    if which == "whole":
+        return [tuple(names)]
+    sizes: Sequence[int] = range(1, len(names) + 1)
     if len(names) > _ALL_COMBINATIONS:
-        sizes = [1, len(names) - 1, len(names)]  # type: ignore[assignment]
-    return [each for size in sizes for each in combinations(names, size)]
+        sizes = [1, len(names) - 1, len(names)]
+    return [each for size in sizes for each in itertools.combinations(names, size)]
 
 
-def _queries(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _queries(names: Sequence[str], which: str) -> list[tuple[str, tuple[str, ...]]]:
     """Return each modality that can be missing with each context of others, larger contexts last."""
+    if len(names) < 2:
+        return []
     queries = [
         (missing, context)
         for missing in names
-        for context in _combinations([name for name in names if name != missing])
+        for context in _combinations([name for name in names if name != missing], which)
     ]
     return sorted(queries, key=lambda query: len(query[1]))
 
@@ -213,7 +222,9 @@ def _gathered(run: Run, indices: Tensor, *, representations: bool) -> dict[str, 
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _probed(run: Run, task: str, probes: Sequence[str], scored: str) -> Iterator[tuple[tuple[str, str], Probed]]:
+def _probed(
+    run: Run, task: str, probes: Sequence[str], scored: str, which: str
+) -> Iterator[tuple[tuple[str, str], Probed]]:
     assert run.data.labels is not None
     splits = {}
     for split in ("train", scored):
@@ -224,19 +235,17 @@ def _probed(run: Run, task: str, probes: Sequence[str], scored: str) -> Iterator
         splits[split] = _gathered(run, chosen, representations=True), labels
     for kind in probes:
         title = {"linear": "linear probe", "mlp": "MLP probe"}[kind]
-        for names in _combinations(list(run.data.views)):
+        for names in _combinations(list(run.data.views), which):
             train, test = (
                 (torch.cat([x[name] for name in names], dim=1).numpy(), labels) for x, labels in splits.values()
             )
             yield (title, "+".join(names)), probe(kind, task, train, test, run.config.seed)
 
 
-def _retrieved(run: Run, pool: int, split: str) -> Iterator[tuple[tuple[str, str], Probed]]:
+def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed]]:
     chosen = _some(run.data.indices(split), pool)
     embeddings = _gathered(run, chosen, representations=False)
-    if len(embeddings) < 2:
-        return
-    for missing, context in _queries(list(embeddings)):
+    for missing, context in _queries(list(embeddings), which):
         scores = run.method.retrieval_score(embeddings[missing], [embeddings[name] for name in context])
         reciprocal = reciprocal_ranks(scores)
         ranks, ones = np.rint(1 / reciprocal), np.ones(len(reciprocal))

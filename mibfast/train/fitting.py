@@ -20,13 +20,13 @@ from torch import Tensor
 
 import mibfast
 from mibfast.data import DataError, MultimodalData, load
-from mibfast.train import pictures
 from mibfast.train.alignment import AlignmentModule
 from mibfast.train.config import RunConfig, absolute_data, checked_names
 from mibfast.train.encoders import build_encoders
 from mibfast.train.errors import RunError
 from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, RunFolder
 from mibfast.train.methods import Method, method
+from mibfast.train.pictures import draw_embeddings, draw_learning_curves
 from mibfast.train.progress import Report, Task
 from mibfast.train.recording import EpochsOfData, Recording
 
@@ -99,6 +99,7 @@ def fit(
     *,
     output: str | Path | None = None,
     resume: bool = False,
+    pictures: bool = True,
     progress: bool | Report = True,
     **settings: Any,
 ) -> Run:
@@ -116,6 +117,8 @@ def fit(
         Folder of the run; without, nothing is written and training cannot be resumed.
     resume : bool
         Go on with the run in `output`, or begin it where there is none. Settings must be those of the run.
+    pictures : bool
+        Draw learning curves and embeddings into the folder.
     progress : bool or Report
         Show it, on stderr.
     **settings
@@ -152,7 +155,7 @@ def fit(
         if not resume:
             raise RunError(f"{folder.path} holds a run already; choose another folder, or --resume")
         _refuse_another_config(folder, given)
-    return _Fitting(given, data, folder, report).run()
+    return _Fitting(given, data, folder, report, pictures).run()
 
 
 def _refuse_another_config(folder: RunFolder, given: RunConfig) -> None:
@@ -164,7 +167,15 @@ def _refuse_another_config(folder: RunFolder, given: RunConfig) -> None:
 class _Fitting:
     """One call of :func:`fit`, after its arguments were looked at."""
 
-    def __init__(self, config: RunConfig, data: str | MultimodalData, folder: RunFolder | None, report: Report) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: str | MultimodalData,
+        folder: RunFolder | None,
+        report: Report,
+        pictures: bool,
+    ) -> None:
+        self.pictures = pictures
         self.config, self.folder, self.report = config, folder, report
         self.method = method(config.method)
         self.method.loss(**config.loss)
@@ -266,16 +277,20 @@ class _Fitting:
     def _finish(self, folder: RunFolder, run: Run) -> None:
         folder.write_weights(run.module.state_dict())
         folder.write_table(METRICS_TABLE, run.epochs)
+        if self.pictures:
+            self._draw(folder, run)
+        folder.write_json(METRICS, {"best_epoch": run.best_epoch, "epochs": list(run.epochs)})
+        folder.remove_state()
+
+    def _draw(self, folder: RunFolder, run: Run) -> None:
+        self.report.say("drawing learning curves and test embeddings")
         title = self.method.title
         curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
-        folder.write("learning_curves.png", lambda path: pictures.draw_learning_curves(curves, path))
+        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path))
         chosen = run.data.indices("test")[: _PICTURED_POINTS // len(run.data.views)]
         (embeddings,) = run.embed_in_parts(chosen)
         labels = None if run.data.labels is None else run.data.labels[chosen.numpy()]
-        self.report.say("drawing learning curves and test embeddings")
-        folder.write("embeddings.png", lambda path: pictures.draw_embeddings({title: embeddings}, labels, path))
-        folder.write_json(METRICS, {"best_epoch": run.best_epoch, "epochs": list(run.epochs)})
-        folder.remove_state()
+        folder.write("embeddings.png", lambda path: draw_embeddings({title: embeddings}, labels, path))
 
 
 class _ProgressOfTraining(lightning.Callback):

@@ -143,3 +143,35 @@ def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def draw_comparison(figures: Mapping[str, Mapping[str, tuple[float, float]]], title: str, path: Path) -> None:
+    """Draw each method's figures, mean and standard deviation over seeds, a panel for each figure.
+
+    Parameters
+    ----------
+    figures : mapping from a method's name to a mapping from a figure's title to (mean, deviation)
+    title : str
+    path : Path
+    """
+    plt = _pyplot()
+    titles = list(dict.fromkeys(each for found in figures.values() for each in found))
+    figure, panels = plt.subplots(
+        1,
+        len(titles),
+        figsize=(2.6 * len(titles) + 1.2, 1.2 + 0.3 * len(figures)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    places = np.arange(len(figures))[::-1]
+    for axes, each in zip(panels[0], titles, strict=True):
+        means, spreads = zip(*(found[each] for found in figures.values()), strict=True)
+        axes.errorbar(means, places, xerr=spreads, fmt="o", color=_BLUE, markersize=5, capsize=2, linewidth=1)
+        axes.set_yticks(places, list(figures))
+        axes.set(title=each, ylim=(-0.6, len(figures) - 0.4))
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)

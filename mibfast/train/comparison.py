@@ -1,0 +1,277 @@
+"""Methods compared on one data set: tuned alike on the validation split, then trained with several seeds and tested."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mibfast.train.config import RunConfig, absolute_data
+from mibfast.train.errors import RunError
+from mibfast.train.evaluation import evaluate
+from mibfast.train.fitting import Run, fit, open_data, open_run
+from mibfast.train.folder import RunFolder
+from mibfast.train.methods import Method, method
+from mibfast.train.pictures import draw_comparison
+from mibfast.train.progress import Report, Task
+
+TEMPERATURES = (0.05, 0.1, 0.2)
+BETAS = (0.1, 1.0)
+# What is compared: a column's title, the task, the metric.
+FIGURES = (
+    ("linear probe", "linear probe", "accuracy"),
+    ("MLP probe", "MLP probe", "accuracy"),
+    ("linear probe, R2", "linear probe", "R2"),
+    ("MLP probe, R2", "MLP probe", "R2"),
+    ("retrieval R@1", "retrieval", "R@1"),
+    ("retrieval MRR", "retrieval", "MRR"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Attributes
+    ----------
+    rows : list of dict
+        A row for each method, task, combination of modalities and metric: `method`, `task`, `modalities`, `metric`,
+        `mean`, `sd` (over seeds, n - 1), `seeds`.
+    settings : mapping from a method's name to its loss's arguments that the validation split chose
+    tried : list of dict
+        `method`, `loss` and the validation `score` of each setting.
+    title : str
+    """
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, dict[str, Any]]
+    tried: list[dict[str, Any]]
+    title: str
+
+    def figures(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return mean and spread of each method's figures: of all modalities, and averaged over what is retrieved."""
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        for name in self.settings:
+            found[name] = {}
+            for title, task, metric in FIGURES:
+                rows = [r for r in self.rows if (r["method"], r["task"], r["metric"]) == (name, task, metric)]
+                most = max((_size(r["modalities"]) for r in rows), default=0)
+                whole = [r for r in rows if _size(r["modalities"]) == most]
+                if whole:
+                    means, spreads = ([r[key] for r in whole] for key in ("mean", "sd"))
+                    found[name][title] = (float(np.mean(means)), float(np.mean(spreads)))
+        return found
+
+    def markdown(self) -> str:
+        """Return the table of figures, the best of each column in bold."""
+        figures = self.figures()
+        titles = [title for title, _, _ in FIGURES if any(title in found for found in figures.values())]
+        lines = [f"| method | settings | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
+        best = {title: max(found[title][0] for found in figures.values()) for title in titles}
+        for name, found in figures.items():
+            cells = []
+            for title in titles:
+                mean, spread = found[title]
+                cell = f"{mean:.4f} ± {spread:.4f}"
+                cells.append(f"**{cell}**" if mean == best[title] else cell)
+            settings = ", ".join(f"{key} {value:g}" for key, value in self.settings[name].items())
+            lines.append(f"| {method(name).title} | {settings} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+def _size(modalities: str) -> int:
+    return modalities.count("+") + 1
+
+
+def grid(chosen: Method) -> list[dict[str, float]]:
+    """Return the settings that a method is tuned over: temperatures (or scales, their inverses) and betas, alike."""
+    takes = inspect.signature(chosen.loss_class).parameters
+    axes: dict[str, Sequence[float]] = {}
+    if "temperature" in takes:
+        axes["temperature"] = TEMPERATURES
+    elif "scale" in takes:
+        axes["scale"] = tuple(1 / t for t in TEMPERATURES)
+    if "beta" in takes:
+        axes["beta"] = BETAS
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def compare(
+    methods: Sequence[str],
+    data: str,
+    output: str | Path,
+    *,
+    seeds: int = 3,
+    tune: bool = True,
+    combinations: str = "every",
+    progress: bool | Report = True,
+    **settings: Any,
+) -> Comparison:
+    """Compare methods on one data set, going on where an earlier call with the same arguments was interrupted.
+
+    Each method is tuned over the same temperatures and betas, with the first seed, by the validation accuracy of a
+    linear probe on all modalities (R2 for regression; without labels the MRR of retrieval by all other modalities).
+    The best setting is trained with every seed and evaluated on the test split.
+
+    Parameters
+    ----------
+    methods : sequence of str
+        Of :data:`mibfast.train.METHODS`.
+    data : str
+        As :func:`mibfast.data.load` takes it.
+    output : str or Path
+        Folder of the comparison: `comparison.csv`, `.md`, `.json`, `.png`, and a folder for each run.
+    seeds : int
+        Number of seeds, of split and training.
+    tune : bool
+        Without, each loss keeps its own settings.
+    combinations : {"every", "whole"}
+        See :func:`mibfast.train.evaluation.evaluate`.
+    progress : bool or Report
+    **settings
+        Fields of :class:`mibfast.train.RunConfig`, for all methods alike.
+
+    Raises
+    ------
+    RunError, DataError
+        As :func:`mibfast.train.fit`; RunError too for methods named twice, and for a folder of another comparison.
+    """
+    report = progress if isinstance(progress, Report) else Report(progress)
+    if not methods or len(set(methods)) < len(methods):
+        raise RunError(f"methods must be named, each once; got {', '.join(methods) or 'none'}")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise RunError(f"seeds must be an integer of at least 1, got {seeds!r}")
+    if "seed" in settings or "loss" in settings:
+        raise RunError("a comparison chooses seeds and losses itself")
+    chosen = {name: method(name) for name in methods}
+    config = RunConfig(**{**settings, "method": methods[0], "data": absolute_data(data)})
+    # What is wrong with the data leaves no folder behind.
+    open_data(config)
+    plan = {
+        "methods": list(methods),
+        "seeds": seeds,
+        "tune": tune,
+        "combinations": combinations,
+        "settings": config.to_json(),
+    }
+    folder = RunFolder(Path(output))
+    _claim(folder, plan)
+    settings_of: dict[str, list[dict[str, float]]] = {
+        name: grid(each) if tune else [{}] for name, each in chosen.items()
+    }
+    total = sum(seeds + (len(each) if len(each) > 1 else 0) for each in settings_of.values())
+    tried: list[dict[str, Any]] = []
+    best: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+    quiet = Report(False)
+    with report.task("comparing", total) as task:
+        for name in methods:
+            runner = _Runner(folder, name, data, settings, quiet, task)
+            scores = []
+            if len(settings_of[name]) > 1:
+                for loss in settings_of[name]:
+                    score = runner.validation_score(loss)
+                    scores.append(score)
+                    tried.append({"method": name, "loss": loss, "score": score})
+            best[name] = settings_of[name][int(np.argmax(scores))] if scores else settings_of[name][0]
+            found = [runner.tested(best[name], seed, combinations) for seed in range(seeds)]
+            rows += _summarised(name, found)
+    comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
+    folder.write_table("comparison.csv", rows)
+    folder.write("comparison.md", lambda path: path.write_text(comparison.markdown()))
+    folder.write("comparison.png", lambda path: draw_comparison(comparison.figures(), comparison.title, path))
+    folder.write_json("comparison.json", {**plan, "chosen": best, "tried": tried, "rows": rows})
+    return comparison
+
+
+def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
+    path = folder.path / "plan.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        if found != plan:
+            raise RunError(f"{folder.path} is of another comparison; choose another folder, or its arguments")
+        return
+    folder.create()
+    folder.write_json("plan.json", plan)
+
+
+class _Runner:
+    """The runs of one method, each in a folder that says what it is of."""
+
+    def __init__(
+        self, folder: RunFolder, name: str, data: str, settings: Mapping[str, Any], report: Report, task: Task
+    ) -> None:
+        self._folder, self._name, self._data, self._settings = folder, name, data, settings
+        self._report, self._task = report, task
+
+    def _path(self, loss: Mapping[str, float], seed: int) -> Path:
+        parts = [self._name, *(f"{key}={value:g}" for key, value in loss.items()), f"seed={seed}"]
+        return self._folder.path / "runs" / ",".join(parts)
+
+    def _run(self, loss: Mapping[str, float], seed: int) -> Run:
+        path = self._path(loss, seed)
+        if RunFolder(path).ended:
+            return open_run(path, encoders=self._settings.get("encoders"))
+        return fit(
+            self._name,
+            self._data,
+            output=path,
+            resume=True,
+            pictures=False,
+            progress=self._report,
+            seed=seed,
+            loss=dict(loss),
+            **self._settings,
+        )
+
+    def validation_score(self, loss: Mapping[str, float]) -> float:
+        rows = self._kept(
+            loss, 0, "validation", {"probes": ("linear",), "split": "validation", "combinations": "whole"}
+        )
+        self._task.advance(1, f"{self._name}: tuning")
+        for metric in ("accuracy", "R2", "MRR"):
+            found = [row["value"] for row in rows if row["metric"] == metric]
+            if found:
+                return float(np.mean(found))
+        raise RunError(f"{self._data}: nothing to tune by")
+
+    def tested(self, loss: Mapping[str, float], seed: int, combinations: str) -> list[dict[str, Any]]:
+        rows = self._kept(loss, seed, "test", {"combinations": combinations})
+        self._task.advance(1, f"{self._name}: seed {seed}")
+        return rows
+
+    def _kept(self, loss: Mapping[str, float], seed: int, name: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of an evaluation, kept with the run once it was made."""
+        place = RunFolder(self._path(loss, seed))
+        file = place.path / f"{name}.json"
+        if file.exists():
+            rows: list[dict[str, Any]] = json.loads(file.read_text())
+            return rows
+        rows = evaluate(self._run(loss, seed), progress=self._report, **how).rows
+        place.write_json(file.name, rows)
+        return rows
+
+
+def _summarised(name: str, found: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    rows = []
+    for position, row in enumerate(found[0]):
+        values = [each[position]["value"] for each in found]
+        rows.append(
+            {
+                "method": name,
+                **{key: row[key] for key in ("task", "modalities", "metric")},
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "seeds": len(values),
+            }
+        )
+    return rows

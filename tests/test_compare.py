@@ -1,0 +1,127 @@
+"""Comparisons: tuned alike, resumed, refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+from mibfast import train
+from mibfast.cli.commands import run as command
+from mibfast.train import comparison as comparing
+from mibfast.train.comparison import Comparison, compare, grid
+from mibfast.train.methods import method
+
+SETTINGS = {"epochs": 2, "batch_size": 16, "features": 8, "progress": False, "combinations": "whole"}
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> str:
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    centres = 2 * generator.standard_normal((3, 5))
+    views = {name: centres[labels] + generator.standard_normal((120, 5)) for name in "abc"}
+    path = tmp_path_factory.mktemp("data") / "x.npz"
+    np.savez(path, **views, labels=labels)
+    return f"npz:{path}"
+
+
+def test_every_method_is_tuned_over_the_same_grid() -> None:
+    assert len(grid(method("ova-ib"))) == 6
+    assert grid(method("clip")) == [{"temperature": t} for t in comparing.TEMPERATURES]
+    assert {setting["temperature"] for setting in grid(method("clip-ib"))} == set(comparing.TEMPERATURES)
+
+
+def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    found = compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=2, **SETTINGS)
+    assert [(t["method"], t["loss"]) for t in found.tried[:2]] == [
+        ("clip", {"temperature": 0.1}),
+        ("clip", {"temperature": 0.5}),
+    ]
+    best = max(found.tried[:2], key=lambda t: t["score"])
+    assert found.settings["clip"] == best["loss"]
+    # The validation score is that of the run, and the table the mean over seeds of what `evaluate` says.
+    folder = f"clip,temperature={best['loss']['temperature']:g},seed="
+    runs = [train.open_run(tmp_path / "c" / "runs" / f"{folder}{seed}") for seed in (0, 1)]
+    by = {"progress": False, "combinations": "whole"}
+    score = train.evaluate(runs[0], probes=["linear"], split="validation", **by).value("linear probe", "accuracy")
+    assert score == best["score"]
+    values = [train.evaluate(run, **by).value("linear probe", "accuracy") for run in runs]
+    mean, spread = found.figures()["clip"]["linear probe"]
+    assert mean == pytest.approx(np.mean(values))
+    assert spread == pytest.approx(np.std(values, ddof=1))
+    with open(tmp_path / "c" / "comparison.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"clip", "ova-ib"}
+    assert (tmp_path / "c" / "comparison.md").read_text() == found.markdown()
+    import matplotlib.image
+
+    assert matplotlib.image.imread(tmp_path / "c" / "comparison.png").std() > 0.01
+
+
+def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
+    whole = compare(["clip", "ova-ib"], npz, tmp_path / "whole", seeds=2, tune=False, **SETTINGS)
+    original, calls = comparing.fit, []
+
+    def interrupted(name: str, *arguments: object, **options: object) -> object:
+        calls.append(name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(comparing, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=2, tune=False, **SETTINGS)
+    assert not (tmp_path / "c" / "comparison.json").exists()
+    found = compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=2, tune=False, **SETTINGS)
+    # What was done is not done again.
+    assert calls == ["clip", "clip", "ova-ib", "ova-ib", "ova-ib"]
+    assert found.rows == whole.rows
+    for changed in ({"seeds": 3}, {"epochs": 3}, {"tune": True}):
+        with pytest.raises(train.RunError, match="is of another comparison"):
+            compare(["clip", "ova-ib"], npz, tmp_path / "c", **{"seeds": 2, "tune": False, **SETTINGS, **changed})
+
+
+def test_the_best_of_each_column_is_bold() -> None:
+    def row(name: str, metric: str, value: float, modalities: str = "a+b") -> dict[str, object]:
+        task = "linear probe" if metric == "accuracy" else "retrieval"
+        return {"method": name, "task": task, "modalities": modalities, "metric": metric, "mean": value, "sd": 0.1}
+
+    rows = [
+        row("clip", "accuracy", 0.99, "a"),
+        row("clip", "accuracy", 0.8),
+        row("ova-ib", "accuracy", 0.9),
+        row("clip", "MRR", 0.5, "a → b"),
+        row("clip", "MRR", 0.7, "b → a"),
+        row("ova-ib", "MRR", 0.4, "a → b"),
+        row("ova-ib", "MRR", 0.6, "b → a"),
+    ]
+    text = Comparison(rows, {"clip": {"temperature": 0.1}, "ova-ib": {}}, [], "").markdown()
+    assert text.splitlines()[2:] == [
+        "| pairwise CLIP | temperature 0.1 | 0.8000 ± 0.1000 | **0.6000 ± 0.1000** |",
+        "| OVA-IB |  | **0.9000 ± 0.1000** | 0.5000 ± 0.1000 |",
+    ]
+
+
+def test_the_command(npz, tmp_path, capsys) -> None:
+    options = ["--epochs", "1", "--batch-size", "16", "--seeds", "1", "--no-tune", "--no-every-combination"]
+    arguments = ["compare", "--methods", "clip,ova-ib", "--data", npz, "--output", str(tmp_path / "c"), *options]
+    assert command(arguments) == 0
+    out = capsys.readouterr().out
+    assert "pairwise CLIP" in out
+    assert "retrieval MRR" in out
+    assert command(arguments) == 0
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["seeds"] == 1
+    capsys.readouterr()
+    for changed, message in (
+        (["--methods", "clip,clip"], "methods must be named, each once; got clip, clip"),
+        (["--methods", "clipp"], "unknown method 'clipp'; did you mean 'clip'?"),
+        (["--data", "npz:none"], "No such file or directory"),
+        (["--modalities", "a,d"], "no modality 'd'"),
+    ):
+        assert command([*arguments, "--output", str(tmp_path / "other"), *changed]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
