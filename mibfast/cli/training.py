@@ -96,6 +96,9 @@ def fit(
     features: Annotated[
         int | None, typer.Option(min=1, help="Length of representations and embeddings. [default: 256]")
     ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
+    ] = None,
     encoder: Annotated[
         list[str] | None,
         typer.Option(
@@ -133,6 +136,7 @@ def fit(
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "features": features,
+        "depth": depth,
         "checkpoint_minutes": checkpoint_minutes,
         "modalities": None if modalities is None else _names(modalities),
         "split": None if split is None else _fractions(split),
@@ -303,6 +307,9 @@ def compare(
         typer.Option(min=1, help="Epochs without a lower validation loss before training stops. [default: 20]"),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="[default: 64]")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0.001]")] = None,
 ) -> None:
     """Tune methods alike, train each with several seeds, and rank them.
@@ -322,6 +329,7 @@ def compare(
         "epochs": epochs,
         "patience": patience,
         "batch_size": batch_size,
+        "depth": depth,
         "learning_rate": learning_rate,
     }
     folder = _folder(output, "compare")

@@ -38,6 +38,8 @@ class RunConfig:
         Epochs without a lower validation loss after which training stops. The weights of the best epoch are kept.
     features : int
         Length of representations and of embeddings.
+    depth : int
+        Number of linear layers of MLP encoders, and of convolutions.
     encoders : mapping from a modality's name to "mlp", "conv1d", "lstm" or "module:callable"
         Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
     loss : mapping
@@ -62,13 +64,14 @@ class RunConfig:
     weight_decay: float = 0.0
     patience: int = 20
     features: int = 256
+    depth: int = 3
     encoders: Mapping[str, str] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        for name in ("epochs", "batch_size", "patience", "features"):
+        for name in ("epochs", "batch_size", "patience", "features", "depth"):
             self._check_integer(name, 1)
         self._check_integer("seed", 0)
         if self.batch_size < 2:

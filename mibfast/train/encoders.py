@@ -22,6 +22,7 @@ def build_encoders(
     statistics: Mapping[str, tuple[Tensor, Tensor]],
     features: int,
     chosen: Mapping[str, str],
+    depth: int = 3,
 ) -> dict[str, nn.Module]:
     """Build an encoder for each modality, standardisation first.
 
@@ -33,6 +34,7 @@ def build_encoders(
     features : int
         Length of a representation.
     chosen : mapping from a modality's name to an encoder's name
+    depth : int
         See :func:`build_encoder`.
 
     Raises
@@ -44,12 +46,16 @@ def build_encoders(
         if name not in shapes:
             raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
     return {
-        name: nn.Sequential(Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name)))
+        name: nn.Sequential(
+            Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name), depth)
+        )
         for name, shape in shapes.items()
     }
 
 
-def build_encoder(modality: str, shape: Sequence[int], features: int, name: str | None = None) -> nn.Module:
+def build_encoder(
+    modality: str, shape: Sequence[int], features: int, name: str | None = None, depth: int = 3
+) -> nn.Module:
     """Build the encoder of samples of one shape.
 
     Parameters
@@ -64,6 +70,8 @@ def build_encoder(modality: str, shape: Sequence[int], features: int, name: str 
         `"mlp"` takes any shape, flattened; `"conv1d"` and `"lstm"` take [T, C]. `"module:callable"` imports a module,
         from the working directory too, and calls `callable(shape, features)` for an `nn.Module` that maps
         [N, *shape] to [N, features]. Without, [T, C] is encoded by convolutions and all else by an MLP.
+    depth : int
+        Number of an MLP's linear layers or of convolutions.
 
     Raises
     ------
@@ -76,10 +84,10 @@ def build_encoder(modality: str, shape: Sequence[int], features: int, name: str 
     if name not in ENCODERS:
         raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}, or 'module:callable'")
     if name == "mlp":
-        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features))
+        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth))
     if len(shape) != 2:
         raise RunError(f"modality {modality!r}: {name} takes samples [T, C], got {list(shape)}")
-    return (Conv1dEncoder if name == "conv1d" else LSTMEncoder)(shape[1], features)
+    return Conv1dEncoder(shape[1], features, depth=depth) if name == "conv1d" else LSTMEncoder(shape[1], features)
 
 
 def _imported(modality: str, shape: tuple[int, ...], features: int, name: str) -> nn.Module:

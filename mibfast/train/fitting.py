@@ -225,7 +225,7 @@ class _Fitting:
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
-            encoders = build_encoders(shapes, statistics, config.features, config.encoders)
+            encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth)
             return AlignmentModule(
                 encoders,
                 self.method.loss(**config.loss),
@@ -349,7 +349,7 @@ def open_run(
             )
     weights = folder.read_weights()
     module = AlignmentModule(
-        build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders),
+        build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders, config.depth),
         method(config.method).loss(**config.loss),
         config.features,
         config.learning_rate,
