@@ -38,14 +38,19 @@ _FINGERPRINT = _fingerprint()
 # code.
 
 
+# Inlined by force: of a function that stays one, the process that compiles it has two copies, optimised apart, and calls
+# the first; a process that finds the kernel in the cache has the other, whose last bits differ.
+
+
 def inline(function: _Function) -> _Function:
     """Compile a function that only other kernels call: part of its callers, so not cached by itself."""
-    return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def inline_maximum(function: _Function) -> _Function:
     """Like :func:`inline`, for maxima: LLVM turns them into vector code only where NaN may be dropped."""
-    return numba.njit(fastmath=FASTMATH_MAXIMUM, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    options = {"fastmath": FASTMATH_MAXIMUM, "nogil": True, "error_model": "numpy", "forceinline": True}
+    return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
 def kernel(function: _Function) -> _Function:

@@ -1,5 +1,8 @@
 """Repeatability, threads, forked workers."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -87,3 +90,21 @@ def test_slots_are_never_smaller_than_the_grain() -> None:
     assert _threads.slots(10, 6) == 1
     for work in (12, 100, 10**6):
         assert 1 <= _threads.slots(work, 6) <= work // 6
+
+
+def test_a_process_that_compiles_and_one_that_does_not_give_the_same_bits(tmp_path) -> None:
+    """A kernel that calls another one, not inlined, runs another copy of it where it was just compiled."""
+    program = (
+        "import torch; from mibfast import functional as F; torch.manual_seed(0);"
+        "a = torch.randn(300, 64, requires_grad=True); b = torch.randn(300, 64);"
+        "kl = F.gaussian_kl(a, b, reduction='none'); loss = F.info_nce(a, b, symmetric=True) + kl.sum(); loss.backward();"
+        "print(kl.detach().numpy().tobytes().hex(), a.grad.numpy().tobytes().hex())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+        for _ in range(2)
+    ]
+    assert found[0] == found[1]

@@ -21,6 +21,8 @@ FRACTIONS = (0.6, 0.2, 0.2)
 
 # Rows that are looked at in one go, in bytes, where all of them are.
 _CHUNK_BYTES = 1 << 24
+# Its inverse is a float32 still.
+_LEAST_DEVIATION = 1e-37
 
 View: TypeAlias = NDArray[Any] | NpyRows
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -93,17 +95,12 @@ class MultimodalData:
         DataError
             For a modality that is not there, or that is named twice.
         """
-        for name in modalities:
-            if name not in self.views:
-                raise DataError(f"{self.name}: no modality {name!r}{nearest(name, self.views)}")
-        if len(set(modalities)) < len(modalities):
-            raise DataError(f"{self.name}: a modality is named twice in {','.join(modalities)}")
-        return replace(self, views={name: self.views[name] for name in modalities})
+        return replace(self, views=only(self.name, self.views, modalities))
 
     def fingerprint(self) -> str:
-        """Return a digest of names, shapes, dtypes and up to 64 samples spread over the data, and of all labels.
+        """Return a digest of names, shapes, dtypes, all labels, the splits, and up to 64 samples spread over the data.
 
-        It tells other data from these, not every change to them.
+        It tells other data and other splits from these, not every change to a view.
         """
         digest = hashlib.sha256()
         chosen = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
@@ -113,7 +110,18 @@ class MultimodalData:
         if self.labels is not None:
             digest.update(f"{self.labels.shape} {self.labels.dtype}".encode())
             digest.update(np.ascontiguousarray(self.labels).tobytes())
+        for name, part in self.splits.items():
+            digest.update(f"{name} {len(part)}".encode())
+            digest.update(part.numpy().tobytes())
         return digest.hexdigest()
+
+    def sample(self, split: str, limit: int) -> Tensor:
+        """Return the indices of a split, in order, or a random choice of `limit` of them, always the same."""
+        indices = self.indices(split)
+        if len(indices) <= limit:
+            return indices
+        chosen = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:limit]
+        return indices[chosen].sort().values
 
     def statistics(self, progress: Progress = lambda title, done, total: None) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each modality's mean and standard deviation over the training split, reading every sample once.
@@ -133,7 +141,7 @@ class MultimodalData:
         Raises
         ------
         DataError
-            For NaN or infinity in any sample, saying where.
+            For NaN or infinity in any sample, saying where, and for a spread that float32 cannot be scaled by.
         """
         in_training = np.zeros(len(self), dtype=bool)
         in_training[self.indices("train").numpy()] = True
@@ -145,7 +153,13 @@ class MultimodalData:
                 _refuse_what_is_not_finite(self.name, name, rows, start)
                 moments.add(_floating(rows[in_training[start : start + len(rows)]]))
                 progress(f"reading {name}", position * len(self) + start + len(rows), total)
-            found[name] = moments.finish()
+            mean, deviation = moments.finish()
+            if not (torch.isfinite(deviation).all() and (deviation[deviation > 0] > _LEAST_DEVIATION).all()):
+                raise DataError(
+                    f"{self.name}: modality {name!r} has standard deviations from {float(deviation.min()):.3g} to "
+                    f"{float(deviation.max()):.3g}, which float32 cannot be scaled by; rescale it"
+                )
+            found[name] = mean, deviation
         return found
 
 
@@ -161,6 +175,10 @@ class _Moments:
         if not rows.size:
             return
         rows = rows.astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add(rows)
+
+    def _add(self, rows: NDArray[Any]) -> None:
         mean = rows.mean(self._axes)
         squares = np.square(rows - np.expand_dims(mean, self._axes)).sum(self._axes)
         count = rows.size // mean.size
@@ -173,9 +191,19 @@ class _Moments:
     def finish(self) -> tuple[Tensor, Tensor]:
         mean = np.asarray(self._mean)
         deviation = np.sqrt(np.asarray(self._squares) / self._count)
-        # What rounding alone would leave is constant.
-        deviation = np.where(deviation > self._rounding * self._largest, deviation, 0.0)
+        # What rounding alone would leave is constant. Beyond what squares can hold there is no number, and no zero.
+        deviation = np.where(deviation <= self._rounding * self._largest, 0.0, deviation)
         return torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(deviation))
+
+
+def only(data: str, views: Mapping[str, View], modalities: Sequence[str]) -> dict[str, View]:
+    """Return some of the views, in the order given; DataError for one that is not there, or named twice."""
+    for name in modalities:
+        if name not in views:
+            raise DataError(f"{data}: no modality {name!r}{nearest(name, views)}")
+    if len(set(modalities)) < len(modalities):
+        raise DataError(f"{data}: a modality is named twice in {','.join(modalities)}")
+    return {name: views[name] for name in modalities}
 
 
 def channel_axes(ndim: int) -> tuple[int, ...]:
@@ -207,7 +235,7 @@ def split_indices(n: int, labels: NDArray[Any] | None, fractions: Sequence[float
     """
     from sklearn.model_selection import train_test_split
 
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or not all(x > 0 for x in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(
             "the split must be three positive fractions with sum 1, for training, validation and test; "
             f"got {', '.join(f'{x:g}' for x in fractions)}"
@@ -221,6 +249,8 @@ def split_indices(n: int, labels: NDArray[Any] | None, fractions: Sequence[float
             )
     strata = _strata(labels, min(sizes.values()))
     rest, test = train_test_split(np.arange(n), test_size=sizes["test"], random_state=seed, stratify=strata)
+    if strata is not None and np.bincount(strata[rest], minlength=strata.max() + 1).min() < 2:
+        strata = None
     train, validation = train_test_split(
         rest, test_size=sizes["validation"], random_state=seed, stratify=None if strata is None else strata[rest]
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mibfast.data.digits import read_digits
-from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, split_indices
+from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, only, split_indices
 from mibfast.data.npy import NpyRows
 
 _LABELS, _SPLIT = "labels", "split"
@@ -27,7 +27,7 @@ def load(
     seed: int = 0,
     *,
     modalities: Sequence[str] | None = None,
-    split: Sequence[float] = FRACTIONS,
+    split: Sequence[float] | None = FRACTIONS,
 ) -> MultimodalData:
     """Load a data set by its name.
 
@@ -47,8 +47,9 @@ def load(
         Of the split.
     modalities : sequence of str, optional
         The modalities to take, in this order; all of them without.
-    split : three floats
-        Fractions of training, validation and test. Each class is split alike.
+    split : three floats, optional
+        Fractions of training, validation and test. Each class is split alike. None leaves data without a split of
+        their own whole: they have `"all"` samples only.
 
     Returns
     -------
@@ -57,8 +58,8 @@ def load(
     Raises
     ------
     DataError
-        For data that are not there or not usable: object arrays, unequal lengths, fewer than two modalities, dtypes
-        that are no real numbers, NaN among targets, an empty split. NaN and infinity in views are found by
+        For data that are not there or not usable: object arrays, unequal lengths, dtypes that are no real numbers, NaN
+        among targets, an empty split. NaN and infinity in views are found by
         :meth:`MultimodalData.statistics`, which has to read all of them.
 
     Examples
@@ -67,13 +68,16 @@ def load(
     >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
     {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
     """
-    views, labels, given_split = _read(name)
-    data = from_arrays(views, labels, name=name, seed=seed, split=given_split if given_split is not None else split)
+    views, labels, given_split = _read(name, modalities)
     if modalities is not None:
-        data = data.only(modalities)
-    if len(data.views) < 2:
-        raise DataError(f"{name}: alignment needs at least 2 modalities, got {', '.join(data.views)}")
-    return data
+        # What is not asked for need not be usable.
+        views = only(name, views, modalities)
+    if given_split is not None and (given_split.dtype.kind != "U" or given_split.ndim != 1):
+        raise DataError(
+            f"{name}: split must be [N] strings 'train', 'validation' or 'test', "
+            f"got shape {list(given_split.shape)}, {given_split.dtype}"
+        )
+    return from_arrays(views, labels, name=name, seed=seed, split=split if given_split is None else given_split)
 
 
 def from_arrays(
@@ -82,7 +86,7 @@ def from_arrays(
     *,
     name: str = "arrays",
     seed: int = 0,
-    split: Sequence[float] | NDArray[Any] = FRACTIONS,
+    split: Sequence[float] | NDArray[Any] | None = FRACTIONS,
 ) -> MultimodalData:
     """Make a data set of arrays or tensors [N, ...], a modality each.
 
@@ -96,7 +100,8 @@ def from_arrays(
         For messages.
     seed : int
         Of the split.
-    split : three floats, or array [N] of "train", "validation" and "test"
+    split : three floats, or array [N] of "train", "validation" and "test", or None
+        See :func:`load`.
 
     Raises
     ------
@@ -112,23 +117,22 @@ def from_arrays(
     """
     arrays = {str(modality): _checked_view(name, str(modality), view) for modality, view in views.items()}
     if not arrays:
-        raise DataError(f"{name}: no modalities; expected an array [N, ...] for each of at least 2")
+        raise DataError(f"{name}: no modalities; expected an array [N, ...] for each")
     lengths = {modality: len(view) for modality, view in arrays.items()}
     targets = None if labels is None else _checked_labels(name, np.asarray(labels))
     if targets is not None:
         lengths[_LABELS] = len(targets)
-    named_split = np.asarray(split) if np.asarray(split).dtype.kind in "USO" else None
+    named_split = np.asarray(split) if split is not None and np.asarray(split).dtype.kind == "U" else None
     if named_split is not None:
         lengths[_SPLIT] = len(named_split)
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{modality} {n}" for modality, n in lengths.items())
         raise DataError(f"{name}: arrays must be of one length, got {listed}")
     n = next(iter(lengths.values()))
-    splits = (
-        split_indices(n, targets, [float(x) for x in split], seed)
-        if named_split is None
-        else _named_splits(name, named_split)
-    )
+    if named_split is not None:
+        splits = _named_splits(name, named_split)
+    else:
+        splits = {} if split is None else split_indices(n, targets, [float(x) for x in split], seed)
     return MultimodalData(name, arrays, targets, splits)
 
 
@@ -157,6 +161,7 @@ def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
     if labels.ndim != 1 and not (kind == "f" and labels.ndim == 2):
         raise DataError(f"{data}: labels must be [N], or [N, K] floats; got shape {list(labels.shape)}, {labels.dtype}")
     if kind == "f":
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
         bad = np.argwhere(~np.isfinite(labels))
         if len(bad):
             raise DataError(f"{data}: labels hold NaN or infinity at [{', '.join(map(str, bad[0]))}]")
@@ -179,14 +184,16 @@ def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
 _Read = tuple[Mapping[str, View], "NDArray[Any] | None", "NDArray[Any] | None"]
 
 
-def _read(name: str) -> _Read:
+def _read(name: str, modalities: Sequence[str] | None) -> _Read:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
         return read_digits()
-    readers: dict[str, Callable[[str, Path], _Read]] = {"mfeat": _read_mfeat, "npz": _read_npz, "dir": _read_folder}
-    if kind not in readers or not place:
+    readers: dict[str, Callable[[str, Path], _Read]] = {"mfeat": _read_mfeat, "dir": _read_folder}
+    if kind not in (*readers, "npz") or not place:
         forms = ("digits", "mfeat:DIR", "npz:FILE", "dir:FOLDER")
         raise DataError(f"unknown data set {name!r}; expected {', '.join(forms[:-1])} or {forms[-1]}")
+    if kind == "npz":
+        return _read_npz(name, Path(place).expanduser(), modalities)
     return readers[kind](name, Path(place).expanduser())
 
 
@@ -204,20 +211,27 @@ def _read_mfeat(name: str, folder: Path) -> _Read:
     return views, np.arange(n) // _MFEAT_SAMPLES_PER_CLASS, None
 
 
-def _read_npz(name: str, path: Path) -> _Read:
+def _read_npz(name: str, path: Path, modalities: Sequence[str] | None) -> _Read:
     try:
         opened = np.load(path, allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise DataError(f"{name}: not an .npz file")
         with opened as archive:
-            arrays = {key: _read_member(name, archive, key) for key in archive.files}
+            arrays = {
+                key: _read_member(name, archive, key)
+                for key in archive.files
+                if modalities is None or key in (*modalities, _LABELS, _SPLIT)
+            }
+            others = {key: np.empty(0) for key in archive.files if key not in arrays}
     except OSError as error:
         raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{name}: not an .npz file") from error
-    return _named_apart(arrays)
+    # Those that are not asked for are there to be named in errors alone.
+    views, labels, split = _named_apart(arrays)
+    return {**views, **others}, labels, split
 
 
 def _read_member(name: str, archive: Any, key: str) -> NDArray[Any]:
