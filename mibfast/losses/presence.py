@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from mibfast import _check
@@ -30,7 +31,9 @@ def partnered_embeddings(
         _check.presence(operation, presence, z)
         partnered = presence & (presence.sum(1, keepdim=True) > 1)
         # Before the norm is taken: past it, the gradient of a row that holds NaN is NaN for an upstream gradient of 0.
-        z = [x.masked_fill(~has[:, None], 0.0) for x, has in zip(z, partnered.unbind(1), strict=True)]
+        # Stacked, so that a modality that no term is left of has a gradient of zero and not none, which the encoders of
+        # other processes would wait for.
+        z = list(torch.stack(z).masked_fill(~partnered.T[..., None], 0.0).unbind(0))
     return (unit(z) if normalize else z), names
 
 

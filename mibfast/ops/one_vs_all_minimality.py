@@ -81,8 +81,8 @@ def _of_those_present(z: Sequence[Tensor], presence: Tensor) -> Tensor:
     dtype = accumulation_dtype(z[0].dtype)
     wide = [x.to(dtype).masked_fill(~has[:, None], 0.0) for x, has in zip(z, partnered.unbind(1), strict=True)]
     mean = sum(wide[1:], start=wide[0]) / present.clamp(min=1)
-    squared_factors = (present / (present - 1).clamp(min=1)).to(dtype) ** 2
-    weights = partnered * squared_factors / (samples.clamp(min=1) * taken.sum())
+    factors = present.to(dtype) / (present - 1).clamp(min=1)
+    weights = partnered * factors**2 / (samples.clamp(min=1) * taken.sum())
     distances = torch.stack([((x - mean) ** 2).sum(1) for x in wide], dim=1)
     return (distances * weights).sum()
 
