@@ -346,6 +346,19 @@ def test_shorter_dtypes(dtype) -> None:
             assert gradient.isfinite().all()
 
 
+def test_nearly_aligned_in_float32() -> None:
+    """1e-4 apart: what is left of a difference of unit vectors, and logits at the paper's temperature."""
+    common = torch.randn(50, 64, dtype=torch.float64)
+    views = [normalize(common + 1e-4 * torch.randn(50, 64, dtype=torch.float64)).float() for _ in range(4)]
+    presence = torch.rand(50, 4) < 0.7
+    wide = [x.double() for x in views]
+    truth = F.one_vs_all_minimality(wide, presence=presence)
+    assert abs(F.one_vs_all_minimality(views, presence=presence).item() / truth.item() - 1) < 1e-4
+    for keys in ("per_sample", "pairwise"):
+        found, truth = (F.one_vs_all_info_nce(z, 0.01, keys=keys, presence=presence) for z in (views, wide))
+        assert abs(found.item() - truth.item()) < 1e-4
+
+
 def test_shuffled_negatives_and_info_nce_are_over_complete_samples() -> None:
     views, presence = _batch(20, 0.7, 4, 3)
     complete = presence.all(1)

@@ -59,6 +59,9 @@ class OVAIBLoss(nn.Module):
     >>> value.backward()
     >>> {name: round(term.item(), 4) for name, term in loss.terms(views).items()}
     {'alignment': 0.0986, 'minimality': 0.0}
+    >>> presence = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [1, 0, 0]]).bool()
+    >>> {name: round(term.item(), 4) for name, term in loss.terms(views, presence).items()}
+    {'alignment': -0.769, 'minimality': 0.0}
     """
 
     def __init__(

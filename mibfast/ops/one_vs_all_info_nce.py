@@ -103,6 +103,11 @@ def one_vs_all_info_nce(
     >>> aligned = torch.eye(4)
     >>> F.one_vs_all_info_nce([aligned, aligned, aligned], temperature=1.0)
     tensor(0.0986)
+    >>> presence = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [1, 0, 0]]).bool()
+    >>> F.one_vs_all_info_nce([aligned, aligned, aligned], temperature=1.0, presence=presence, reduction="none")
+    tensor([[-0.3069, -0.3069, -0.3069,  0.0000],
+            [-1.0000, -1.0000,  0.0000,  0.0000],
+            [-1.0000,  0.0000, -1.0000,  0.0000]])
     """
     z, _ = _check.embeddings(_NAME, embeddings)
     temperature = _check.temperature(_NAME, temperature, z[0].device)

@@ -61,6 +61,9 @@ def one_vs_all_minimality(
     >>> from mibfast import functional as F
     >>> F.one_vs_all_minimality([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
     tensor(2.)
+    >>> one_has_both = torch.tensor([[True, True], [True, False]])
+    >>> F.one_vs_all_minimality([torch.eye(2), torch.zeros(2, 2)], presence=one_has_both)
+    tensor(1.)
     """
     z, _ = _check.embeddings(_NAME, embeddings)
     chosen = _backend.choose(_NAME, z[0].device, backend)
