@@ -38,8 +38,8 @@ _FINGERPRINT = _fingerprint()
 # code.
 
 
-# Inlined by force: of a function that stays one, the process that compiles it has two copies, optimised apart, and calls
-# the first; a process that finds the kernel in the cache has the other, whose last bits differ.
+# Inlined by force: of a function that stays one, the process that compiles it has two copies, optimised apart, and
+# calls the first; a process that finds the kernel in the cache has the other, whose last bits differ.
 
 
 def inline(function: _Function) -> _Function:

@@ -143,6 +143,35 @@ def two_modalities(operation: str, x: Any) -> list[Tensor]:
     return tensors
 
 
+def presence(operation: str, x: Any, embeddings: Sequence[Tensor]) -> Tensor:
+    """Check which of M embeddings [N, d] each sample has: a bool tensor [N, M] on their device."""
+    if not isinstance(x, Tensor) or x.dtype != torch.bool:
+        raise TypeError(f"{operation}: presence must be a tensor of bool [N, M], got {described(x)}")
+    shape = (embeddings[0].shape[0], len(embeddings))
+    if x.shape != shape:
+        raise ValueError(
+            f"{operation}: presence must be [N, M], here {list(shape)}: a row for each sample and a column for each "
+            f"modality, got {described(x)}"
+        )
+    if x.device != embeddings[0].device:
+        raise ValueError(
+            f"{operation}: presence must be on {embeddings[0].device} as the embeddings are, got {described(x)}"
+        )
+    return x
+
+
+def no_presence(operation: str, x: Any, why: str) -> None:
+    """Check that all modalities are there where none may be missing."""
+    if x is not None:
+        raise ValueError(f"{operation}: presence must be None {why}, got {described(x)}")
+
+
+def left_by_presence(operation: str, left: bool, expected: str) -> None:
+    """Check that the samples that have what a loss needs are enough for any of its terms."""
+    if not left:
+        raise ValueError(f"{operation}: presence leaves nothing to take the loss of; expected {expected}")
+
+
 def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a temperature: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):

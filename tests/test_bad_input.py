@@ -14,6 +14,8 @@ from mibfast import functional as F
 from mibfast import losses
 
 A, B = torch.randn(6, 4), torch.randn(6, 4)
+BOTH, NEVER = torch.ones(6, 2, dtype=torch.bool), torch.zeros(6, 2, dtype=torch.bool)
+ONCE = torch.arange(6)[:, None].expand(6, 2) == 3
 
 ERRORS = [
     (lambda: F.one_vs_all_info_nce([A]), ValueError, r"one_vs_all_info_nce: embeddings must hold at least 2 .* got 1"),
@@ -195,6 +197,59 @@ ERRORS = [
         TypeError,
         r"InfoNCELoss: key must be a tensor \[N', d\], got NoneType None",
     ),
+    (
+        lambda: losses.OVAIBLoss()([A, B], 1),
+        TypeError,
+        r"OVAIBLoss: presence must be a tensor of bool \[N, M\], got int 1",
+    ),
+    (
+        lambda: losses.SigLIPLoss()([A, B], BOTH.float()),
+        TypeError,
+        r"SigLIPLoss: presence must .* bool .*torch.float32",
+    ),
+    (
+        lambda: losses.GRAMLoss()([A, B], BOTH.T),
+        ValueError,
+        r"GRAMLoss: presence must be \[N, M\], here \[6, 2\]: .* got a tensor of shape \[2, 6\]",
+    ),
+    (
+        lambda: losses.SymileLoss()([A, B], BOTH.to("meta")),
+        ValueError,
+        r"SymileLoss: presence must be on cpu .*on meta",
+    ),
+    (lambda: F.one_vs_all_info_nce([A, B], presence=BOTH[0]), ValueError, r"one_vs_all_info_nce: presence must be \[N"),
+    (
+        lambda: F.one_vs_all_minimality([A, B], presence=BOTH.int()),
+        TypeError,
+        r"one_vs_all_minimality: presence must be",
+    ),
+    (
+        lambda: losses.OVAIBLoss()([A, B], ONCE),
+        ValueError,
+        r"presence leaves nothing to take the loss of; expected a modality with N >= 2 samples that have it and an",
+    ),
+    (
+        lambda: F.one_vs_all_minimality([A, B], presence=NEVER),
+        ValueError,
+        r"one_vs_all_minimality: presence leaves nothing .* expected a sample that has at least 2 modalities",
+    ),
+    (
+        lambda: losses.PairwiseCLIPIBLoss(positive_in_denominator=False)([A, B], ONCE),
+        ValueError,
+        r"PairwiseCLIPIBLoss: presence leaves nothing .* a pair of modalities with N >= 2 samples that have both",
+    ),
+    (
+        lambda: losses.SymileLoss()([A, B], NEVER),
+        ValueError,
+        r"SymileLoss: presence leaves nothing .* expected N >= 1 samples with all modalities, got N = 0",
+    ),
+    (lambda: losses.BarlowTwinsLoss()([A, B], ONCE), ValueError, r"BarlowTwinsLoss: .* expected N >= 2 .* got N = 1"),
+    (
+        lambda: losses.BarlowTwinsLoss(group="world")([A, B], BOTH),
+        ValueError,
+        r"BarlowTwinsLoss: presence must be None with a group, .* got a tensor of shape \[6, 2\], torch.bool",
+    ),
+    (lambda: losses.InfoNCELoss()(A[:5], B, BOTH), ValueError, r"InfoNCELoss: query and key must have one shape"),
 ]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast.losses.presence import complete_embeddings
 
 
 class BarlowTwinsLoss(nn.Module):
@@ -16,6 +17,11 @@ class BarlowTwinsLoss(nn.Module):
     :func:`mibfast.functional.barlow_twins` (Zbontar et al., arXiv 2103.03230). Features are standardised over the batch
     inside the loss, so there is nothing to normalise before it. It needs no negatives, and a batch of more than one
     sample.
+
+    With missing views (`presence`), the loss is over the samples that have both, since features are correlated over
+    them. They must be two at least, and there can be no `group`, whose processes gather the same number of samples
+    each. What stands in the place of any embedding of the other samples is not used and gets a gradient of zero. The
+    values of `presence` are read back, which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -29,7 +35,8 @@ class BarlowTwinsLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for anything but two tensors of one shape.
+        For settings out of range; in `forward`, for anything but two tensors of one shape, or a presence that does not
+        fit, leaves fewer than two samples, or comes with a group.
 
     Examples
     --------
@@ -51,14 +58,21 @@ class BarlowTwinsLoss(nn.Module):
         self.group = group
         self.backend = backend
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar (float64 for float64 embeddings, else float32)."""
-        terms = self.terms(embeddings)
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        terms = self.terms(embeddings, presence)
         return terms["invariance"] + self.off_diagonal_weight * terms["redundancy"]
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return `invariance` and `redundancy` (before it is multiplied by `off_diagonal_weight`)."""
-        views = _check.two_modalities(type(self).__name__, embeddings)
+        name = type(self).__name__
+        _check.two_modalities(name, embeddings)
+        if self.group is not None:
+            _check.no_presence(name, presence, "with a group, whose processes gather the same number of samples each")
+        views, _ = complete_embeddings(name, embeddings, presence, normalize=False, fewest=2)
         invariance, redundancy = F.barlow_twins_terms(*views, group=self.group, backend=self.backend)
         return {"invariance": invariance, "redundancy": redundancy}
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast.losses.normalisation import unit
+from mibfast.losses.presence import complete_embeddings
 from mibfast.losses.temperature import Temperature
 
 
@@ -15,6 +16,11 @@ class InfoNCELoss(nn.Module):
 
     :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is
     CLIP's loss (Radford et al. 2021).
+
+    With missing queries or keys (`presence`), the loss is over the samples that have both, which must be two at least
+    (one, with the positive in the denominator). What stands in the place of an absent embedding is not used and gets a
+    gradient of zero. The values of `presence` are read back, which breaks the graph of `torch.compile`:
+    `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -35,7 +41,8 @@ class InfoNCELoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for tensors that do not fit together.
+        For settings out of range; in `forward`, for tensors that do not fit together, or a presence that leaves too few
+        samples.
 
     Examples
     --------
@@ -65,11 +72,19 @@ class InfoNCELoss(nn.Module):
         self.normalize = normalize
         self.backend = backend
 
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return the loss of queries [N, d] and keys [N', d], N' >= N: a scalar in nats."""
+    def forward(self, query: Tensor, key: Tensor, presence: Tensor | None = None) -> Tensor:
+        """Return the loss of queries [N, d] and keys [N', d], N' >= N: a scalar in nats.
+
+        `presence` is a bool Tensor [N, 2], True where sample n has a query and a key, and needs N' = N; None where none
+        is missing.
+        """
         name = type(self).__name__
         _check.tensor(name, "query", query, "N d")
         _check.tensor(name, "key", key, "N' d")
+        if presence is not None:
+            _check.same_shape(name, query=query, key=key)
+            fewest = 1 if self.positive_in_denominator else 2
+            (query, key), _ = complete_embeddings(name, [query, key], presence, normalize=False, fewest=fewest)
         if self.normalize:
             query, key = unit([query, key])
         return F.info_nce(

@@ -7,15 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mibfast import _check
-from mibfast._check import Embeddings
-
-
-def unit_embeddings(operation: str, embeddings: Embeddings, normalize: bool) -> tuple[list[Tensor], list[str]]:
-    """Check embeddings, make their rows unit where asked, and return them with their names."""
-    z, names = _check.embeddings(operation, embeddings)
-    return (unit(z) if normalize else z), names
-
 
 def unit(z: Sequence[Tensor]) -> list[Tensor]:
     """Divide rows by their Euclidean norm, in float32 at least: bfloat16 would move a logit at temperature 0.01 by 0.4.

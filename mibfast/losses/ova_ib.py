@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
-from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.presence import partnered_embeddings
 
 
 class OVAIBLoss(nn.Module):
@@ -20,6 +20,12 @@ class OVAIBLoss(nn.Module):
     paper's settings are the defaults. It does not say whether :math:`L_M` is of normalised embeddings; here
     it is where `normalize` is, since otherwise shrinking every embedding would minimise it and leave :math:`L_S` as it
     is.
+
+    With missing modalities (`presence`), both terms take, for each modality, the samples that have it and another one,
+    and those of the others that they have; they are means over modalities of the mean over its samples, and modalities
+    of too few samples are left out. What stands in the place of an embedding that is absent, or alone in its sample, is
+    not used and gets a gradient of zero. The values of `presence` are read back, which breaks the graph of
+    `torch.compile`: `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -41,7 +47,8 @@ class OVAIBLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together.
+        For settings out of range; in `forward`, for embeddings or a presence that do not fit together, or a presence
+        that leaves nothing to take the loss of.
 
     Examples
     --------
@@ -52,6 +59,9 @@ class OVAIBLoss(nn.Module):
     >>> value.backward()
     >>> {name: round(term.item(), 4) for name, term in loss.terms(views).items()}
     {'alignment': 0.0986, 'minimality': 0.0}
+    >>> presence = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [1, 0, 0]]).bool()
+    >>> {name: round(term.item(), 4) for name, term in loss.terms(views, presence).items()}
+    {'alignment': -0.769, 'minimality': 0.0}
     """
 
     def __init__(
@@ -77,27 +87,32 @@ class OVAIBLoss(nn.Module):
         self.positive_in_denominator = positive_in_denominator
         self.backend = backend
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        terms = self.terms(embeddings)
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        terms = self.terms(embeddings, presence)
         if "minimality" not in terms:
             return terms["alignment"]
         return terms["alignment"] + self.beta * terms["minimality"]
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return `alignment` and, where `beta` is not 0, `minimality` (before it is multiplied by `beta`)."""
-        z, _ = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        z, _ = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
         alignment = F.one_vs_all_info_nce(
             z,
             self.temperature,
             self.ridge,
             keys=self.keys,
             positive_in_denominator=self.positive_in_denominator,
+            presence=presence,
             backend=self.backend,
         )
         if not self.beta:
             return {"alignment": alignment}
-        return {"alignment": alignment, "minimality": F.one_vs_all_minimality(z, backend=self.backend)}
+        minimality = F.one_vs_all_minimality(z, presence=presence, backend=self.backend)
+        return {"alignment": alignment, "minimality": minimality}
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""

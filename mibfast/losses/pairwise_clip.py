@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
+import torch
 from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
-from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.presence import pairs, partnered_embeddings
 from mibfast.losses.temperature import Temperature
 
 
@@ -20,6 +19,11 @@ class PairwiseCLIPLoss(nn.Module):
 
     With M = 2, CLIP (Radford et al. 2021). The baseline of OVA-IB (arXiv 2605.29900), Eq. 1-3, is
     `temperature=0.01, positive_in_denominator=False`.
+
+    With missing modalities (`presence`), each pair is over the samples that have both, and pairs of fewer than two
+    samples (one, with the positive in the denominator) are left out of the sum. What stands in the place of an absent
+    embedding is not used and gets a gradient of zero. The values of `presence` are read back, which breaks the graph of
+    `torch.compile`: `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -36,7 +40,8 @@ class PairwiseCLIPLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together.
+        For settings out of range; in `forward`, for embeddings or a presence that do not fit together, or a presence
+        that leaves nothing to take the loss of.
 
     Examples
     --------
@@ -62,28 +67,32 @@ class PairwiseCLIPLoss(nn.Module):
         self.normalize = normalize
         self.backend = backend
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        first, *rest = self.terms(embeddings).values()
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        first, *rest = self.terms(embeddings, presence).values()
         return sum(rest, start=first)
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return each pair's loss, under the modalities' names joined by a hyphen."""
-        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
-        return self._pairs(z, names)
+        z, names = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
+        return self._pairs(z, names, presence)
 
-    def _pairs(self, z: list[Tensor], names: list[str]) -> dict[str, Tensor]:
+    def _pairs(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         temperature = self.temperature()
+        fewest = 1 if self.positive_in_denominator else 2
         return {
-            f"{names[i]}-{names[j]}": F.info_nce(
-                z[i],
-                z[j],
+            pair: F.info_nce(
+                first,
+                second,
                 temperature,
                 positive_in_denominator=self.positive_in_denominator,
                 symmetric=True,
                 backend=self.backend,
             )
-            for i, j in combinations(range(len(z)), 2)
+            for pair, first, second in pairs(type(self).__name__, z, names, presence, fewest)
         }
 
     def extra_repr(self) -> str:
@@ -99,6 +108,9 @@ class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
     The second baseline of OVA-IB (arXiv 2605.29900), Eq. 4-5, after Almudevar et al. (2025), with
     `temperature=0.01, positive_in_denominator=False`. The sum over pairs is :math:`(M-1)^2` times
     :func:`mibfast.functional.one_vs_all_minimality`, and computed as that.
+
+    With missing modalities, as :class:`PairwiseCLIPLoss`; each pair's mean distance is over the samples that have both,
+    one at least.
 
     Parameters
     ----------
@@ -135,18 +147,29 @@ class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
         )
         self.beta = _check.number(type(self).__name__, "beta", beta, 0.0)
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        terms = self.terms(embeddings)
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        terms = self.terms(embeddings, presence)
         minimality = terms.pop("minimality")
         first, *rest = terms.values()
         return sum(rest, start=first) + self.beta * minimality
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return each pair's loss, and `minimality`, the sum of squared distances before it is multiplied by `beta`."""
-        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
-        minimality = F.one_vs_all_minimality(z, backend=self.backend) * (len(z) - 1) ** 2
-        return {**self._pairs(z, names), "minimality": minimality}
+        name = type(self).__name__
+        z, names = partnered_embeddings(name, embeddings, presence, self.normalize)
+        if presence is None:
+            minimality = F.one_vs_all_minimality(z, backend=self.backend) * (len(z) - 1) ** 2
+            return {**self._pairs(z, names, presence), "minimality": minimality}
+        alignment = self._pairs(z, names, presence)
+        distances = [
+            F.one_vs_all_minimality([first, second], backend=self.backend)
+            for _, first, second in pairs(name, z, names, presence)
+        ]
+        return {**alignment, "minimality": torch.stack(distances).sum()}
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
-from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.presence import pairs, partnered_embeddings
 
 
 class SigLIPLoss(nn.Module):
@@ -21,6 +20,10 @@ class SigLIPLoss(nn.Module):
 
     with :math:`y_{nn'} = 1` for the embeddings of one sample and -1 for all others. With M = 2, SigLIP (Zhai et al.
     2023, arXiv 2303.15343), :func:`mibfast.functional.siglip`; the loss of a pair does not depend on its order.
+
+    With missing modalities (`presence`), each pair is over the samples that have both, and pairs without any are left
+    out of the sum. What stands in the place of an absent embedding is not used and gets a gradient of zero. The values
+    of `presence` are read back, which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -38,7 +41,8 @@ class SigLIPLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together.
+        For settings out of range; in `forward`, for embeddings or a presence that do not fit together, or a presence
+        that leaves nothing to take the loss of.
 
     Examples
     --------
@@ -69,20 +73,23 @@ class SigLIPLoss(nn.Module):
         self.normalize = normalize
         self.backend = backend
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        first, *rest = self.terms(embeddings).values()
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        first, *rest = self.terms(embeddings, presence).values()
         return sum(rest, start=first)
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return each pair's loss, under the modalities' names joined by a hyphen."""
-        z, names = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        z, names = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
         # In float32 also where the model was cast to a shorter dtype.
         scale = self.initial_scale if self.log_scale is None else self.log_scale.float().exp()
         bias = self.initial_bias if self.bias is None else self.bias.float()
         return {
-            f"{names[i]}-{names[j]}": F.siglip(z[i], z[j], scale, bias, backend=self.backend)
-            for i, j in combinations(range(len(z)), 2)
+            pair: F.siglip(first, second, scale, bias, backend=self.backend)
+            for pair, first, second in pairs(type(self).__name__, z, names, presence)
         }
 
     def extra_repr(self) -> str:

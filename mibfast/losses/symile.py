@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
-from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.presence import complete_embeddings
 
 
 class SymileLoss(nn.Module):
@@ -18,6 +18,11 @@ class SymileLoss(nn.Module):
     modalities together that no pair shows. The released loss takes embeddings as they come: its README and XOR example
     normalise them to unit length, its M3 and MIMIC models use LayerNorm alone, which `normalize=False` leaves to the
     model.
+
+    With missing modalities (`presence`), the loss is over the samples that have all of them: the product of fewer
+    embeddings is another score, of another size, and would not compete with these in one softmax. What stands in the
+    place of any embedding of the other samples is not used and gets a gradient of zero. The values of `presence` are
+    read back, which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
 
     Parameters
     ----------
@@ -38,7 +43,8 @@ class SymileLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together.
+        For settings out of range; in `forward`, for embeddings or a presence that do not fit together, or a presence
+        that leaves nothing to take the loss of.
 
     Examples
     --------
@@ -78,13 +84,16 @@ class SymileLoss(nn.Module):
         """Return the scale: a number, or a 0-d tensor with a gradient."""
         return self.initial_scale if self.log_scale is None else self.log_scale.float().exp()
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        return self.terms(embeddings)["alignment"]
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        return self.terms(embeddings, presence)["alignment"]
+
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return `alignment`, the loss."""
-        z, _ = unit_embeddings(type(self).__name__, embeddings, self.normalize)
+        z, _ = complete_embeddings(type(self).__name__, embeddings, presence, self.normalize)
         alignment = F.symile_info_nce(
             z, self.scale(), negatives=self.negatives, generator=self.generator, backend=self.backend
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
-from mibfast.losses.normalisation import unit_embeddings
+from mibfast.losses.presence import complete_embeddings
 from mibfast.losses.temperature import Temperature
 
 
@@ -33,15 +33,18 @@ class _AnchoredLoss(nn.Module):
         self.normalize = normalize
         self.backend = backend
 
-    def forward(self, embeddings: Embeddings) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32)."""
-        first, *rest = self.terms(embeddings).values()
+    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
+
+        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
+        """
+        first, *rest = self.terms(embeddings, presence).values()
         return sum(rest, start=first) / (1 + len(rest))
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of each anchor under its modality's name; the loss is their mean."""
         name = type(self).__name__
-        z, names = unit_embeddings(name, embeddings, self.normalize)
+        z, names = complete_embeddings(name, embeddings, presence, self.normalize)
         chosen = range(len(z)) if self.anchor is None else [_check.modality(name, "anchor", self.anchor, names)]
         temperature = self.temperature()
         return {names[m]: self._of_anchor(z[m], [*z[:m], *z[m + 1 :]], temperature) for m in chosen}
@@ -63,6 +66,11 @@ class GRAMLoss(_AnchoredLoss):
     (:func:`mibfast.functional.gram_info_nce`). GRAM (arXiv 2412.11959); the defaults are those of the released code,
     whose anchor is the text, and which learns the temperature. Its matching loss is not part of this.
 
+    With missing modalities (`presence`), the loss is over the samples that have all of them: the volume of fewer
+    embeddings is of another dimension, and does not compare with these in one softmax. What stands in the place of any
+    embedding of the other samples is not used and gets a gradient of zero. The values of `presence` are read back,
+    which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
+
     Parameters
     ----------
     temperature : float
@@ -81,7 +89,8 @@ class GRAMLoss(_AnchoredLoss):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together or do not have the anchor.
+        For settings out of range; in `forward`, for embeddings or a presence that do not fit together, embeddings that
+        do not have the anchor, or a presence that leaves no sample.
 
     Examples
     --------
@@ -116,6 +125,8 @@ class TRIANGLELoss(_AnchoredLoss):
     or S = A, with :math:`A_{ij}` the area of the triangle of the anchor of sample i and the other two of sample j
     (:func:`mibfast.functional.triangle_info_nce`). TRIANGLE (arXiv 2509.24734); the defaults are those of the released
     code, whose anchor is the text, and which learns the temperature. Its matching loss is not part of this.
+
+    With missing modalities, as :class:`GRAMLoss`: it takes three points to span a triangle.
 
     Parameters
     ----------
@@ -152,10 +163,10 @@ class TRIANGLELoss(_AnchoredLoss):
         super().__init__(temperature, learnable_temperature, anchor, label_smoothing, normalize, backend)
         self.squared = squared
 
-    def terms(self, embeddings: Embeddings) -> dict[str, Tensor]:
+    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of each anchor under its modality's name; the loss is their mean."""
         _check.three(type(self).__name__, _check.embeddings(type(self).__name__, embeddings)[0])
-        return super().terms(embeddings)
+        return super().terms(embeddings, presence)
 
     def _of_anchor(self, anchor: Tensor, others: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
         b, c = others

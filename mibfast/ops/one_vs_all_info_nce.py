@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from mibfast.ops._boundary import (
     scaled,
     temperature_tensor,
 )
+from mibfast.ops.info_nce import info_nce
+from mibfast.ops.leave_one_out_projection import leave_one_out_projection
 
 __all__ = ["one_vs_all_info_nce"]
 
@@ -36,6 +39,7 @@ def one_vs_all_info_nce(
     keys: str = "per_sample",
     positive_in_denominator: bool = False,
     reduction: str = "mean",
+    presence: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""InfoNCE of each modality against the span of all the others, by ridge projection.
@@ -53,6 +57,14 @@ def one_vs_all_info_nce(
     as aligned. Embeddings need not be normalised. Only rows compete; the M choices of the query give the symmetry. No N
     x N matrix is stored.
 
+    With `presence`, the samples of modality m are those that have it and another one. Their keys are projections on the
+    span of those of the others that they have, and only they compete. The mean is over modalities of the mean over
+    their samples; modalities of fewer than two samples (one, with the positive in the denominator) are left out of it.
+    What stands in the place of an embedding that is absent, or alone in its sample, is not used and gets a gradient of
+    zero. With per-sample keys this costs what it does without; with pairwise keys all modalities are swept once for
+    each set of samples that differs, up to M times the work. The values of `presence` are read back, which breaks the
+    graph of `torch.compile`: `fullgraph=True` takes none.
+
     Parameters
     ----------
     embeddings : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
@@ -66,7 +78,9 @@ def one_vs_all_info_nce(
         False in the paper: the loss is then unbounded below by zero and, with N - 1 negatives, ln(N - 1) minus the loss
         is its estimate of the mutual information.
     reduction : {"mean", "none"}
-        "none" gives [M, N].
+        "none" gives [M, N], with zeros where `presence` leaves a sample out.
+    presence : bool Tensor [N, M], optional
+        True where sample n has modality m, in the order of `embeddings`; None where none is missing.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -79,7 +93,8 @@ def one_vs_all_info_nce(
     ------
     TypeError, ValueError
         For fewer than two modalities, unequal shapes, dtypes or devices, a number for the temperature that is not
-        positive, a negative ridge, unknown keys, or N = 1 with the positive left out.
+        positive, a negative ridge, unknown keys, N = 1 with the positive left out, or a presence that is none or leaves
+        no modality.
 
     Examples
     --------
@@ -88,12 +103,21 @@ def one_vs_all_info_nce(
     >>> aligned = torch.eye(4)
     >>> F.one_vs_all_info_nce([aligned, aligned, aligned], temperature=1.0)
     tensor(0.0986)
+    >>> presence = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [1, 0, 0]]).bool()
+    >>> F.one_vs_all_info_nce([aligned, aligned, aligned], temperature=1.0, presence=presence, reduction="none")
+    tensor([[-0.3069, -0.3069, -0.3069,  0.0000],
+            [-1.0000, -1.0000,  0.0000,  0.0000],
+            [-1.0000,  0.0000, -1.0000,  0.0000]])
     """
     z, _ = _check.embeddings(_NAME, embeddings)
     temperature = _check.temperature(_NAME, temperature, z[0].device)
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     _check.choice(_NAME, "keys", keys, _KEYS)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
+    if presence is not None:
+        settings = (ridge, keys, bool(positive_in_denominator))
+        presence = _check.presence(_NAME, presence, z)
+        return _of_those_present(z, presence, temperature, settings, reduction, backend)
     if not positive_in_denominator:
         _check.negatives(_NAME, z[0].shape[0])
     chosen = _backend.choose(_NAME, z[0].device, backend)
@@ -112,6 +136,65 @@ def one_vs_all_info_nce(
     if reduction == "mean" and wanted:
         return _MeanOneVsAllInfoNCE.apply(chosen, settings, tau, *z)  # type: ignore[no-any-return,no-untyped-call]
     return reduced(_OneVsAllInfoNCE.apply(chosen, settings, tau, *z), reduction)  # type: ignore[no-untyped-call]
+
+
+def _of_those_present(
+    z: Sequence[Tensor],
+    presence: Tensor,
+    temperature: float | Tensor,
+    settings: tuple[float, str, bool],
+    reduction: str,
+    backend: str | None,
+) -> Tensor:
+    """Each modality over the samples that have it and another, zeros in place of what they lack.
+
+    A vector of zeros adds nothing to a span; since the ridge in effect is each embedding's own, it does not move the
+    projections on the others either.
+    """
+    ridge, keys, positive_in_denominator = settings
+    partnered = presence & (presence.sum(1, keepdim=True) > 1)
+    z = [x.masked_fill(~has[:, None], 0.0) for x, has in zip(z, partnered.unbind(1), strict=True)]
+    fewest = 1 if positive_in_denominator else 2
+    samples = [has.nonzero().squeeze(1) for has in partnered.unbind(1)]
+    taken = {m: rows for m, rows in enumerate(samples) if len(rows) >= fewest}
+    expected = f"a modality with N >= {fewest} samples that have it and another one"
+    _check.left_by_presence(_NAME, bool(taken), expected)
+    if keys == "per_sample":
+        z = [x.to(accumulation_dtype(x.dtype)) for x in z]
+        projections = leave_one_out_projection(z, ridge, backend=backend)
+        losses = {
+            m: info_nce(
+                pairwise.unit(z[m].index_select(0, rows)),
+                pairwise.unit(projections[m].index_select(0, rows)),
+                temperature,
+                positive_in_denominator=positive_in_denominator,
+                reduction=reduction,
+                backend=backend,
+            )
+            for m, rows in taken.items()
+        }
+    else:
+        losses = {}
+        for m, rows in taken.items():
+            if m in losses:
+                continue
+            swept = one_vs_all_info_nce(
+                [x.index_select(0, rows) for x in z],
+                temperature,
+                ridge,
+                keys=keys,
+                positive_in_denominator=positive_in_denominator,
+                reduction="none",
+                backend=backend,
+            )
+            alike = [k for k, others in taken.items() if torch.equal(others, rows)]
+            losses.update({k: reduced(swept[k], reduction) for k in alike})
+    if reduction == "mean":
+        return torch.stack(list(losses.values())).mean()
+    nothing = next(iter(losses.values())).new_zeros(len(presence))
+    return torch.stack(
+        [nothing.index_copy(0, taken[m], losses[m]) if m in losses else nothing for m in range(len(samples))]
+    )
 
 
 def _fake_losses(z: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
