@@ -50,6 +50,14 @@ def _listed(shape: str) -> str:
     return ", ".join(shape.split())
 
 
+def size(operation: str, argument: str, x: Tensor, dimension: int, expected: int) -> None:
+    """Check the size of one dimension."""
+    if x.shape[dimension] != expected:
+        raise ValueError(
+            f"{operation}: {argument} must have the size {expected} in dimension {dimension}, got {described(x)}"
+        )
+
+
 def alike(operation: str, **tensors: Tensor) -> None:
     """Check that tensors share device and dtype (any floating dtypes under autocast)."""
     (first_name, first), *rest = tensors.items()
