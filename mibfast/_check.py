@@ -317,6 +317,15 @@ def modality(operation: str, argument: str, x: int | str, names: Sequence[str]) 
     return x
 
 
+def modalities_of_size(operation: str, embeddings: Sequence[Tensor], modalities: int, features: int) -> None:
+    """Check that there are as many modalities, of as many features, as a module has parameters for."""
+    if len(embeddings) != modalities or embeddings[0].shape[1] != features:
+        raise ValueError(
+            f"{operation}: embeddings must be {modalities} modalities of {features} features, "
+            f"got {len(embeddings)} of {embeddings[0].shape[1]}"
+        )
+
+
 def three(operation: str, embeddings: Sequence[Tensor]) -> None:
     """Check that there are three modalities."""
     if len(embeddings) != 3:

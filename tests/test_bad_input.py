@@ -203,6 +203,28 @@ ERRORS = [
     (lambda: losses.OVAIBLoss(beta=-1), ValueError, r"OVAIBLoss: beta must be finite and at least 0, got -1"),
     (lambda: losses.OVAIBLoss(keys="all"), ValueError, r"OVAIBLoss: keys must be one of"),
     (lambda: losses.OVAIBLoss()([A, B[:5]]), ValueError, r"OVAIBLoss: embeddings\[0\] and embeddings\[1\] must have"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(1, 4), ValueError, r"OVAIBLoss: modalities must be at least 2, got 1"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(3, 4.0), TypeError, r"OVAIBLoss: features must be an int, got float 4.0"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(3, 4, 0), ValueError, r"hidden_features must be at least 1, got 0"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(3, 4, depth=0), ValueError, r"depth must be at least 1, got 0"),
+    (
+        lambda: losses.LearnedProjectorOVAIBLoss(3, 4, temperature=0),
+        ValueError,
+        r"LearnedProjectorOVAIBLoss: temperature must be positive, got 0",
+    ),
+    (
+        lambda: losses.LearnedProjectorOVAIBLoss(3, 4, beta=-1),
+        ValueError,
+        r"beta must be finite and at least 0, got -1",
+    ),
+    (
+        lambda: losses.LearnedProjectorOVAIBLoss(3, 4)([A, B]),
+        ValueError,
+        r"LearnedProjectorOVAIBLoss: embeddings must be 3 modalities of 4 features, got 2 of 4",
+    ),
+    (lambda: losses.LearnedProjectorOVAIBLoss(2, 5)([A, B]), ValueError, r"2 modalities of 5 features, got 2 of 4"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(2, 4)([A[:1], B[:1]]), ValueError, r"N = 1 has no negatives"),
+    (lambda: losses.LearnedProjectorOVAIBLoss(2, 4, backend="gpu")([A, B]), ValueError, r"unknown backend 'gpu'"),
     (lambda: losses.PairwiseCLIPLoss(torch.tensor(0.1)), TypeError, r"learnable_temperature=True makes it a parameter"),
     (lambda: losses.PairwiseCLIPIBLoss(beta=math.inf), ValueError, r"PairwiseCLIPIBLoss: beta must be finite"),
     (
