@@ -115,7 +115,8 @@ class LearnedProjectorOVAIBLoss(nn.Module):
         projector = self.projectors[m]
         others = torch.cat([*z[:m], *z[m + 1 :]], dim=1)
         # The projector's dtype is its own, float32 as a rule; cosines are in that of the embeddings, at least float32.
-        query, key = unit([z[m], projector(others.to(projector[0].weight.dtype)).to(z[m].dtype)])
+        key = projector(others.to(next(projector.parameters()).dtype)).to(z[m].dtype)
+        query, key = unit([z[m], key])
         return F.info_nce(
             query,
             key,
