@@ -50,6 +50,14 @@ def _listed(shape: str) -> str:
     return ", ".join(shape.split())
 
 
+def size(operation: str, argument: str, x: Tensor, dimension: int, expected: int) -> None:
+    """Check the size of one dimension."""
+    if x.shape[dimension] != expected:
+        raise ValueError(
+            f"{operation}: {argument} must have the size {expected} in dimension {dimension}, got {described(x)}"
+        )
+
+
 def alike(operation: str, **tensors: Tensor) -> None:
     """Check that tensors share device and dtype (any floating dtypes under autocast)."""
     (first_name, first), *rest = tensors.items()
@@ -336,6 +344,15 @@ def modality(operation: str, argument: str, x: int | str, names: Sequence[str]) 
     if not 0 <= x < len(names):
         raise ValueError(f"{operation}: {argument} must be in [0, {len(names) - 1}], got {x}")
     return x
+
+
+def modalities_of_size(operation: str, embeddings: Sequence[Tensor], modalities: int, features: int) -> None:
+    """Check that there are as many modalities, of as many features, as a module has parameters for."""
+    if len(embeddings) != modalities or embeddings[0].shape[1] != features:
+        raise ValueError(
+            f"{operation}: embeddings must be {modalities} modalities of {features} features, "
+            f"got {len(embeddings)} of {embeddings[0].shape[1]}"
+        )
 
 
 def three(operation: str, embeddings: Sequence[Tensor]) -> None:

@@ -48,6 +48,7 @@ def test_operations(name) -> None:
     "loss",
     [
         losses.OVAIBLoss(),
+        losses.LearnedProjectorOVAIBLoss(3, 8),
         losses.PairwiseCLIPLoss(learnable_temperature=True),
         losses.GRAMLoss(learnable_temperature=True, anchor=None),
         losses.TRIANGLELoss(anchor=1),

@@ -110,7 +110,7 @@ def test_info_and_version(capsys) -> None:
 def test_verify_passes_and_notices_what_is_wrong(capsys, monkeypatch) -> None:
     assert run(["verify"]) == 0
     assert "all checks passed" in capsys.readouterr().out
-    wrong = method("ova-ib").loss().forward
+    wrong = method("ova-ib").loss(3, 8).forward
     monkeypatch.setattr("mibfast.losses.OVAIBLoss.forward", lambda self, z: wrong(z) * (1.0 if self.backend else 1.001))
     assert run(["verify"]) == 1
     out = capsys.readouterr().out

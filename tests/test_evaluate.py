@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("lightning")
 from mibfast import data, train
+from mibfast import functional as F
 from mibfast.cli.commands import run as command
 from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate, reciprocal_ranks
@@ -165,12 +166,35 @@ def test_ties_and_nan_count_against_the_right_candidate() -> None:
 
 def test_retrieval_finds_what_it_should() -> None:
     eye = torch.eye(10)
+    # A second embedding that is close to the first, not the same: two that are span nothing.
+    close = eye + 0.1 * torch.randn(10, 10)
     for method in METHODS.values():
-        for context in ([eye], [eye, eye]):
-            assert (reciprocal_ranks(method.retrieval_score(eye, context)) == 1).all()
+        for context in ([eye], [close], [eye, close], [3 * close, 0.5 * eye]):
+            assert (reciprocal_ranks(method.retrieval_score(2 * eye, context)) == 1).all()
     # A context's span holds more candidates than its directions.
     both = METHODS["ova-ib"].retrieval_score(eye, [eye, eye.roll(1, 0)])
     assert torch.allclose(both.sum(1), torch.full((10,), 2.0), atol=1e-5)
+
+
+def test_retrieval_scores_are_those_that_stream() -> None:
+    """The same order as `top_k`'s, of more candidates than queries and any context; unit embeddings for Symile."""
+    unit = torch.nn.functional.normalize
+    key, query = unit(torch.randn(30, 12).double(), dim=1), unit(torch.randn(8, 3, 12).double(), dim=2)
+    for name, score, sizes in (
+        ("ova-ib", "ridge_projection", (1, 2, 3)),
+        ("gram", "gram_volume", (1, 2, 3)),
+        ("triangle", "triangle_area", (2,)),
+        ("symile", "symile", (1, 2, 3)),
+        ("siglip", "inner_product", (1,)),
+        ("triangle", "inner_product", (1,)),
+    ):
+        for size in sizes:
+            context = query[:, :size]
+            expected = METHODS[name].retrieval_score(key, list(context.unbind(1))).topk(5, dim=1)
+            given = context[:, 0] if score == "inner_product" else context
+            values, indices = F.top_k(given, key, 5, score=score)
+            assert torch.equal(indices, expected.indices)
+            torch.testing.assert_close(values.abs(), expected.values.abs(), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(

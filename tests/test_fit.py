@@ -275,6 +275,51 @@ def test_a_folder_belongs_to_one_process_at_a_time(npz, tmp_path) -> None:
     train.fit("ova-ib", npz, output=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.parametrize("name", train.METHODS)
+def test_every_method_trains_goes_on_and_opens_again(npz, tmp_path, monkeypatch, name) -> None:
+    settings = {**SMALL, "epochs": 2, "modalities": ["a", "b"] if name == "barlow-twins" else None}
+    train.fit(name, npz, output=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        with pytest.raises(StoppedError):
+            train.fit(name, npz, output=tmp_path / "run", **settings)
+    before = torch.get_rng_state()
+    run = train.fit(name, npz, output=tmp_path / "run", resume=True, **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert len(run.epochs) == 2
+    opened = train.open_run(tmp_path / "run")
+    state = opened.module.state_dict()
+    assert all(torch.equal(x, state[key]) for key, x in run.module.state_dict().items())
+    if name == "ova-ib-mlp":
+        assert state["loss.projectors.2.0.weight"].shape == (16, 32)
+    embeddings = opened.embed("test")
+    views = list(embeddings.values())
+    for context in (views[1:2], views[1:]):
+        assert opened.method.retrieval_score(views[0], context).shape == (20, 20)
+
+
+def test_a_method_that_does_not_take_the_modalities_is_refused_first(npz, tmp_path) -> None:
+    five = {name: torch.randn(50, 3) for name in "abcde"}
+    for name, source, settings, message in (
+        ("triangle", npz, {"modalities": ["a", "b"]}, "TRIANGLELoss: .* exactly 3 modalities, got 2"),
+        ("triangle", data.from_arrays(five), {}, "TRIANGLELoss: .* exactly 3 modalities, got 5"),
+        ("barlow-twins", npz, {}, "BarlowTwinsLoss: .* exactly 2 modalities, got 3"),
+        ("symile", data.from_arrays(five), {}, 'at most 4 modalities, got 5; use negatives="shuffled"'),
+        ("gram", npz, {"loss": {"anchor": 3}}, r"GRAMLoss: anchor must be in \[0, 2\], got 3"),
+        ("gram", npz, {"loss": {"anchor": "d"}}, "anchor must be one of 'a', 'b', 'c', got str 'd'"),
+        ("ova-ib-mlp", npz, {"loss": {"depth": 0}}, "LearnedProjectorOVAIBLoss: depth must be at least 1, got 0"),
+        ("ova-ib-mlp", npz, {"loss": {"features": 9}}, "has no loss option 'features'"),
+        ("barlow-twins", npz, {"modalities": ["a", "b"], "loss": {"group": "world"}}, "must be a torch.distributed"),
+    ):
+        with pytest.raises(train.RunError, match=message) as caught:
+            train.fit(name, source, output=tmp_path / "run", **{**SMALL, **settings})
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+    run = train.fit("symile", data.from_arrays(five), loss={"negatives": "shuffled"}, **{**SMALL, "epochs": 1})
+    assert len(run.epochs) == 1
+
+
 def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
     views = dict(np.load(npz.removeprefix("npz:")))
     views["b"][50, 2] = np.nan
@@ -432,8 +477,10 @@ def test_the_command_line(npz, tmp_path, capsys) -> None:
 
 def test_help_states_the_defaults(capsys) -> None:
     assert command(["fit", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name}" in said for name in train.METHODS)
     # From one option to the next.
-    parts = " ".join(capsys.readouterr().out.split()).split(" --")
+    parts = said.split(" --")
     helps = {part.split()[0]: part for part in parts}
     for field in dataclasses.fields(RunConfig):
         if field.name in ("method", "data", "modalities", "encoders", "loss"):

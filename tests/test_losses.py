@@ -11,6 +11,8 @@ from mibfast import losses
 
 MODULES = [
     losses.OVAIBLoss(beta=0.5, keys="pairwise"),
+    losses.LearnedProjectorOVAIBLoss(3, 6, temperature=0.1, beta=0.5),
+    losses.LearnedProjectorOVAIBLoss(3, 6, 9, 3, beta=0.0, normalize=False, positive_in_denominator=True),
     losses.PairwiseCLIPLoss(0.1, learnable_temperature=True),
     losses.PairwiseCLIPIBLoss(0.1, beta=2.0, positive_in_denominator=False),
     losses.SymileLoss(5.0, learnable_scale=True),
@@ -69,6 +71,91 @@ def test_gram_of_two_modalities_is_the_sine_of_their_angle() -> None:
 
 def test_no_minimality_without_beta() -> None:
     assert set(losses.OVAIBLoss(beta=0.0).terms([torch.eye(3)] * 3)) == {"alignment"}
+
+
+def _learned_projector_formula(loss, views):
+    """The loss in plain PyTorch, with all cosines in memory."""
+    if loss.normalize:
+        views = [torch.nn.functional.normalize(z, dim=1) for z in views]
+    total, count, diagonal = 0.0, len(views), torch.eye(len(views[0]), dtype=torch.bool)
+    for m, z in enumerate(views):
+        key = loss.projectors[m](torch.cat([x for k, x in enumerate(views) if k != m], 1))
+        scores = torch.nn.functional.cosine_similarity(z[:, None], key[None], dim=2) / loss.temperature
+        negatives = scores if loss.positive_in_denominator else scores.masked_fill(diagonal, -torch.inf)
+        total += (negatives.logsumexp(1) - scores.diagonal()).mean() / count
+        rest = sum(x for k, x in enumerate(views) if k != m) / (count - 1)
+        total += loss.beta * ((z - rest) ** 2).sum(1).mean() / count
+    return total
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("modalities", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"positive_in_denominator": True, "beta": 0.0}, {"normalize": False, "hidden_features": 3, "depth": 3}],
+    ids=str,
+)
+def test_learned_projectors_follow_the_formula(modalities, options, backend) -> None:
+    loss = losses.LearnedProjectorOVAIBLoss(modalities, 4, backend=backend, **options).double()
+    views = [torch.randn(7, 4).double().requires_grad_() for _ in range(modalities)]
+    leaves = [*views, *loss.parameters()]
+    value, expected = loss(views), _learned_projector_formula(loss, views)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    found, truth = torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves)
+    torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+def test_gradients_of_learned_projectors(modalities) -> None:
+    loss = losses.LearnedProjectorOVAIBLoss(modalities, 3, temperature=0.3).double()
+    views = [torch.randn(5, 3).double().requires_grad_() for _ in range(modalities)]
+    names, parameters = zip(*loss.named_parameters(), strict=True)
+
+    def value(*leaves):
+        given = dict(zip(names, leaves[modalities:], strict=True))
+        return torch.func.functional_call(loss, given, (list(leaves[:modalities]),))
+
+    assert torch.autograd.gradcheck(value, [*views, *parameters])
+
+
+def test_learned_projectors_belong_to_the_module() -> None:
+    loss = losses.LearnedProjectorOVAIBLoss(3, 4, hidden_features=5)
+    other = losses.LearnedProjectorOVAIBLoss(3, 4, hidden_features=5)
+    views = [torch.randn(6, 4) for _ in range(3)]
+    assert not torch.equal(loss(views), other(views))
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(loss(views), other(views))
+    assert [tuple(x.shape) for x in loss.projectors[0].parameters()] == [(5, 8), (5,), (4, 5), (4,)]
+    optimizer, before = torch.optim.Adam(loss.parameters(), lr=0.01), loss(views).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(views).backward()
+        optimizer.step()
+    assert loss(views) < before
+
+
+def test_learned_projectors_take_any_dtype() -> None:
+    views = [torch.randn(30, 8) for _ in range(3)]
+    loss = losses.LearnedProjectorOVAIBLoss(3, 8, temperature=0.1)
+    expected = loss(views)
+    assert loss([z.double() for z in views]).dtype == torch.float64
+    torch.testing.assert_close(loss([z.double() for z in views]).float(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss([z.bfloat16() for z in views]), expected, rtol=0.05, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss(views), expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(loss.bfloat16()(views), expected, rtol=0.05, atol=0)
+
+
+def test_zeros_and_nan_before_learned_projectors() -> None:
+    loss = losses.LearnedProjectorOVAIBLoss(3, 4)
+    zeros = [torch.zeros(6, 4, requires_grad=True) for _ in range(3)]
+    value = loss(zeros)
+    value.backward()
+    assert value.isfinite()
+    assert all(z.grad.isfinite().all() for z in zeros)
+    views = [torch.randn(6, 4) for _ in range(3)]
+    views[1][2, 0] = torch.nan
+    assert loss(views).isnan()
 
 
 def test_a_learned_temperature_learns_and_stays_positive() -> None:

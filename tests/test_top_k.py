@@ -2,6 +2,7 @@
 
 import math
 import threading
+import tracemalloc
 
 import pytest
 import torch
@@ -9,13 +10,16 @@ import torch
 from mibfast import functional as F
 from mibfast.kernels.retrieval import cpu, reference
 
-SCORES = ["inner_product", "cosine", "ridge_projection"]
+# Embeddings a query, where it has more than one.
+CONTEXTS = {"ridge_projection": 3, "gram_volume": 3, "triangle_area": 2, "symile": 3}
+SCORES = ["inner_product", "cosine", *CONTEXTS]
+LOWEST_ARE_BEST = ["gram_volume", "triangle_area"]
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 EVERY_SCORE = pytest.mark.parametrize("score", SCORES)
 
 
-def _inputs(q, c, d, score, dtype=torch.float64, k=3):
-    shape = (q, k, d) if score == "ridge_projection" else (q, d)
+def _inputs(q, c, d, score, dtype=torch.float64):
+    shape = (q, CONTEXTS[score], d) if score in CONTEXTS else (q, d)
     return torch.randn(shape, dtype=torch.float64).to(dtype), torch.randn(c, d, dtype=torch.float64).to(dtype)
 
 
@@ -35,7 +39,7 @@ def test_float64_agrees(q, c, d, k, score) -> None:
     tolerance = 1e-10 if d > 3 else 1e-6
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance)
     assert indices.dtype == places.dtype == torch.int64
-    # d <= K spans everything, and every candidate scores 1.
+    # d <= K spans everything, and every candidate scores the same.
     if d > 3:
         assert torch.equal(indices, places)
 
@@ -120,6 +124,82 @@ def test_vectors_of_zeros_score_zero_and_scale_does_not_matter(scale, score, bac
     assert torch.equal(found, places)
 
 
+@BACKENDS
+@pytest.mark.parametrize("score", LOWEST_ARE_BEST)
+@pytest.mark.parametrize("scale", [1e-20, 1e-4, 1e4, 1e18])
+def test_volumes_are_of_unit_vectors_and_the_lowest_come_first(scale, score, backend) -> None:
+    query, key = (x.float() for x in _inputs(4, 30, 8, score))
+    plain, places = F.top_k(query, key, 30, score=score, backend=backend)
+    assert (plain[:, :-1] <= plain[:, 1:]).all()
+    # The largest triangle on the unit sphere, where a volume is 1 at most.
+    assert (plain <= 3 * 3**0.5 / 4).all()
+    scaled, found = F.top_k(scale * query, scale * key, 30, score=score, backend=backend)
+    torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, places)
+
+
+def _unit(x):
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def test_scores_are_those_of_the_operations_of_the_same_name() -> None:
+    query, key = torch.randn(9, 2, 6).double(), torch.randn(40, 6).double()
+    first, second = _unit(query).unbind(1)
+    truths = {
+        "gram_volume": -F.gram_volume(_unit(key), [first, second]).T,
+        "triangle_area": -F.triangle_area(_unit(key), first, second).T,
+        "symile": torch.einsum("qd,qd,cd->qc", *query.unbind(1), key),
+    }
+    for score, truth in truths.items():
+        expected = truth.topk(6, dim=1)
+        values, indices = F.top_k(query, key, 6, score=score)
+        torch.testing.assert_close(values, expected.values * (-1 if score in LOWEST_ARE_BEST else 1))
+        assert torch.equal(indices, expected.indices)
+
+
+def test_volumes_of_few_vectors_are_sines_chords_and_inner_products() -> None:
+    query, key = torch.randn(9, 1, 6).double(), torch.randn(40, 6).double()
+    cosines = _unit(query[:, 0]) @ _unit(key).T
+    values, indices = F.top_k(query, key, 6, score="gram_volume")
+    expected = cosines.abs().topk(6, dim=1)
+    torch.testing.assert_close(values, torch.sqrt(1 - expected.values**2))
+    assert torch.equal(indices, expected.indices)
+    # Two embeddings across from each other: the area is the sine of the candidate's angle with their line.
+    values, indices = F.top_k(torch.cat([query, -query], 1), key, 6, score="triangle_area")
+    torch.testing.assert_close(values, torch.sqrt(1 - expected.values**2))
+    assert torch.equal(indices, expected.indices)
+    for a, b in zip(F.top_k(query, key, 6, score="symile"), F.top_k(query[:, 0], key, 6), strict=True):
+        assert torch.equal(a, b)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_candidates_in_the_span_and_vectors_of_zeros_have_no_volume(dtype, backend) -> None:
+    query, key = torch.randn(5, 2, 8, dtype=dtype), torch.randn(40, 8, dtype=dtype)
+    key[10:15] = query[:, 0] - 3 * query[:, 1]
+    key[30] = 0
+    values, indices = F.top_k(query, key, 2, score="gram_volume", backend=backend)
+    near = 1e-3 if dtype == torch.float32 else 1e-7
+    assert (values < near).all()
+    own = torch.arange(10, 15)
+    assert torch.equal(indices.sort().values, torch.stack([own, torch.full((5,), 30)], 1))
+    # Of a context that spans nothing all volumes are zero, and ties go to the smaller index.
+    query[:, 1] = 2 * query[:, 0]
+    values, indices = F.top_k(query, key, 4, score="gram_volume", backend=backend)
+    assert not values.any()
+    assert torch.equal(indices, torch.arange(4).expand(5, 4))
+
+
+@pytest.mark.parametrize("score", CONTEXTS)
+def test_contexts_of_any_size(score) -> None:
+    for size in [2] if score == "triangle_area" else [1, 2, 5]:
+        query, key = torch.randn(6, size, 12).double(), torch.randn(300, 12).double()
+        values, indices = F.top_k(query, key, 5, score=score)
+        expected, places = F.top_k(query, key, 5, score=score, backend="reference")
+        torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
+        assert torch.equal(indices, places)
+
+
 def test_a_ridge_counts() -> None:
     query, key = _inputs(6, 50, 12, "ridge_projection")
     for a, b in zip(
@@ -160,15 +240,17 @@ def test_strides(score) -> None:
 
 
 def test_there_is_no_gradient_and_inputs_are_not_written_to() -> None:
-    query, key = torch.randn(4, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
-    kept = query.detach().clone(), key.detach().clone()
+    key = torch.randn(20, 8, requires_grad=True)
+    kept = key.detach().clone()
     for backend in ("cpu", "reference"):
-        for score in ("inner_product", "cosine"):
+        for score in SCORES:
+            query = _inputs(4, 20, 8, score, torch.float32)[0].requires_grad_()
+            before = query.detach().clone()
             values, indices = F.top_k(query, key, 3, score=score, backend=backend)
             assert not values.requires_grad
             assert not indices.requires_grad
-    assert torch.equal(query, kept[0])
-    assert torch.equal(key, kept[1])
+            assert torch.equal(query, before)
+    assert torch.equal(key, kept)
 
 
 @EVERY_SCORE
@@ -237,6 +319,35 @@ def test_the_lowest_are_best_for_a_score_that_says_so(monkeypatch) -> None:
     assert torch.equal(values, expected)
     assert torch.equal(indices, places)
     assert (values[:, :-1] <= values[:, 1:]).all()
+
+
+@EVERY_SCORE
+def test_the_number_of_threads_does_not_matter_to_any_score(score) -> None:
+    query, key = _inputs(300, 2000, 8, score, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = F.top_k(query, key, 10, score=score)
+        torch.set_num_threads(2)
+        torch.testing.assert_close(F.top_k(query, key, 10, score=score), alone, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("score", CONTEXTS)
+def test_memory_does_not_grow_with_all_scores(score) -> None:
+    """1000 queries and 60000 candidates would have 240 MB of scores; blocks have a tenth of it."""
+    query, key = _inputs(1000, 60000, 4, score, torch.float32)
+    F.top_k(query[:2], key[:50], 3, score=score)
+    tracemalloc.start()
+    try:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            F.top_k(query, key, 3, score=score)
+        arrays = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    tensors = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert arrays + tensors < 80e6
 
 
 def test_every_score_is_in_every_list() -> None:

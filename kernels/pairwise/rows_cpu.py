@@ -42,7 +42,9 @@ def _load(
             factor = block.dtype.type(0.0 if squared == 0.0 else scale / math.sqrt(squared))
         inverse[i] = factor
         if wants_norms:
-            squared_norms[i] = squared * (factor * factor)
+            # In float64: the square of the factor that makes a tiny row unit is beyond float32.
+            wide = np.float64(factor)
+            squared_norms[i] = squared * wide * wide
         for j in range(d):
             row[j] = x[j] * factor
 

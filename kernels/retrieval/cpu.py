@@ -32,6 +32,8 @@ from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import scores_cpu as scores
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.volume import cpu as volume
+from mibfast.kernels.volume.reference import GRAM, TRIANGLE
 
 # Columns of a tile, queries times embeddings a query: with more, blocks of candidates would get too short for the GEMM.
 _MOST_COLUMNS = 4096
@@ -134,31 +136,54 @@ class Score:
     unit: bool
     # Whether the largest are the best.
     largest: bool = True
+    # Whether the score depends on the squared norms of candidates, as the engine has them.
+    norms: bool = False
 
 
-def _embeddings(query: Tensor, unit: bool) -> tuple[int, engine.Columns]:
+def _loaded(query: Tensor, unit: bool) -> Tensor:
+    """Queries [Q, d] in the engine's dtype, made unit where asked."""
     rows = Rows(query, unit=unit)
     rows.start(rows.n)
-    operands = rows.block(0, rows.n)[None]
-    return scores.INNER_PRODUCT, engine.Columns(operands, operands.new_empty(0, rows.n))
+    return rows.block(0, rows.n)
+
+
+def _inner_products(operand: Tensor) -> tuple[int, engine.Columns]:
+    return scores.INNER_PRODUCT, engine.Columns(operand[None], operand.new_empty(0, operand.shape[0]))
+
+
+def _product(query: Tensor) -> tuple[int, engine.Columns]:
+    wide = query.to(pairwise.accumulation_dtype(query.dtype))
+    return _inner_products(wide.prod(1))
+
+
+def _volumes(kind: str) -> Score:
+    """Of unit embeddings; the candidate is the anchor."""
+
+    def columns(query: Tensor, ridge: float) -> tuple[int, engine.Columns]:
+        return volume.columns(kind, [_loaded(context, True) for context in query.unbind(1)])
+
+    return Score(columns, unit=True, largest=False, norms=True)
 
 
 # To add a score: one that the engine has, and how its columns are made of queries.
 SCORES = {
-    "inner_product": Score(lambda query, ridge: _embeddings(query, False), unit=False),
-    "cosine": Score(lambda query, ridge: _embeddings(query, True), unit=True),
+    "inner_product": Score(lambda query, ridge: _inner_products(_loaded(query, False)), unit=False),
+    "cosine": Score(lambda query, ridge: _inner_products(_loaded(query, True)), unit=True),
     "ridge_projection": Score(lambda query, ridge: pairwise.projection_columns(query.unbind(1), ridge), unit=True),
+    "gram_volume": _volumes(GRAM),
+    "triangle_area": _volumes(TRIANGLE),
+    "symile": Score(lambda query, ridge: _product(query), unit=False),
 }
 
 
-def _candidates(key: Tensor, unit: bool) -> Iterator[tuple[int, Rows]]:
+def _candidates(key: Tensor, entry: Score) -> Iterator[tuple[int, Rows]]:
     """Candidates as rows of the engine: all, where they can be read where they lie, else in pieces."""
     wide = pairwise.accumulation_dtype(key.dtype)
     size = key.shape[0]
     if key.dtype != wide or key.stride(1) != 1:
         size = max(1, _CONVERTED_BYTES // (key.shape[1] * wide.itemsize))
     for first in range(0, key.shape[0], size):
-        yield first, Rows(key[first : first + size], unit=unit)
+        yield first, Rows(key[first : first + size], unit=entry.unit, wants_norms=entry.norms)
 
 
 def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple[Tensor, Tensor]:
@@ -166,22 +191,21 @@ def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple
     query, key = query.detach(), key.detach()
     n, entry = query.shape[0], SCORES[score]
     dtype = np.float64 if query.dtype == torch.float64 else np.float32
-    sign = 1.0 if entry.largest else -1.0
     values, indices = np.full((n, k), np.nan, dtype), np.full((n, k), _NO_CANDIDATE)
     turn = max(1, _MOST_COLUMNS // (query.shape[1] if query.ndim == 3 else 1))
     for begin in range(0, n, turn):
         end = min(begin + turn, n)
         code, columns = entry.columns(query[begin:end], ridge)
-        _search(code, columns, key, entry.unit, sign, values[begin:end], indices[begin:end])
+        _search(code, columns, key, entry, values[begin:end], indices[begin:end])
     return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def _search(
-    code: int, columns: engine.Columns, key: Tensor, unit: bool, sign: float, values: np.ndarray, indices: np.ndarray
+    code: int, columns: engine.Columns, key: Tensor, entry: Score, values: np.ndarray, indices: np.ndarray
 ) -> None:
-    n = columns.count
+    n, sign = columns.count, 1.0 if entry.largest else -1.0
     bars = np.full(n, np.nan, values.dtype)
-    for first_row, rows in _candidates(key, unit):
+    for first_row, rows in _candidates(key, entry):
         for first, block in engine.blocks(code, rows, columns):
             count = slots(n, max(1, _GRAIN // block.shape[0]))
             bounds = [n * slot // count for slot in range(count + 1)]

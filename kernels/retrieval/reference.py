@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mibfast.kernels.pairwise import reference as pairwise
+from mibfast.kernels.volume import reference as volume
 
 
 def _cosine(query: Tensor, key: Tensor) -> Tensor:
@@ -15,11 +16,25 @@ def _cosine(query: Tensor, key: Tensor) -> Tensor:
     return pairwise.inner_product(pairwise.unit(query.to(dtype)), pairwise.unit(key.to(dtype)))
 
 
+def _volumes(kind: str, query: Tensor, key: Tensor) -> Tensor:
+    """In float64: the distances that volumes hold cancel where a candidate is near its context, which is best."""
+    contexts = pairwise.unit(query.double()).unbind(1)
+    return volume.volumes(kind, pairwise.unit(key.double()), contexts).mT.to(pairwise.accumulation_dtype(query.dtype))
+
+
+def _multilinear_inner_product(query: Tensor, key: Tensor) -> Tensor:
+    dtype = pairwise.accumulation_dtype(query.dtype)
+    return pairwise.inner_product(query.to(dtype).prod(1), key.to(dtype))
+
+
 # Scores [Q, C] of queries, candidates and the ridge, and whether the largest are the best.
 SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], bool]] = {
     "inner_product": (lambda query, key, ridge: pairwise.inner_product(query, key), True),
     "cosine": (lambda query, key, ridge: _cosine(query, key), True),
     "ridge_projection": (lambda query, key, ridge: pairwise.projection_cosine(key, query, ridge).mT, True),
+    "gram_volume": (lambda query, key, ridge: _volumes(volume.GRAM, query, key), False),
+    "triangle_area": (lambda query, key, ridge: _volumes(volume.TRIANGLE, query, key), False),
+    "symile": (lambda query, key, ridge: _multilinear_inner_product(query, key), True),
 }
 
 

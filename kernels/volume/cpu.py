@@ -388,6 +388,12 @@ def _zeros(like: Tensor) -> Tensor:
     return torch.from_numpy(_buffers.empty(tuple(like.shape), dtype)).zero_()
 
 
+def columns(kind: str, others: Sequence[Tensor]) -> tuple[int, engine.Columns]:
+    """The score of volumes with others [N', d], and its columns, for rows that are paired with none of them."""
+    swept = _Volumes(kind, others[0][:0], others, 1.0)
+    return swept.score, swept.columns
+
+
 def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'] in the engine's dtype."""
     swept = _Volumes(kind, anchor, others, 1.0)

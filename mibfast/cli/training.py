@@ -66,7 +66,14 @@ def _side_by_side(metrics: dict[str, Any]) -> Any:
 
 
 def fit(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="ova-ib, clip or clip-ib.", show_default=False)],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="ova-ib, clip, clip-ib, ova-ib-mlp, symile, gram, triangle, siglip or barlow-twins.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[str | None, typer.Option(help=f"{_DATA_FORMS}; see above.")] = None,
     modalities: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
@@ -165,9 +172,10 @@ def fit(
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
     best = run.epochs[run.best_epoch - 1]
+    loss_found = f"{best['validation_loss']:.4f} {run.method.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
-        f"validation loss {best['validation_loss']:.4f} nats; {time.perf_counter() - started:.0f} s\n"
+        f"validation loss {loss_found}; {time.perf_counter() - started:.0f} s\n"
         f"the run's folder is {folder}; next: mibfast evaluate {folder}"
     )
 

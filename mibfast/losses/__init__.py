@@ -2,6 +2,7 @@
 
 from mibfast.losses.barlow_twins import BarlowTwinsLoss
 from mibfast.losses.info_nce import InfoNCELoss
+from mibfast.losses.learned_projector import LearnedProjectorOVAIBLoss
 from mibfast.losses.ova_ib import OVAIBLoss
 from mibfast.losses.pairwise_clip import PairwiseCLIPIBLoss, PairwiseCLIPLoss
 from mibfast.losses.siglip import SigLIPLoss
@@ -12,6 +13,7 @@ __all__ = [
     "BarlowTwinsLoss",
     "GRAMLoss",
     "InfoNCELoss",
+    "LearnedProjectorOVAIBLoss",
     "OVAIBLoss",
     "PairwiseCLIPIBLoss",
     "PairwiseCLIPLoss",

@@ -13,7 +13,14 @@ __all__ = ["top_k"]
 
 _NAME = "top_k"
 # The scores of `kernels/retrieval`, and the shape of their queries.
-_QUERIES = {"inner_product": "Q d", "cosine": "Q d", "ridge_projection": "Q K d"}
+_QUERIES = {
+    "inner_product": "Q d",
+    "cosine": "Q d",
+    "ridge_projection": "Q K d",
+    "gram_volume": "Q K d",
+    "triangle_area": "Q 2 d",
+    "symile": "Q K d",
+}
 
 
 def top_k(
@@ -25,25 +32,35 @@ def top_k(
     ridge: float = 1e-8,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Find the k candidates that score highest for each query, without ever holding all scores.
+    r"""Find the k candidates that score best for each query, without ever holding all scores.
 
     .. math:: \text{inner product: } q_i \cdot k_c, \qquad \text{cosine: } \cos(q_i, k_c), \qquad
-        \text{ridge projection: } \cos(k_c, P_i k_c)
+        \text{ridge projection: } \cos(k_c, P_i k_c),
+
+    .. math:: \text{Gram volume: } \sqrt{\det G(\hat k_c, \hat q_{i1}, \dots, \hat q_{iK})}, \qquad
+        \text{triangle area: } A(\hat k_c, \hat q_{i1}, \hat q_{i2}), \qquad
+        \text{Symile: } k_c \cdot (q_{i1} \odot \dots \odot q_{iK})
+
+    with :math:`\hat x = x / |x|`. The highest are the best, but the lowest of volumes and areas.
 
     Candidates stream by in blocks, of which each query keeps its k best: any number of them in O(Q k) memory and one
     block. The result depends neither on blocks nor on threads. It is a choice, and has no gradient.
 
     Parameters
     ----------
-    query : Tensor [Q, d], or [Q, K, d] for `"ridge_projection"`
-        float64, float32, bfloat16 or float16, any strides. With K embeddings a query, :math:`P_i` is the ridge
-        projector on their span: OVA-IB's retrieval, see :func:`projection_score`.
+    query : Tensor [Q, d], or [Q, K, d]
+        float64, float32, bfloat16 or float16, any strides. The last four scores take K >= 1 embeddings a query, two for
+        `"triangle_area"`: those of the modalities at hand, where the candidates are of one that is missing.
     key : Tensor [C, d]
         The candidates, of the same dtype.
     k : int
         In [1, C].
-    score : {"inner_product", "cosine", "ridge_projection"}
-        The cosine with a vector of zeros is 0.
+    score : {"inner_product", "cosine", "ridge_projection", "gram_volume", "triangle_area", "symile"}
+        `"ridge_projection"` is OVA-IB's, see :func:`projection_score`, with :math:`P_i` the ridge projector on the span
+        of the query's embeddings; `"gram_volume"` GRAM's, see :func:`gram_volume`; `"triangle_area"` TRIANGLE's, see
+        :func:`triangle_area`; `"symile"` Symile's multilinear inner product, of embeddings as they come. The cosine
+        with a vector of zeros is 0, and so is a volume with one, which makes it the best. In float32 a candidate's
+        distance to a context's span is a difference of unit squares: below 3e-4 it is not told from zero.
     ridge : float
         :math:`\lambda \ge 0` of the projection, see :func:`ridge_projection`.
     backend : str, optional
@@ -60,7 +77,8 @@ def top_k(
     Raises
     ------
     TypeError, ValueError
-        For shapes that do not match, unequal dtypes or devices, k > C, an unknown score, or a negative ridge.
+        For shapes that do not match, other than two embeddings a query for `"triangle_area"`, unequal dtypes or
+        devices, k > C, an unknown score, or a negative ridge.
 
     Examples
     --------
@@ -69,9 +87,13 @@ def top_k(
     >>> values, indices = F.top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 0.0]]), 2)
     >>> values, indices
     (tensor([[3., 2.]]), tensor([[1, 2]]))
+    >>> F.top_k(torch.eye(3)[None, :2], torch.tensor([[0.0, 0.0, 1.0], [3.0, 0.0, 4.0]]), 1, score="gram_volume")
+    (tensor([[0.8000]]), tensor([[1]]))
     """
     _check.choice(_NAME, "score", score, tuple(_QUERIES))
     _check.tensor(_NAME, "query", query, _QUERIES[score])
+    if score == "triangle_area":
+        _check.size(_NAME, "query", query, 1, 2)
     _check.tensor(_NAME, "key", key, "C d")
     _check.alike(_NAME, query=query, key=key)
     _check.same_dimension(_NAME, query=query, key=key)

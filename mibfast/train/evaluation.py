@@ -298,7 +298,8 @@ def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str,
 def loss_step_milliseconds(method: Method, embeddings: Mapping[str, Tensor], rounds: int = 30) -> dict[str, float]:
     """Median milliseconds of forward and backward of the loss, fused and as eager PyTorch, interleaved."""
     views = {name: z.detach().clone().requires_grad_() for name, z in embeddings.items()}
-    steps = {"fused": method.loss(), "eager": method.loss(backend="reference")}
+    sizes = len(views), next(iter(views.values())).shape[1]
+    steps = {"fused": method.loss(*sizes), "eager": method.loss(*sizes, backend="reference")}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, loss in steps.items():

@@ -110,7 +110,7 @@ def fit(
     Parameters
     ----------
     method : str
-        `"ova-ib"`, `"clip"` or `"clip-ib"`.
+        One of :data:`mibfast.train.METHODS`: `"ova-ib"`, `"clip"`, `"gram"`, ...
     data : str or MultimodalData
         A name for :func:`mibfast.data.load`, or data at hand, which then decide modalities and splits.
     output : str or Path, optional
@@ -178,8 +178,12 @@ class _Fitting:
         self.pictures = pictures
         self.config, self.folder, self.report = config, folder, report
         self.method = method(config.method)
-        self.method.loss(**config.loss)
+        # Before data are read, which can take long, with the fewest modalities there are; then with those of the data.
+        with isolate_rng():
+            self.method.loss(2, config.features, **config.loss)
         self.data = open_data(config, data)
+        with isolate_rng():
+            self.method.refuse_misfit(list(self.data.views), config.features, **config.loss)
         _refuse_large_batches(self.data, config.batch_size)
         self.fingerprint = self.data.fingerprint()
 
@@ -228,7 +232,7 @@ class _Fitting:
             encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth)
             return AlignmentModule(
                 encoders,
-                self.method.loss(**config.loss),
+                self.method.loss(len(encoders), config.features, **config.loss),
                 config.features,
                 config.learning_rate,
                 config.weight_decay,
@@ -286,7 +290,8 @@ class _Fitting:
         self.report.say("drawing learning curves and test embeddings")
         title = self.method.title
         curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
-        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path))
+        unit = self.method.unit
+        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
         chosen = run.data.indices("test")[: _PICTURED_POINTS // len(run.data.views)]
         (embeddings,) = run.embed_in_parts(chosen)
         labels = None if run.data.labels is None else run.data.labels[chosen.numpy()]
@@ -350,7 +355,7 @@ def open_run(
     weights = folder.read_weights()
     module = AlignmentModule(
         build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders, config.depth),
-        method(config.method).loss(**config.loss),
+        method(config.method).loss(len(shapes), config.features, **config.loss),
         config.features,
         config.learning_rate,
         config.weight_decay,

@@ -31,7 +31,7 @@ def _save(figure: Any, path: Path) -> None:
     _pyplot().close(figure)
 
 
-def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, unit: str = "nats") -> None:
     """Draw training and validation loss by epoch, a panel for each method's title; a ring marks the lowest."""
     plt = _pyplot()
     figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False, layout="constrained")
@@ -42,7 +42,7 @@ def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], pa
             )
         best = int(np.argmin(splits["validation"]))
         axes.plot(best + 1, splits["validation"][best], "o", color=_ORANGE, markerfacecolor="none", label="kept")
-        axes.set(title=title, xlabel="epoch", ylabel="loss (nats)")
+        axes.set(title=title, xlabel="epoch", ylabel=f"loss ({unit})" if unit else "loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

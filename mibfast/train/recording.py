@@ -35,7 +35,8 @@ class Recording(Checkpoint):
     Attributes
     ----------
     epochs : list of dict
-        A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `seconds`, `loading_seconds`, in nats.
+        A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `seconds`, `loading_seconds`; losses in
+        the method's unit.
     best_weights : dict
         Of the epoch with the lowest validation loss.
     step : int
