@@ -24,3 +24,12 @@ def wrong_shape(shape: tuple[int, ...], features: int) -> nn.Module:
 
 def no_module(shape: tuple[int, ...], features: int) -> str:
     return "no module"
+
+
+def tied(shape: tuple[int, ...], features: int) -> nn.Module:
+    layer = nn.Linear(shape[0], shape[0])
+    return nn.Sequential(layer, layer, nn.Linear(shape[0], features))
+
+
+def broken(shape: tuple[int, ...], features: int) -> nn.Module:
+    raise ZeroDivisionError

@@ -169,7 +169,6 @@ def bad(folder: Path, **changed: np.ndarray | None) -> str:
         ({"text": np.array(["a"] * 60)}, "modality 'text' must hold real numbers, got dtype <U1"),
         ({"y": np.zeros(60)}, "modality 'y' must be [N, ...], got shape [60]; labels belong under the name 'labels'"),
         ({"text": np.zeros((60, 0))}, "modality 'text' is empty, of shape [60, 0]"),
-        ({"text": None, "image": None}, "alignment needs at least 2 modalities, got audio"),
         ({"text": None, "image": None, "audio": None}, "no modalities; expected an array [N, ...]"),
         ({"labels": np.array([0.5] * 59 + [np.nan])}, "labels hold NaN or infinity at [59]"),
         ({"labels": np.zeros((60, 2), int)}, "labels must be [N], or [N, K] floats; got shape [60, 2], int64"),
@@ -178,6 +177,8 @@ def bad(folder: Path, **changed: np.ndarray | None) -> str:
             {"split": np.array(["train"] * 59 + ["dev"])},
             "split must be [N] of 'train', 'validation' or 'test', got 'dev'",
         ),
+        ({"split": np.arange(60)}, "split must be [N] strings 'train', 'validation' or 'test', got shape [60], int64"),
+        ({"split": np.array([["train"]] * 60)}, "got shape [60, 1], <U5"),
         ({"a.b": np.zeros((60, 2))}, "a modality cannot be called 'a.b'; give it another name"),
         ({"train": np.zeros((60, 2))}, "a modality cannot be called 'train'"),
     ],
@@ -195,6 +196,24 @@ def test_what_is_not_finite_is_found_wherever_it_is(tmp_path, value, kind) -> No
     audio[57, 11, 2] = value
     with pytest.raises(data.DataError, match=rf"modality 'audio' holds {kind} at \[57, 11, 2\]"):
         data.load(bad(tmp_path, audio=audio)).statistics()
+
+
+def test_a_spread_that_float32_cannot_hold_is_refused(tmp_path) -> None:
+    for scale in (1e200, 1e-42):
+        with pytest.raises(data.DataError, match=r"modality 'text' has standard deviations .* rescale it"):
+            data.load(bad(tmp_path, text=arrays()["text"] * scale)).statistics()
+
+
+def test_what_is_not_asked_for_need_not_be_usable(tmp_path) -> None:
+    name = bad(tmp_path, ids=np.arange(60), notes=np.array([{}] * 60, dtype=object))
+    assert [*data.load(name, modalities=["text", "audio"]).views] == ["text", "audio"]
+
+
+def test_data_without_a_split_are_whole(tmp_path) -> None:
+    found = data.from_arrays({"a": np.zeros((1, 3))}, split=None)
+    assert found.indices("all").tolist() == [0]
+    with pytest.raises(data.DataError, match="unknown split 'test'"):
+        found.indices("test")
 
 
 def test_bad_places_are_refused(tmp_path) -> None:
@@ -231,7 +250,6 @@ def test_bad_choices_are_refused() -> None:
     for arguments, message in (
         ({"modalities": ["pixels", "profile"]}, "no modality 'profile'; did you mean 'profiles'?"),
         ({"modalities": ["pixels", "xyz"]}, "no modality 'xyz'; expected one of 'pixels', 'frequencies', 'profiles'"),
-        ({"modalities": ["pixels"]}, "at least 2 modalities, got pixels"),
         ({"modalities": ["pixels", "pixels"]}, "named twice in pixels,pixels"),
         ({"split": (0.5, 0.5)}, "three positive fractions with sum 1, for training, validation and test; got 0.5, 0.5"),
         ({"split": (0.5, 0.5, 0.5)}, "three positive fractions"),

@@ -68,7 +68,8 @@ def test_every_combination_and_every_query(runs) -> None:
 
 def test_settings_can_be_chosen_without_the_test_split(runs) -> None:
     found = evaluate(runs[0], probes=["linear"], split="validation", **QUIET)
-    assert (found.about["split"], found.about["samples"]) == ("validation", 40)
+    assert found.about["split"] == "validation"
+    assert {row["samples"] for row in found.rows} == {40}
     assert "over validation samples" in found.interval
     assert found.rows != evaluate(runs[0], probes=["linear"], **QUIET).rows
     with pytest.raises(train.RunError, match="not on 'train'"):
@@ -96,6 +97,20 @@ def test_intervals_over_seeds_are_student_s(runs) -> None:
     other = train.fit("ova-ib", runs[0].config.data, seed=3, **{**SETTINGS, "epochs": 1})
     with pytest.raises(train.RunError, match="may differ in their seed alone, but: epochs 3 and not 1"):
         evaluate([runs[0], other], **QUIET)
+
+
+def test_one_run_twice_is_not_two_seeds(runs) -> None:
+    with pytest.raises(train.RunError, match="must be of different seeds, got 0, 0"):
+        evaluate([runs[0], runs[0]], **QUIET)
+
+
+def test_one_modality_and_few_samples_can_be_embedded(runs, tmp_path, capsys) -> None:
+    np.savez(tmp_path / "one.npz", a=views()["a"][:2])
+    arguments = ["embed", str(runs[0].path), "--data", f"npz:{tmp_path / 'one.npz'}", "--output", f"{tmp_path}/e.npz"]
+    assert command(arguments) == 0
+    with torch.no_grad():
+        expected = runs[0].module({"a": torch.from_numpy(views()["a"][:2])})["a"]
+    assert np.array_equal(np.load(tmp_path / "e.npz")["a"], expected.numpy())
 
 
 def test_the_bootstrap_covers_the_truth() -> None:
@@ -261,14 +276,14 @@ def test_the_command_leaves_a_table_csv_json_and_a_picture(runs, tmp_path, capsy
     assert "linear probe" in out
     assert "a+b+c" in out
     assert "95% bootstrap intervals over test samples" in out
-    with open(path / "evaluation" / "evaluation.csv") as file:
+    with open(path / "evaluation" / "test" / "evaluation.csv") as file:
         rows = list(csv.DictReader(file))
-    content = json.loads((path / "evaluation" / "evaluation.json").read_text())
+    content = json.loads((path / "evaluation" / "test" / "evaluation.json").read_text())
     assert [float(row["value"]) for row in rows] == [row["value"] for row in content["rows"]]
-    assert content["retrieval_pool"] == 40
+    assert {row["samples"] for row in content["rows"]} == {40}
     import matplotlib.image
 
-    assert matplotlib.image.imread(path / "evaluation" / "evaluation.png").std() > 0.01
+    assert matplotlib.image.imread(path / "evaluation" / "test" / "evaluation.png").std() > 0.01
     seeds = [str(run.path) for run in runs]
     assert command(["evaluate", *seeds, "--probe", "none", "--output", str(tmp_path / "three")]) == 0
     assert json.loads((tmp_path / "three" / "evaluation.json").read_text())["runs"] == seeds

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_a_run_leaves_all_that_it_promises(npz, tmp_path) -> None:
     run = train.fit("ova-ib", npz, output=tmp_path / "run", **SMALL)
-    assert sorted(p.name for p in tmp_path.joinpath("run").iterdir()) == [
+    # TensorBoard's, where it is installed, has a test of its own; the lock stays.
+    names = {p.name for p in tmp_path.joinpath("run").iterdir()} - {"tensorboard", ".lock"}
+    assert sorted(names) == [
         "config.json",
         "embeddings.png",
         "learning_curves.png",
@@ -148,7 +151,7 @@ def test_a_run_that_was_killed_while_it_closed_can_be_closed(npz, tmp_path, monk
         (tmp_path / place / ".weights.safetensors.partial").write_bytes(b"half")
         train.fit("ova-ib", npz, output=tmp_path / place, resume=True, **SMALL)
         assert weights(tmp_path / place) == weights(tmp_path / "whole")
-        assert not list((tmp_path / place).glob(".*"))
+        assert [p.name for p in (tmp_path / place).glob(".*")] == [".lock"]
     # Once more, and it is left as it is.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "whole").iterdir()}
     again = train.fit("ova-ib", npz, output=tmp_path / "whole", resume=True, **SMALL)
@@ -232,7 +235,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(npz, tmp_path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert weights(path) == whole
-    assert not list(path.glob(".*"))
+    assert [p.name for p in path.glob(".*")] == [".lock"]
     train.open_run(path)
 
 
@@ -351,6 +354,12 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
         (npz, {"learning_rate": float("nan")}, "learning_rate must be a finite number of at least 0, got nan"),
         (npz, {"batch_size": 1}, "batch_size must be at least 2"),
         (npz, {"modalities": "ab"}, "modalities must be a list, got 'ab'"),
+        (npz, {"modalities": ["a"]}, "alignment needs at least 2 modalities, got a"),
+        (npz, {"encoders": {"a": 3}}, "encoders must map names to names, got 'a': 3"),
+        (npz, {"encoders": {"a": "dropout_encoder:broken"}}, "raised ZeroDivisionError"),
+        (npz, {"loss": {"backend": "cuda"}}, "a run's backend is not an option of its loss"),
+        (npz, {"seed": 2**32}, "seed must be less than"),
+        (npz, {"split": (float("nan"), 0.2, 0.2)}, "split must hold finite numbers"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             train.fit("ova-ib", name, output=tmp_path / "run", **{**SMALL, **settings})
@@ -428,6 +437,59 @@ def test_what_would_execute_code_is_not_loaded(npz, tmp_path, monkeypatch) -> No
     with pytest.raises(train.RunError, match=r"resume\.pt is damaged"):
         train.fit("ova-ib", npz, output=tmp_path / "run", resume=True, **SMALL)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_flipped_bit_is_noticed(npz, tmp_path, monkeypatch) -> None:
+    train.fit("ova-ib", npz, output=tmp_path / "whole", **{**SMALL, "epochs": 1})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        with pytest.raises(StoppedError):
+            train.fit("ova-ib", npz, output=tmp_path / "run", **SMALL)
+    for path in (tmp_path / "whole" / "weights.safetensors", tmp_path / "run" / "resume.pt"):
+        whole = path.read_bytes()
+        for share in (0.3, 0.5, 0.8):
+            hurt = bytearray(whole)
+            hurt[int(share * len(whole))] ^= 4
+            path.write_bytes(hurt)
+            opening = partial(train.open_run, path.parent)
+            if path.name == "resume.pt":
+                opening = partial(train.fit, "ova-ib", npz, output=path.parent, resume=True, **SMALL)
+            with pytest.raises(train.RunError, match="is damaged"):
+                opening()
+        path.write_bytes(whole)
+    train.open_run(tmp_path / "whole")
+
+
+def test_a_run_is_not_opened_on_data_or_splits_that_it_was_not_trained_on(npz, tmp_path) -> None:
+    split_otherwise = data.load(npz, seed=5)
+    train.fit("clip", split_otherwise, output=tmp_path / "run", **{**SMALL, "epochs": 1})
+    with pytest.raises(train.RunError, match="does not hold the data, or not in the splits, that the run in"):
+        train.open_run(tmp_path / "run")
+    assert len(train.open_run(tmp_path / "run", data=split_otherwise).embed("test")["a"]) == 20
+
+
+def test_encoders_that_share_weights_and_labels_that_are_formulas(tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    views = {name: generator.standard_normal((60, 4)) for name in "ab"}
+    arrays = data.from_arrays(views, np.array(["$_$", "x^"] * 30))
+    own = {"a": "dropout_encoder:tied"}
+    run = train.fit("clip", arrays, output=tmp_path / "run", encoders=own, **{**SMALL, "epochs": 1, "features": 1})
+    assert torch.equal(
+        train.open_run(tmp_path / "run", data=arrays, encoders=own).embed("test")["a"], run.embed("test")["a"]
+    )
+    assert (tmp_path / "run" / "embeddings.png").exists()
+
+
+def test_a_run_that_diverges_late_keeps_its_best_weights(npz, tmp_path, monkeypatch) -> None:
+    original = train.AlignmentModule.training_step
+
+    def diverging(self: train.AlignmentModule, batch: object, position: int) -> torch.Tensor:
+        return original(self, batch, position) * (float("nan") if self.trainer.current_epoch == 2 else 1.0)
+
+    monkeypatch.setattr(train.AlignmentModule, "training_step", diverging)
+    with pytest.raises(train.RunError, match=r"nan at step 15, .*; the run has ended with the weights of epoch"):
+        train.fit("ova-ib", npz, output=tmp_path / "run", **SMALL)
+    assert len(train.open_run(tmp_path / "run").epochs) == 2
 
 
 def test_encoders_of_ones_own_are_imported_only_where_they_are_named(npz, tmp_path) -> None:

@@ -155,8 +155,9 @@ def fit(
     settings = {} if config is None else read_settings(config)
     if resume and config is None and output is not None and (output / "config.json").exists():
         settings = read_settings(output / "config.json")
-        # What a folder names is not imported unless the command names it too.
-        settings["encoders"] = {key: name for key, name in settings.get("encoders", {}).items() if ":" not in name}
+    if isinstance(settings.get("encoders"), dict):
+        # What a file names is not imported unless the command names it too.
+        settings["encoders"] = {key: name for key, name in settings["encoders"].items() if ":" not in str(name)}
     settings.pop("method", None)
     settings.update({name: value for name, value in given.items() if value is not None})
     source = data or settings.pop("data", None)
@@ -189,7 +190,7 @@ def evaluate(
         str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {_DATA_FORMS}.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the results. [default: RUN/evaluation; none for several runs]")
+        Path | None, typer.Option(help="Folder of the results. [default: RUN/evaluation/SPLIT; none for several runs]")
     ] = None,
     probe: Annotated[str, typer.Option(metavar="linear|mlp|both|none", help="Probes of representations.")] = "both",
     task: Annotated[
@@ -201,7 +202,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="test|validation", help="Samples to score on; choose settings by validation alone.")
     ] = "test",
-    pool: Annotated[int, typer.Option(min=2, help="Candidates of retrieval, at most.")] = 1000,
+    pool: Annotated[int, typer.Option(min=2, max=10_000, help="Candidates of retrieval, at most.")] = 1000,
     encoder: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
@@ -226,17 +227,22 @@ def evaluate(
         if chosen not in valid:
             raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
     own = _pairs("--encoder", encoder or [])
+    place = output
+    if place is None and len(runs) == 1:
+        # Beside each other: what is found on one split, or on other data, does not replace what was found on another.
+        place = runs[0] / "evaluation" / (split if data is None else f"{split} of {Path(data.partition(':')[2]).name}")
     opened = [open_run(path, data=data, encoders=own) for path in runs]
-    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool, split=split)
-    place = output or (runs[0] / "evaluation" if len(runs) == 1 else None)
     if place is not None:
-        found.write(RunFolder(place))
+        RunFolder(place).check()
+    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool, split=split)
     console = Console()
     if not console.is_terminal:
         console.width = 160
     console.print(found.title)
     for table in _evaluation_tables(found):
         console.print(table)
+    if place is not None:
+        found.write(RunFolder(place))
     console.print(
         f"± half of {found.interval}" + (f"; written to {place}" if place else ""), style="dim", soft_wrap=True
     )
@@ -282,7 +288,8 @@ def embed(
     from mibfast.train import open_run
     from mibfast.train.embedding import write_embeddings
 
-    opened = open_run(run, data=data, encoders=_pairs("--encoder", encoder or []))
+    own = _pairs("--encoder", encoder or [])
+    opened = open_run(run, data=data, encoders=own, whole=split == "all")
     shapes = write_embeddings(opened, output, split=split, representations=representations)
     print(f"wrote {output}: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
 
@@ -340,6 +347,7 @@ def compare(
         "depth": depth,
         "learning_rate": learning_rate,
     }
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     folder = _folder(output, "compare")
     try:
         found = compare_methods(
@@ -349,7 +357,7 @@ def compare(
             seeds=seeds,
             tune=tune,
             combinations="every" if every_combination else "whole",
-            **{name: value for name, value in given.items() if value is not None},
+            **settings,
         )
     except KeyboardInterrupt:
         if (folder / "plan.json").exists():

@@ -74,6 +74,8 @@ class RunConfig:
         for name in ("epochs", "batch_size", "patience", "features", "depth"):
             self._check_integer(name, 1)
         self._check_integer("seed", 0)
+        if self.seed >= 2**32:
+            raise RunError(f"seed must be less than 2**32, got {self.seed}")
         if self.batch_size < 2:
             raise RunError("batch_size must be at least 2: a sample's negatives are the batch's other samples")
         for name in ("learning_rate", "checkpoint_minutes"):
@@ -85,12 +87,19 @@ class RunConfig:
         for name in ("encoders", "loss"):
             if not isinstance(getattr(self, name), Mapping):
                 raise RunError(f"{name} must be a mapping, got {getattr(self, name)!r}")
+        for name, encoder in self.encoders.items():
+            if not isinstance(name, str) or not isinstance(encoder, str):
+                raise RunError(f"encoders must map names to names, got {name!r}: {encoder!r}")
+        if "backend" in self.loss:
+            raise RunError("a run's backend is not an option of its loss; set MIBFAST_BACKEND")
         for name, kind in (("modalities", str), ("split", (int, float))):
             value = getattr(self, name)
             if value is None and name == "modalities":
                 continue
             if not isinstance(value, (list, tuple)) or not all(isinstance(x, kind) for x in value):
                 raise RunError(f"{name} must be a list, got {value!r}")
+            if name == "split" and not all(math.isfinite(x) for x in value):
+                raise RunError(f"split must hold finite numbers, got {list(value)}")
             # JSON has lists only.
             object.__setattr__(self, name, tuple(value))
 
@@ -114,6 +123,8 @@ class RunConfig:
     def differences(self, other: RunConfig) -> list[str]:
         """Say, setting by setting, where `other` has something else."""
         mine, theirs = self.to_json(), other.to_json()
+        # How often states are written changes nothing.
+        del mine["checkpoint_minutes"]
         return [f"{name} {mine[name]!r} and not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,12 @@ def write_embeddings(
     labels = None if run.data.labels is None else run.data.labels[indices.numpy()]
     if labels is not None and not (output.suffix == ".safetensors" and labels.dtype.kind == "U"):
         shapes["labels"] = labels.shape
+    in_file = output.suffix in (".npz", ".safetensors")
+    if in_file:
+        RunFolder(output.parent).check()
     with report.task("embedding", len(indices)) as task:
         parts = _reported(run.embed_in_parts(indices, representations=representations), task)
-        if output.suffix in (".npz", ".safetensors"):
+        if in_file:
             gathered: dict[str, list[NDArray[Any]]] = {name: [] for name in run.data.views}
             for part in parts:
                 for name, z in part.items():
@@ -118,9 +122,11 @@ def _write_folder(
 
 
 def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    # By an open file: a path would have .npz added.
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    # Not by numpy's savez, which takes a modality called "file" for its argument.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _save_npy(path: Path, array: NDArray[Any]) -> None:

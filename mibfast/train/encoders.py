@@ -82,7 +82,7 @@ def build_encoder(
     if ":" in name:
         return _imported(modality, tuple(shape), features, name)
     if name not in ENCODERS:
-        raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}, or 'module:callable'")
+        raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}")
     if name == "mlp":
         return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth))
     if len(shape) != 2:
@@ -98,12 +98,16 @@ def _imported(modality: str, shape: tuple[int, ...], features: int, name: str) -
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(place), attribute)
-    except (ImportError, ValueError, AttributeError) as error:
+    except Exception as error:
+        # A user's module can raise anything.
         raise RunError(f"{where} cannot be imported: {error}") from error
     finally:
         if added:
             sys.path.remove("")
-    encoder = factory(shape, features)
+    try:
+        encoder = factory(shape, features)
+    except Exception as error:
+        raise RunError(f"{where} raised {type(error).__name__}: {error}") from error
     if not isinstance(encoder, nn.Module):
         raise RunError(f"{where} returned {type(encoder).__name__}, not an nn.Module")
     training = encoder.training

@@ -5,3 +5,7 @@ from mibfast._check import InputError
 
 class RunError(InputError):
     """Settings, a run's folder or its training that cannot be used, said in one line."""
+
+
+class DivergedError(RunError):
+    """Training whose loss became infinite or NaN."""

@@ -28,6 +28,8 @@ from mibfast.train.progress import Report
 
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
+# All scores of a pool are in memory at a time.
+_LARGEST_POOL = 10_000
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 # Up to this many modalities every combination is looked at; of more, single ones, all but one, and all.
@@ -41,8 +43,8 @@ class Evaluation:
     Attributes
     ----------
     rows : list of dict
-        `task` ("linear probe", "MLP probe", "retrieval"), `modalities`, `metric`, `value`, and the ends `low` and
-        `high` of a 95% confidence interval.
+        `task` ("linear probe", "MLP probe", "retrieval"), `modalities`, `metric`, `value`, the ends `low` and `high` of
+        a 95% confidence interval, and the number of `samples` that were scored.
     title : str
     interval : str
         Of what the intervals are.
@@ -98,8 +100,9 @@ def evaluate(
     """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
 
     Probes are fitted to the training split's representations (before the projection heads) of every combination of
-    modalities, concatenated. Retrieval finds a sample's missing modality among a pool's by the method's own score of
-    any context of the other modalities; one candidate is right, so that mAP is MRR.
+    modalities, concatenated; of more than 20,000 samples a random choice is taken, in fitting and in scoring. Retrieval
+    finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities;
+    one candidate is right, so that mAP is MRR.
 
     Parameters
     ----------
@@ -135,6 +138,11 @@ def evaluate(
         raise RunError(f"combinations must be 'every' or 'whole', got {combinations!r}")
     if split not in ("test", "validation"):
         raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
+    if not 2 <= pool <= _LARGEST_POOL:
+        raise RunError(f"pool must be in [2, {_LARGEST_POOL}], got {pool}")
+    seeds = [run.config.seed for run in found]
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"runs evaluated together must be of different seeds, got {', '.join(map(str, seeds))}")
     for name in probes:
         if name not in PROBES:
             raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
@@ -170,8 +178,7 @@ def evaluate(
         "runs": [str(run.path) for run in found],
         "data": first.data.name,
         "split": split,
-        "samples": len(first.data.indices(split)),
-        "retrieval_pool": min(pool, len(first.data.indices(split))) if retrieval else None,
+        "samples_of_split": len(first.data.indices(split)),
         "date": datetime.date.today().isoformat(),
         "mibfast": mibfast.info()["versions"],
     }
@@ -210,13 +217,6 @@ def _queries(names: Sequence[str], which: str) -> list[tuple[str, tuple[str, ...
     return sorted(queries, key=lambda query: len(query[1]))
 
 
-def _some(indices: Tensor, limit: int, seed: int = 0) -> Tensor:
-    if len(indices) <= limit:
-        return indices
-    chosen = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:limit]
-    return indices[chosen].sort().values
-
-
 def _gathered(run: Run, indices: Tensor, *, representations: bool) -> dict[str, Tensor]:
     parts = list(run.embed_in_parts(indices, representations=representations))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -226,9 +226,10 @@ def _probed(
     run: Run, task: str, probes: Sequence[str], scored: str, which: str
 ) -> Iterator[tuple[tuple[str, str], Probed]]:
     assert run.data.labels is not None
+    _refuse_labels_without_spread(run.data.name, run.data.labels[run.data.indices("train").numpy()], task)
     splits = {}
     for split in ("train", scored):
-        chosen = _some(run.data.indices(split), _PROBED_SAMPLES)
+        chosen = run.data.sample(split, _PROBED_SAMPLES)
         labels = run.data.labels[chosen.numpy()]
         if task == "regression":
             labels = labels.astype(np.float64)
@@ -242,8 +243,13 @@ def _probed(
             yield (title, "+".join(names)), probe(kind, task, train, test, run.config.seed)
 
 
+def _refuse_labels_without_spread(data: str, labels: NDArray[Any], task: str) -> None:
+    if (np.ptp(labels, axis=0) == 0).any() if task == "regression" else len(np.unique(labels)) < 2:
+        raise DataError(f"{data}: labels do not vary in the training split, so there is nothing to probe")
+
+
 def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed]]:
-    chosen = _some(run.data.indices(split), pool)
+    chosen = run.data.sample(split, pool)
     embeddings = _gathered(run, chosen, representations=False)
     for missing, context in _queries(list(embeddings), which):
         scores = run.method.retrieval_score(embeddings[missing], [embeddings[name] for name in context])
@@ -290,6 +296,7 @@ def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str,
                     "value": float(np.mean(values)),
                     "low": float(low),
                     "high": float(high),
+                    "samples": len(outcomes[0].metrics[metric][0]),
                 }
             )
     return rows

@@ -23,7 +23,7 @@ from mibfast.data import DataError, MultimodalData, load
 from mibfast.train.alignment import AlignmentModule
 from mibfast.train.config import RunConfig, absolute_data, checked_names
 from mibfast.train.encoders import build_encoders
-from mibfast.train.errors import RunError
+from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, RunFolder
 from mibfast.train.methods import Method, method
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves
@@ -159,9 +159,17 @@ def fit(
 
 
 def _refuse_another_config(folder: RunFolder, given: RunConfig) -> None:
-    differences = RunConfig(**folder.read_config()["settings"]).differences(given)
+    differences = _described_config(folder).differences(given)
     if differences:
         raise RunError(f"{folder.path} is a run of another config: it has {', '.join(differences)}")
+
+
+def _described_config(folder: RunFolder) -> RunConfig:
+    place = folder.path / CONFIG
+    try:
+        return RunConfig(**checked_names(folder.read_config()["settings"], str(place)))
+    except TypeError as error:
+        raise RunError(f"{place} is damaged: {error}") from error
 
 
 class _Fitting:
@@ -182,6 +190,10 @@ class _Fitting:
         with isolate_rng():
             self.method.loss(2, config.features, **config.loss)
         self.data = open_data(config, data)
+        if len(self.data.views) < 2:
+            raise DataError(
+                f"{self.data.name}: alignment needs at least 2 modalities, got {', '.join(self.data.views)}"
+            )
         with isolate_rng():
             self.method.refuse_misfit(list(self.data.views), config.features, **config.loss)
         _refuse_large_batches(self.data, config.batch_size)
@@ -202,21 +214,41 @@ class _Fitting:
         if not folder.begun:
             folder.create()
         with folder.locked():
+            if folder.ended:
+                raise RunError(f"another process has ended the run in {folder.path} meanwhile")
             if not folder.begun:
                 folder.write_json(CONFIG, self._description())
-            recording = Recording(self.config, folder.write_state)
+            recording = Recording(self.config)
+
+            def save(state: Mapping[str, Any]) -> None:
+                folder.write_state(state)
+                if recording.epochs:
+                    folder.write_table(METRICS_TABLE, recording.epochs)
+
+            recording.save = save
             state = folder.read_state()
             if state is not None:
                 recording.restore(state)
                 _load_weights(module, recording.weights, f"{folder.path / RESUME}")
                 self.report.say(f"going on after step {recording.step}, in epoch {len(recording.epochs) + 1}")
-            run = self._trained(module, recording)
+            try:
+                run = self._trained(module, recording)
+            except DivergedError as error:
+                if not recording.epochs:
+                    raise
+                # To go on would end the same way: the run ends here, with what is best so far.
+                run = self._kept(module, recording)
+                self._finish(folder, run)
+                raise RunError(f"{error}; the run has ended with the weights of epoch {run.best_epoch}") from error
             self._finish(folder, run)
         return run
 
     def _trained(self, module: AlignmentModule, recording: Recording) -> Run:
         if not recording.over:
             self._train(module, recording)
+        return self._kept(module, recording)
+
+    def _kept(self, module: AlignmentModule, recording: Recording) -> Run:
         module.load_state_dict(recording.best_weights)
         path = self.folder.path if self.folder else None
         return Run(module.cpu().eval(), self.data, self.config, recording.epochs, recording.best_epoch, path)
@@ -279,11 +311,18 @@ class _Fitting:
                 trainer.fit(module, datamodule=EpochsOfData(self.data, config, recording))
 
     def _finish(self, folder: RunFolder, run: Run) -> None:
-        folder.write_weights(run.module.state_dict())
+        checksum = folder.write_weights(run.module.state_dict())
         folder.write_table(METRICS_TABLE, run.epochs)
         if self.pictures:
-            self._draw(folder, run)
-        folder.write_json(METRICS, {"best_epoch": run.best_epoch, "epochs": list(run.epochs)})
+            try:
+                self._draw(folder, run)
+            except (ValueError, RuntimeError, ArithmeticError) as error:
+                if isinstance(error, RunError):
+                    raise
+                # What cannot be drawn is no reason to lose a run.
+                self.report.say(f"no picture: {error}")
+        metrics = {"best_epoch": run.best_epoch, "weights_sha256": checksum, "epochs": list(run.epochs)}
+        folder.write_json(METRICS, metrics)
         folder.remove_state()
 
     def _draw(self, folder: RunFolder, run: Run) -> None:
@@ -292,7 +331,7 @@ class _Fitting:
         curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
         unit = self.method.unit
         folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
-        chosen = run.data.indices("test")[: _PICTURED_POINTS // len(run.data.views)]
+        chosen = run.data.sample("test", _PICTURED_POINTS // len(run.data.views))
         (embeddings,) = run.embed_in_parts(chosen)
         labels = None if run.data.labels is None else run.data.labels[chosen.numpy()]
         folder.write("embeddings.png", lambda path: draw_embeddings({title: embeddings}, labels, path))
@@ -318,7 +357,11 @@ def open_data(config: RunConfig, data: str | MultimodalData | None = None) -> Mu
 
 
 def open_run(
-    path: str | Path, *, data: str | MultimodalData | None = None, encoders: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    data: str | MultimodalData | None = None,
+    encoders: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> Run:
     """Open the folder of a run that has ended. Nothing that it holds is executed.
 
@@ -329,22 +372,28 @@ def open_run(
         Other data than the run's: of all its modalities or of some, in the shapes that it was trained on.
     encoders : mapping from a modality's name to "module:callable", optional
         Must name a user's own encoders once more, since opening the run imports them.
+    whole : bool
+        Do not split other data at random: they have `"all"` samples only, and may be few.
 
     Raises
     ------
     RunError
-        For a folder that holds no run that has ended, that is damaged or of another version.
+        For a folder that holds no run that has ended, that is damaged or of another version, or whose data are no
+        longer what it was trained on.
     DataError
         For data that cannot be used or do not fit.
     """
     folder = RunFolder(Path(path))
     described = folder.read_config()
     metrics = folder.read_metrics()
+    config = _described_config(folder)
     try:
-        config = RunConfig(**checked_names(described["settings"], str(folder.path / CONFIG)))
-        shapes = {str(name): tuple(shape) for name, shape in described["data"]["shapes"].items()}
-        epochs, best_epoch = metrics["epochs"], metrics["best_epoch"]
-    except (KeyError, TypeError, AttributeError) as error:
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in described["data"]["shapes"].items()}
+        if any(size < 1 for shape in shapes.values() for size in shape):
+            raise ValueError("shapes must be positive")
+        epochs, best_epoch, checksum = metrics["epochs"], metrics["best_epoch"], metrics["weights_sha256"]
+        fingerprint = described["data"]["fingerprint"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder.path / CONFIG} is damaged: {error}") from error
     for name, encoder in config.encoders.items():
         if ":" in encoder and (encoders or {}).get(name) != encoder:
@@ -352,7 +401,7 @@ def open_run(
                 f"{folder.path} was trained with an encoder of its own; to have it imported, "
                 f"give it once more: --encoder {name}={encoder}"
             )
-    weights = folder.read_weights()
+    weights = folder.read_weights(checksum)
     module = AlignmentModule(
         build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders, config.depth),
         method(config.method).loss(len(shapes), config.features, **config.loss),
@@ -361,7 +410,17 @@ def open_run(
         config.weight_decay,
     )
     _load_weights(module, weights, str(folder.path))
-    found = _fitting_data(open_data(dataclasses.replace(config, modalities=None), data), shapes, given=data is not None)
+    if data is None:
+        found = open_data(config)
+        if found.fingerprint() != fingerprint:
+            raise RunError(
+                f"{found.name} does not hold the data, or not in the splits, that the run in {folder.path} was "
+                "trained on; give the data to use"
+            )
+    else:
+        other = dataclasses.replace(config, modalities=None)
+        found = load(data, config.seed, split=None) if whole and isinstance(data, str) else open_data(other, data)
+    found = _fitting_data(found, shapes)
     return Run(module.eval(), found, config, epochs, best_epoch, folder.path)
 
 
@@ -377,9 +436,9 @@ def _placeholders(
     return found
 
 
-def _fitting_data(data: MultimodalData, shapes: Mapping[str, tuple[int, ...]], *, given: bool) -> MultimodalData:
+def _fitting_data(data: MultimodalData, shapes: Mapping[str, tuple[int, ...]]) -> MultimodalData:
     names = [name for name in shapes if name in data.views]
-    if not names or (not given and len(names) < len(shapes)):
+    if not names:
         raise DataError(
             f"{data.name}: has none of the run's modalities {', '.join(shapes)}; got {', '.join(data.views)}"
         )

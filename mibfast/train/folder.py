@@ -12,10 +12,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +62,13 @@ class RunFolder:
         if any(not name.startswith(".") for name in os.listdir(self.path)):
             raise RunError(f"{self.path} exists and is not empty; choose another folder")
 
+    def check(self) -> None:
+        """Raise RunError where nothing can be written into the folder, before there is anything to write."""
+        with self._writing(""):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError(errno.EACCES, "Permission denied")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; RunError where another one does."""
@@ -69,13 +79,10 @@ class RunFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"{self.path} is in use by another process") from error
-            try:
-                self._sweep()
-                yield
-            finally:
-                with suppress(OSError):
-                    os.unlink(self.path / ".lock")
+            self._sweep()
+            yield
         finally:
+            # The file stays: who else has opened it would otherwise lock one that is no longer there.
             os.close(handle)
 
     def _sweep(self) -> None:
@@ -132,12 +139,14 @@ class RunFolder:
         writer.writerows(rows)
         self.write(name, lambda path: path.write_text(text.getvalue()))
 
-    def write_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights as safetensors; see :meth:`write`."""
+    def write_weights(self, weights: Mapping[str, Tensor]) -> str:
+        """Write the weights as safetensors, see :meth:`write`, and return their SHA-256."""
         from safetensors.torch import save
 
-        content = save({name: x.detach().cpu().contiguous() for name, x in weights.items()})
+        # Cloned: encoders may share weights, of which the file holds one copy each.
+        content = save({name: x.detach().cpu().clone().contiguous() for name, x in weights.items()})
         self.write(WEIGHTS, lambda path: path.write_bytes(content))
+        return hashlib.sha256(content).hexdigest()
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write the state to resume from; see :meth:`write`."""
@@ -178,16 +187,19 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from error
 
-    def read_weights(self) -> dict[str, Tensor]:
-        """Return the weights; RunError where they are not there or damaged."""
+    def read_weights(self, sha256: str | None = None) -> dict[str, Tensor]:
+        """Return the weights; RunError where they are not there, or damaged: of another SHA-256."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         path = self.path / WEIGHTS
         if not path.exists():
             raise RunError(f"{self.path} has no {WEIGHTS}: the run has not ended, or the file was removed")
         try:
-            found: dict[str, Tensor] = load_file(path)
+            content = path.read_bytes()
+            if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+                raise RunError(f"{path} is damaged: its bytes are not those that were written")
+            found: dict[str, Tensor] = load(content)
         except (SafetensorError, OSError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
         return found
@@ -198,9 +210,16 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            with zipfile.ZipFile(path) as archive:
+                # torch does not compare checksums.
+                hurt = archive.testzip()
+            if hurt is not None:
+                raise RunError(f"{path} is damaged: {hurt} has another checksum")
             found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
             # What a damaged file makes torch raise depends on where the damage is.
+            if isinstance(error, RunError):
+                raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"{path} is damaged: {reason}") from error
         return found

@@ -20,6 +20,8 @@ def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    # Names are of the user's data, and no formulas.
+    mpl.rcParams["text.parse_math"] = False
     import matplotlib.pyplot as plt
 
     return plt
@@ -74,7 +76,9 @@ def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDAr
         unit = [(z / z.norm(dim=1, keepdim=True).clamp(min=1e-30)).numpy() for z in views.values()]
         stacked, n = np.concatenate(unit), len(unit[0])
         perplexity = min(30.0, (len(stacked) - 1) / 3)
-        points = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500).fit_transform(stacked)
+        points = TSNE(
+            init="pca" if stacked.shape[1] > 1 else "random", random_state=0, perplexity=perplexity, max_iter=500
+        ).fit_transform(stacked)
         for position, name in enumerate(views):
             part, marker = points[position * n : (position + 1) * n], _MARKERS[position % len(_MARKERS)]
             paint = {"color": _BLUE} if codes is None else {"c": codes, "cmap": colours, **shades}

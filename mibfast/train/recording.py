@@ -17,7 +17,7 @@ from torch import Tensor
 from mibfast.data import MultimodalData
 from mibfast.train.batches import Batches, shuffled
 from mibfast.train.config import RunConfig
-from mibfast.train.errors import RunError
+from mibfast.train.errors import DivergedError, RunError
 
 
 class Recording(Checkpoint):
@@ -34,6 +34,7 @@ class Recording(Checkpoint):
 
     Attributes
     ----------
+    save : callable or None
     epochs : list of dict
         A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `seconds`, `loading_seconds`; losses in
         the method's unit.
@@ -41,17 +42,18 @@ class Recording(Checkpoint):
         Of the epoch with the lowest validation loss.
     step : int
         Number of batches that were trained on.
-    batches : Batches
+    batches, validation_batches : Batches
         Of the current epoch.
     """
 
     def __init__(self, config: RunConfig, save: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self._config = config
-        self._save = save
+        self.save = save
         self.epochs: list[dict[str, float]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.step = 0
         self.batches: Batches
+        self.validation_batches: Batches
         self._losses: list[float] = []
         self._validation_losses: list[float] = []
         self._spent = self._waited = 0.0
@@ -81,17 +83,21 @@ class Recording(Checkpoint):
             "step": self.step,
             "losses": self._losses,
             "spent": self._spent + time.monotonic() - self._since,
-            "waited": self._waited,
+            "waited": self._waited + self.batches.waited,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state; RunError where a part of it is missing."""
         try:
+            if not isinstance(state["step"], int) or not all(
+                row["validation_loss"] >= -math.inf for row in state["epochs"]
+            ):
+                raise TypeError("epochs or step")
             self.weights, self._optimizer_state = state["weights"], state["optimizer"]
             self.best_weights, self.epochs, self.step = state["best_weights"], state["epochs"], state["step"]
             self._losses, self._spent, self._waited = state["losses"], state["spent"], state["waited"]
-        except (KeyError, TypeError) as error:
-            raise RunError(f"the state to resume from is damaged: no {error}") from error
+        except (KeyError, TypeError, IndexError) as error:
+            raise RunError(f"the state to resume from is damaged: {error}") from error
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Bring the optimizer into the state that was restored, and start the clock."""
@@ -115,7 +121,7 @@ class Recording(Checkpoint):
         """Add the batch's loss up; write the state where it is time."""
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            raise RunError(
+            raise DivergedError(
                 f"the loss became {loss} at step {self.step + 1}, in epoch {len(self.epochs) + 1}; "
                 "a lower learning_rate or a higher temperature may help"
             )
@@ -141,9 +147,9 @@ class Recording(Checkpoint):
         """Close the epoch's row, keep the weights where they are the best, and write the state."""
         validation_loss = sum(self._validation_losses) / len(self._validation_losses)
         if not math.isfinite(validation_loss):
-            raise RunError(f"the validation loss became {validation_loss} in epoch {len(self.epochs) + 1}")
+            raise DivergedError(f"the validation loss became {validation_loss} in epoch {len(self.epochs) + 1}")
         now = time.monotonic()
-        waited = self._waited + self.batches.waited
+        waited = self._waited + self.batches.waited + self.validation_batches.waited
         self.epochs.append(
             {
                 "epoch": len(self.epochs) + 1,
@@ -159,12 +165,17 @@ class Recording(Checkpoint):
         self._losses, self._validation_losses = [], []
         self._spent = self._waited = 0.0
         self._since = now
+        if trainer.logger is not None:
+            scalars = {name: self.epochs[-1][name] for name in ("train_loss", "validation_loss", "seconds")}
+            trainer.logger.log_metrics(scalars, step=len(self.epochs))
+        # The batches waited for are counted; what is written below begins the next epoch.
+        self.batches.waited = 0.0
         trainer.should_stop = self.over
         self._write(trainer, module)
 
     def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self._save is not None:
-            self._save(self.state(module.state_dict(), trainer.optimizers[0].state_dict()))
+        if self.save is not None:
+            self.save(self.state(module.state_dict(), trainer.optimizers[0].state_dict()))
         self._saved = time.monotonic()
 
 
@@ -195,4 +206,6 @@ class EpochsOfData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the validation batches; one, where they are fewer samples than a batch."""
-        return Batches(self._data, self._validation, min(self._config.batch_size, len(self._validation)))
+        size = min(self._config.batch_size, len(self._validation))
+        self._recording.validation_batches = Batches(self._data, self._validation, size)
+        return self._recording.validation_batches
