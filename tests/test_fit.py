@@ -439,6 +439,42 @@ def test_what_would_execute_code_is_not_loaded(npz, tmp_path, monkeypatch) -> No
     assert not (tmp_path / "executed").exists()
 
 
+def test_tensorboard_is_given_the_losses_of_every_epoch(npz, tmp_path, monkeypatch) -> None:
+    from lightning.pytorch.loggers import Logger
+
+    logged = []
+
+    class Recorder(Logger):
+        def __init__(self, place: Path, **_: object) -> None:
+            super().__init__()
+            assert place == tmp_path / "run"
+
+        name = version = "tensorboard"
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            logged.append((step, metrics))
+
+        def log_hyperparams(self, *_: object, **__: object) -> None: ...
+
+    monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger", Recorder)
+    monkeypatch.setattr("mibfast.train.fitting.importlib.util.find_spec", lambda name: name == "tensorboard")
+    run = train.fit("ova-ib", npz, output=tmp_path / "run", **{**SMALL, "epochs": 2})
+    assert [step for step, _ in logged] == [1, 2]
+    for (_, metrics), row in zip(logged, run.epochs, strict=True):
+        assert metrics["validation_loss"] == row["validation_loss"]
+
+
+def test_tensorboard_reads_what_was_logged(npz, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train.fit("ova-ib", npz, output=tmp_path / "run", **{**SMALL, "epochs": 2})
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [event.value for event in events.Scalars("validation_loss")]
+    assert found == pytest.approx([row["validation_loss"] for row in run.epochs])
+
+
 def test_a_flipped_bit_is_noticed(npz, tmp_path, monkeypatch) -> None:
     train.fit("ova-ib", npz, output=tmp_path / "whole", **{**SMALL, "epochs": 1})
     with monkeypatch.context() as patch:
