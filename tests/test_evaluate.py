@@ -356,8 +356,7 @@ def test_the_uci_archive_is_probed_as_well_as_documented(modalities, depth, leas
         pytest.skip("MIBFAST_DATA names no folder of real data")
     settings = {"modalities": modalities, "split": (0.7, 0.05, 0.25), "batch_size": 128, "depth": depth}
     loss = {"temperature": 0.1, "beta": 0.1}
-    runs = [
-        train.fit("ova-ib", f"mfeat:{root}/mfeat", seed=seed, loss=loss, progress=False, **settings) for seed in range(3)
-    ]
+    settings = {**settings, "loss": loss, "progress": False}
+    runs = [train.fit("ova-ib", f"mfeat:{root}/mfeat", seed=seed, **settings) for seed in range(3)]
     found = evaluate(runs, probes=["linear"], retrieval=False, combinations="whole", **QUIET)
     assert found.value("linear probe", "accuracy") >= least
