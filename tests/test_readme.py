@@ -47,10 +47,11 @@ def test_examples_in_the_documents_run(document, tmp_path, monkeypatch) -> None:
         exec(compile(block, document.name, "exec"), {})
 
 
-def test_commands_in_the_documents_exist(capsys) -> None:
-    pytest.importorskip("typer")
-    from mibfast.cli.commands import run
+def test_commands_in_the_documents_exist() -> None:
+    typer = pytest.importorskip("typer")
+    from mibfast.cli.commands import app
 
+    commands = typer.main.get_command(app).commands
     shown = [
         line.split()[1:]
         for document in DOCUMENTS
@@ -60,7 +61,6 @@ def test_commands_in_the_documents_exist(capsys) -> None:
     ]
     assert len(shown) >= 4
     for command, *arguments in shown:
-        assert run([command, "--help"]) == 0
-        text = capsys.readouterr().out
+        known = {name for each in commands[command].params for name in (*each.opts, *each.secondary_opts)}
         for option in (each for each in arguments if each.startswith("--")):
-            assert f"{option} " in text, f"mibfast {command} has no {option}"
+            assert option in known, f"mibfast {command} has no {option}"
