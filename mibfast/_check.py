@@ -180,16 +180,20 @@ def left_by_presence(operation: str, left: bool, expected: str) -> None:
         raise ValueError(f"{operation}: presence leaves nothing to take the loss of; expected {expected}")
 
 
+def _zero_dimensional(operation: str, argument: str, x: Tensor, device: torch.device, otherwise: str) -> Tensor:
+    if x.ndim != 0 or not x.dtype.is_floating_point:
+        raise ValueError(
+            f"{operation}: {argument} must be {otherwise} or a 0-d floating-point tensor, got {described(x)}"
+        )
+    if x.device != device:
+        raise ValueError(f"{operation}: {argument} must be on {device} as the embeddings are, got {described(x)}")
+    return x
+
+
 def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a temperature: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        if x.ndim != 0 or not x.dtype.is_floating_point:
-            raise ValueError(
-                f"{operation}: temperature must be a positive number or a 0-d floating-point tensor, got {described(x)}"
-            )
-        if x.device != device:
-            raise ValueError(f"{operation}: temperature must be on {device} as the embeddings are, got {described(x)}")
-        return x
+        return _zero_dimensional(operation, "temperature", x, device, "a positive number")
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{operation}: temperature must be a positive number or a 0-d tensor, got {described(x)}")
     value = float(x)
@@ -201,13 +205,7 @@ def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
 def scale(operation: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a scale of scores: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        if x.ndim != 0 or not x.dtype.is_floating_point:
-            raise ValueError(
-                f"{operation}: scale must be a positive number or a 0-d floating-point tensor, got {described(x)}"
-            )
-        if x.device != device:
-            raise ValueError(f"{operation}: scale must be on {device} as the embeddings are, got {described(x)}")
-        return x
+        return _zero_dimensional(operation, "scale", x, device, "a positive number")
     value = number(operation, "scale", x, 0.0)
     if not value:
         raise ValueError(f"{operation}: scale must be positive, got {x}")
@@ -234,13 +232,7 @@ def permutations(operation: str, x: Any, count: int, n: int, device: torch.devic
 def scalar(operation: str, argument: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a finite number of either sign, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        if x.ndim != 0 or not x.dtype.is_floating_point:
-            raise ValueError(
-                f"{operation}: {argument} must be a number or a 0-d floating-point tensor, got {described(x)}"
-            )
-        if x.device != device:
-            raise ValueError(f"{operation}: {argument} must be on {device} as the embeddings are, got {described(x)}")
-        return x
+        return _zero_dimensional(operation, argument, x, device, "a number")
     return number(operation, argument, x)
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("lightning")
 from mibfast import train
@@ -82,6 +84,41 @@ def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
     for changed in ({"seeds": 3}, {"epochs": 3}, {"tune": True}):
         with pytest.raises(train.RunError, match="is of another comparison"):
             compare(["clip", "ova-ib"], npz, tmp_path / "c", **{"seeds": 2, "tune": False, **SETTINGS, **changed})
+
+
+def test_a_comparison_of_data_that_changed_is_not_gone_on_with(npz, tmp_path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(Path(npz.removeprefix("npz:")).read_bytes())
+    compare(["clip"], f"npz:{path}", tmp_path / "c", seeds=1, tune=False, **SETTINGS)
+    content = dict(np.load(path))
+    content["a"][0] += 1
+    np.savez(path, **content)
+    with pytest.raises(train.RunError, match="is of another comparison or other data"):
+        compare(["clip"], f"npz:{path}", tmp_path / "c", seeds=1, tune=False, **SETTINGS)
+
+
+def test_what_does_not_fit_a_method_is_said_before_anything_is_trained(npz, tmp_path) -> None:
+    with pytest.raises(train.RunError, match="embeddings must hold exactly 2 modalities, got 3"):
+        compare(["clip", "barlow-twins"], npz, tmp_path / "c", **SETTINGS)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_setting_that_diverges_is_not_chosen(npz, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    original = train.AlignmentModule.training_step
+
+    def diverging(self: train.AlignmentModule, batch: object, position: int) -> torch.Tensor:
+        # At once with the one temperature, late with the other.
+        broken = float(self.loss.temperature()) < 0.3 or self.trainer.current_epoch == 1
+        return original(self, batch, position) * (float("nan") if broken else 1.0)
+
+    monkeypatch.setattr(train.AlignmentModule, "training_step", diverging)
+    found = compare(["clip"], npz, tmp_path / "c", seeds=1, **SETTINGS)
+    assert [each["score"] is None for each in found.tried] == [True, False]
+    assert found.settings["clip"] == {"temperature": 0.5}
+    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.2))
+    with pytest.raises(train.RunError, match="clip diverged with every setting"):
+        compare(["clip"], npz, tmp_path / "other", seeds=1, **SETTINGS)
 
 
 def test_the_best_of_each_column_is_bold() -> None:

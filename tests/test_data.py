@@ -207,6 +207,10 @@ def test_a_spread_that_float32_cannot_hold_is_refused(tmp_path) -> None:
 def test_what_is_not_asked_for_need_not_be_usable(tmp_path) -> None:
     name = bad(tmp_path, ids=np.arange(60), notes=np.array([{}] * 60, dtype=object))
     assert [*data.load(name, modalities=["text", "audio"]).views] == ["text", "audio"]
+    folder = saved(tmp_path / "folder", notes=np.array([{}] * 60, dtype=object))
+    assert [*data.load(f"dir:{folder}", modalities=["text", "audio"]).views] == ["text", "audio"]
+    with pytest.raises(data.DataError, match=r"notes.npy is an object array"):
+        data.load(f"dir:{folder}")
 
 
 def test_data_without_a_split_are_whole(tmp_path) -> None:

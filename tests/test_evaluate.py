@@ -322,8 +322,11 @@ def test_embeddings_are_written_whole(runs, tmp_path, name, split, monkeypatch) 
     for modality, z in expected.items():
         assert np.array_equal(found[modality], z.numpy())
     assert np.array_equal(found["labels"], run.data.labels[run.data.indices(split).numpy()])
+    assert ("split" in found) == (split == "all" and name != "x.safetensors")
     if name != "x.safetensors" and split == "all":
-        again = data.load(f"{'npz' if name == 'x.npz' else 'dir'}:{tmp_path / name}")
+        again = data.load(f"{'npz' if name == 'x.npz' else 'dir'}:{tmp_path / name}", seed=7)
+        # In the same split, whatever the seed: what the encoders were trained on is not tested on.
+        assert all(torch.equal(again.splits[part], run.data.splits[part]) for part in run.data.splits)
         assert train.fit("clip", again, **{**SETTINGS, "epochs": 1}).epochs
 
 

@@ -573,7 +573,7 @@ def test_the_command_line(npz, tmp_path, capsys) -> None:
     assert "it has epochs 3 and not 4" in capsys.readouterr().err
 
 
-def test_help_states_the_defaults(capsys) -> None:
+def test_help_states_methods_and_defaults(capsys) -> None:
     assert command(["fit", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert all(f" {name}" in said for name in train.METHODS)

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from mibfast._check import InputError
+from mibfast.data import FORMS
 
 _Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
-_DATA_FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
 
 
 def _folder(output: Path | None, name: str) -> Path:
@@ -74,7 +74,7 @@ def fit(
             show_default=False,
         ),
     ],
-    data: Annotated[str | None, typer.Option(help=f"{_DATA_FORMS}; see above.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"{FORMS}; see above.")] = None,
     modalities: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
     ] = None,
@@ -163,7 +163,7 @@ def fit(
     source = data or settings.pop("data", None)
     settings.pop("data", None)
     if source is None:
-        raise InputError(f"fit needs --data: {_DATA_FORMS}")
+        raise InputError(f"fit needs --data: {FORMS}")
     folder = _folder(output, method)
     started = time.perf_counter()
     try:
@@ -187,7 +187,7 @@ def evaluate(
         typer.Argument(metavar="RUN...", help="Folder of a run, or of several that differ in their seed."),
     ],
     data: Annotated[
-        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {_DATA_FORMS}.")
+        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {FORMS}.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results. [default: RUN/evaluation/SPLIT; none for several runs]")
@@ -273,7 +273,7 @@ def embed(
         typer.Option(help="A file that ends in .npz or .safetensors, else a folder of .npy files, for large data."),
     ],
     data: Annotated[
-        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {_DATA_FORMS}.")
+        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {FORMS}.")
     ] = None,
     split: Annotated[str, typer.Option(metavar="all|train|validation|test", help="Samples to embed.")] = "all",
     representations: Annotated[
@@ -296,7 +296,7 @@ def embed(
 
 def compare(
     methods: Annotated[str, typer.Option(metavar="A,B,...", help="Methods, as `mibfast fit` names them.")],
-    data: Annotated[str, typer.Option(help=f"{_DATA_FORMS}, as for `mibfast fit`.")],
+    data: Annotated[str, typer.Option(help=f"{FORMS}, as for `mibfast fit`.")],
     modalities: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
     ] = None,

@@ -1,6 +1,6 @@
 """Data sets of several views of the same samples."""
 
 from mibfast.data.multimodal import DataError, MultimodalData
-from mibfast.data.sources import from_arrays, load
+from mibfast.data.sources import FORMS, from_arrays, load
 
-__all__ = ["DataError", "MultimodalData", "from_arrays", "load"]
+__all__ = ["FORMS", "DataError", "MultimodalData", "from_arrays", "load"]

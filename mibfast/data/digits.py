@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def read_digits() -> tuple[dict[str, NDArray[Any]], NDArray[Any], None]:
+def read_digits() -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     """Read scikit-learn's 1797 handwritten digits of 8 x 8 pixels, bundled with it, as three modalities.
 
     - `pixels` [64]: the image;
@@ -20,8 +20,6 @@ def read_digits() -> tuple[dict[str, NDArray[Any]], NDArray[Any], None]:
     -------
     views : mapping from a modality's name to array [1797, features], float32
     labels : array [1797], int64
-    split : None
-        There is no split of their own.
     """
     from sklearn.datasets import load_digits
 
@@ -32,7 +30,7 @@ def read_digits() -> tuple[dict[str, NDArray[Any]], NDArray[Any], None]:
         "frequencies": _frequencies(images),
         "profiles": _profiles(images),
     }
-    return views, source.target.astype(np.int64), None
+    return views, source.target.astype(np.int64)
 
 
 def _frequencies(images: NDArray[Any]) -> NDArray[Any]:

@@ -95,7 +95,8 @@ class MultimodalData:
         DataError
             For a modality that is not there, or that is named twice.
         """
-        return replace(self, views=only(self.name, self.views, modalities))
+        check_modalities(self.name, modalities, self.views)
+        return replace(self, views={name: self.views[name] for name in modalities})
 
     def fingerprint(self) -> str:
         """Return a digest of names, shapes, dtypes, all labels, the splits, and up to 64 samples spread over the data.
@@ -196,14 +197,13 @@ class _Moments:
         return torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(deviation))
 
 
-def only(data: str, views: Mapping[str, View], modalities: Sequence[str]) -> dict[str, View]:
-    """Return some of the views, in the order given; DataError for one that is not there, or named twice."""
+def check_modalities(data: str, modalities: Sequence[str], valid: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raise DataError for a modality that is not among the valid ones, or that is named twice."""
     for name in modalities:
-        if name not in views:
-            raise DataError(f"{data}: no modality {name!r}{nearest(name, views)}")
+        if name not in valid:
+            raise DataError(f"{data}: no modality {name!r}{nearest(name, valid)}")
     if len(set(modalities)) < len(modalities):
         raise DataError(f"{data}: a modality is named twice in {','.join(modalities)}")
-    return {name: views[name] for name in modalities}
 
 
 def channel_axes(ndim: int) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mibfast.data.digits import read_digits
-from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, only, split_indices
+from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, check_modalities, split_indices
 from mibfast.data.npy import NpyRows
 
+FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
 _LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
@@ -68,10 +71,12 @@ def load(
     >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
     {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
     """
-    views, labels, given_split = _read(name, modalities)
+    source = _open(name)
     if modalities is not None:
-        # What is not asked for need not be usable.
-        views = only(name, views, modalities)
+        check_modalities(name, modalities, source.modalities)
+    # What is not asked for is not read, and need not be usable.
+    views = {modality: source.read(modality) for modality in modalities or source.modalities}
+    labels, given_split = source.labels, source.split
     if given_split is not None and (given_split.dtype.kind != "U" or given_split.ndim != 1):
         raise DataError(
             f"{name}: split must be [N] strings 'train', 'validation' or 'test', "
@@ -181,97 +186,89 @@ def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
     return splits
 
 
-_Read = tuple[Mapping[str, View], "NDArray[Any] | None", "NDArray[Any] | None"]
+@dataclass(frozen=True)
+class _Source:
+    """What a data set holds: the names of its modalities, and a function that reads one of them."""
+
+    modalities: Sequence[str]
+    read: Callable[[str], View]
+    labels: NDArray[Any] | None
+    split: NDArray[Any] | None
 
 
-def _read(name: str, modalities: Sequence[str] | None) -> _Read:
+def _open(name: str) -> _Source:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
-        return read_digits()
-    readers: dict[str, Callable[[str, Path], _Read]] = {"mfeat": _read_mfeat, "dir": _read_folder}
-    if kind not in (*readers, "npz") or not place:
-        forms = ("digits", "mfeat:DIR", "npz:FILE", "dir:FOLDER")
-        raise DataError(f"unknown data set {name!r}; expected {', '.join(forms[:-1])} or {forms[-1]}")
-    if kind == "npz":
-        return _read_npz(name, Path(place).expanduser(), modalities)
-    return readers[kind](name, Path(place).expanduser())
+        views, labels = read_digits()
+        return _Source(list(views), views.__getitem__, labels, None)
+    kinds = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}
+    if kind not in kinds or not place:
+        raise DataError(f"unknown data set {name!r}; expected {FORMS}")
+    return kinds[kind](name, Path(place).expanduser())
 
 
-def _read_mfeat(name: str, folder: Path) -> _Read:
-    views = {}
-    for view in _MFEAT_VIEWS:
+def _open_mfeat(name: str, folder: Path) -> _Source:
+    def read(view: str) -> View:
         path = folder / f"mfeat-{view}"
         try:
-            views[view] = np.loadtxt(path, dtype=np.float32, ndmin=2)
+            return np.loadtxt(path, dtype=np.float32, ndmin=2)
         except OSError as error:
             raise DataError(f"{name}: cannot read {path}: {error.strerror or 'not there'}") from error
         except ValueError as error:
             raise DataError(f"{name}: {path} is not a table of numbers: {error}") from error
-    n = len(next(iter(views.values())))
-    return views, np.arange(n) // _MFEAT_SAMPLES_PER_CLASS, None
+
+    return _Source(_MFEAT_VIEWS, read, np.repeat(np.arange(10), _MFEAT_SAMPLES_PER_CLASS), None)
 
 
-def _read_npz(name: str, path: Path, modalities: Sequence[str] | None) -> _Read:
+def _open_npz(name: str, path: Path) -> _Source:
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise DataError(f"{name}: not an .npz file")
-        with opened as archive:
-            arrays = {
-                key: _read_member(name, archive, key)
-                for key in archive.files
-                if modalities is None or key in (*modalities, _LABELS, _SPLIT)
-            }
-            others = {key: np.empty(0) for key in archive.files if key not in arrays}
+        archive = np.load(path, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name}: not an .npz file") from error
-    # Those that are not asked for are there to be named in errors alone.
-    views, labels, split = _named_apart(arrays)
-    return {**views, **others}, labels, split
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{name}: not an .npz file")
+
+    def read(key: str) -> NDArray[Any]:
+        try:
+            found: NDArray[Any] = archive[key]
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{name}: array {key!r} {_why_unreadable(error, 'is damaged')}") from error
+        return found
+
+    return _source(archive.files, read, read)
 
 
-def _read_member(name: str, archive: Any, key: str) -> NDArray[Any]:
-    try:
-        found: NDArray[Any] = archive[key]
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{name}: array {key!r} {_why_unreadable(error)}") from error
-    return found
-
-
-def _read_folder(name: str, folder: Path) -> _Read:
+def _open_folder(name: str, folder: Path) -> _Source:
     if not folder.is_dir():
         raise DataError(f"{name}: no folder {folder}")
-    paths = sorted(folder.glob("*.npy"))
-    if not paths:
+    stems = sorted(path.stem for path in folder.glob("*.npy"))
+    if not stems:
         raise DataError(f"{name}: no .npy files in {folder}; expected one for each modality")
-    views: dict[str, View] = {}
-    apart: dict[str, NDArray[Any]] = {}
-    for path in paths:
-        try:
-            if path.stem in (_LABELS, _SPLIT):
-                apart[path.stem] = np.load(path, allow_pickle=False)
-            else:
-                views[path.stem] = NpyRows(path)
-        except OSError as error:
-            raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{name}: {path.name} {_why_unreadable(error, 'cannot be used')}") from error
-    return views, apart.get(_LABELS), apart.get(_SPLIT)
+
+    def reader(load_file: Callable[[Path], Any]) -> Callable[[str], Any]:
+        def read(stem: str) -> Any:
+            path = folder / f"{stem}.npy"
+            try:
+                return load_file(path)
+            except OSError as error:
+                raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
+            except (ValueError, EOFError) as error:
+                raise DataError(f"{name}: {path.name} {_why_unreadable(error, 'cannot be used')}") from error
+
+        return read
+
+    return _source(stems, reader(NpyRows), reader(partial(np.load, allow_pickle=False)))
 
 
-def _why_unreadable(error: Exception, otherwise: str = "is damaged") -> str:
+def _source(names: Sequence[str], read: Callable[[str], View], read_whole: Callable[[str], NDArray[Any]]) -> _Source:
+    """Set `labels` and `split` apart from the modalities; they are read as a whole and at once."""
+    labels, split = (read_whole(name) if name in names else None for name in (_LABELS, _SPLIT))
+    return _Source([name for name in names if name not in (_LABELS, _SPLIT)], read, labels, split)
+
+
+def _why_unreadable(error: Exception, otherwise: str) -> str:
     if "Object arrays" in str(error):
         return "is an object array, which would have to be unpickled; save it with a numeric dtype"
     return f"{otherwise}: {error}" if str(error) else otherwise
-
-
-def _named_apart(arrays: dict[str, NDArray[Any]]) -> _Read:
-    return (
-        {key: x for key, x in arrays.items() if key not in (_LABELS, _SPLIT)},
-        arrays.get(_LABELS),
-        arrays.get(_SPLIT),
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mibfast.train.config import RunConfig, absolute_data
-from mibfast.train.errors import RunError
+from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_data, open_run
 from mibfast.train.folder import RunFolder
@@ -23,6 +22,7 @@ from mibfast.train.progress import Report, Task
 
 TEMPERATURES = (0.05, 0.1, 0.2)
 BETAS = (0.1, 1.0)
+_PLAN = "plan.json"
 # What is compared: a column's title, the task, the metric.
 FIGURES = (
     ("linear probe", "linear probe", "accuracy"),
@@ -45,7 +45,7 @@ class Comparison:
         `mean`, `sd` (over seeds, n - 1), `seeds`.
     settings : mapping from a method's name to its loss's arguments that the validation split chose
     tried : list of dict
-        `method`, `loss` and the validation `score` of each setting.
+        `method`, `loss` and the validation `score` of each setting, None where training diverged at once.
     title : str
     """
 
@@ -140,7 +140,8 @@ def compare(
     Raises
     ------
     RunError, DataError
-        As :func:`mibfast.train.fit`; RunError too for methods named twice, and for a folder of another comparison.
+        As :func:`mibfast.train.fit`, for what does not fit a method before anything is trained; RunError too for
+        methods named twice, for a folder of another comparison, and where every setting of a method diverged.
     """
     report = progress if isinstance(progress, Report) else Report(progress)
     if not methods or len(set(methods)) < len(methods):
@@ -151,14 +152,17 @@ def compare(
         raise RunError("a comparison chooses seeds and losses itself")
     chosen = {name: method(name) for name in methods}
     config = RunConfig(**{**settings, "method": methods[0], "data": absolute_data(data)})
-    # What is wrong with the data leaves no folder behind.
-    open_data(config)
+    # What is wrong with the data, or does not fit a method, is said before hours are spent and leaves no folder behind.
+    found_data = open_data(config)
+    for each in chosen.values():
+        each.refuse_misfit(list(found_data.views), config.features)
     plan = {
         "methods": list(methods),
         "seeds": seeds,
         "tune": tune,
         "combinations": combinations,
         "settings": config.to_json(),
+        "fingerprint": found_data.fingerprint(),
     }
     folder = RunFolder(Path(output))
     _claim(folder, plan)
@@ -173,13 +177,13 @@ def compare(
     with report.task("comparing", total) as task:
         for name in methods:
             runner = _Runner(folder, name, data, settings, quiet, task)
-            scores = []
+            scores: list[float | None] = []
             if len(settings_of[name]) > 1:
                 for loss in settings_of[name]:
                     score = runner.validation_score(loss)
                     scores.append(score)
                     tried.append({"method": name, "loss": loss, "score": score})
-            best[name] = settings_of[name][int(np.argmax(scores))] if scores else settings_of[name][0]
+            best[name] = settings_of[name][_best(name, scores)] if scores else settings_of[name][0]
             found = [runner.tested(best[name], seed, combinations) for seed in range(seeds)]
             rows += _summarised(name, found)
     comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
@@ -191,17 +195,19 @@ def compare(
 
 
 def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
-    path = folder.path / "plan.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        if found != plan:
-            raise RunError(f"{folder.path} is of another comparison; choose another folder, or its arguments")
+    if (folder.path / _PLAN).exists():
+        if folder.read_json(_PLAN) != plan:
+            raise RunError(f"{folder.path} is of another comparison or other data; choose another folder")
         return
     folder.create()
-    folder.write_json("plan.json", plan)
+    folder.write_json(_PLAN, plan)
+
+
+def _best(name: str, scores: Sequence[float | None]) -> int:
+    """Return the position of the highest score; None is that of a setting that diverged at once."""
+    if all(score is None for score in scores):
+        raise RunError(f"{name} diverged with every setting; a lower learning_rate may help")
+    return int(np.argmax([-np.inf if score is None else score for score in scores]))
 
 
 class _Runner:
@@ -221,22 +227,32 @@ class _Runner:
         path = self._path(loss, seed)
         if RunFolder(path).ended:
             return open_run(path, encoders=self._settings.get("encoders"))
-        return fit(
-            self._name,
-            self._data,
-            output=path,
-            resume=True,
-            pictures=False,
-            progress=self._report,
-            seed=seed,
-            loss=dict(loss),
-            **self._settings,
-        )
+        try:
+            return fit(
+                self._name,
+                self._data,
+                output=path,
+                resume=True,
+                pictures=False,
+                progress=self._report,
+                seed=seed,
+                loss=dict(loss),
+                **self._settings,
+            )
+        except DivergedError:
+            # Training that diverged late has ended with the weights of its best epoch.
+            if not RunFolder(path).ended:
+                raise
+            return open_run(path, encoders=self._settings.get("encoders"))
 
-    def validation_score(self, loss: Mapping[str, float]) -> float:
-        rows = self._kept(
-            loss, 0, "validation", {"probes": ("linear",), "split": "validation", "combinations": "whole"}
-        )
+    def validation_score(self, loss: Mapping[str, float]) -> float | None:
+        """Return the score to tune by, or None where training diverged before it had any weights to score."""
+        how = {"probes": ("linear",), "split": "validation", "combinations": "whole"}
+        try:
+            rows = self._kept(loss, 0, "validation", how)
+        except DivergedError:
+            self._task.advance(1, f"{self._name}: diverged")
+            return None
         self._task.advance(1, f"{self._name}: tuning")
         for metric in ("accuracy", "R2", "MRR"):
             found = [row["value"] for row in rows if row["metric"] == metric]
@@ -254,7 +270,7 @@ class _Runner:
         place = RunFolder(self._path(loss, seed))
         file = place.path / f"{name}.json"
         if file.exists():
-            rows: list[dict[str, Any]] = json.loads(file.read_text())
+            rows: list[dict[str, Any]] = place.read_json(file.name)
             return rows
         rows = evaluate(self._run(loss, seed), progress=self._report, **how).rows
         place.write_json(file.name, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,15 @@ def write_embeddings(
     representations: bool = False,
     progress: bool | Report = True,
 ) -> dict[str, tuple[int, ...]]:
-    """Write an array [n, features] (float32) for each modality, and labels where there are any.
+    """Write an array [n, features] (float32) for each modality, labels where there are any, and the split of `"all"`.
 
-    Rows are in the data's order. What is written can be fitted again: `npz:FILE`, `dir:FOLDER`.
+    Rows are in the data's order. What is written can be fitted again, in the same split: `npz:FILE`, `dir:FOLDER`.
 
     Parameters
     ----------
     run : Run
     output : Path
-        A file that ends in `.npz` or `.safetensors` (labels that are strings are left out of the latter), else a
+        A file that ends in `.npz` or `.safetensors` (strings are left out of the latter, so the split too), else a
         folder of .npy files, which is written piece by piece and so can be larger than memory. A file is replaced in
         one step; a folder must not exist.
     split : {"all", "train", "validation", "test"}
@@ -54,9 +55,16 @@ def write_embeddings(
     report = progress if isinstance(progress, Report) else Report(progress)
     indices = run.data.indices(split)
     shapes: dict[str, tuple[int, ...]] = {name: (len(indices), run.config.features) for name in run.data.views}
-    labels = None if run.data.labels is None else run.data.labels[indices.numpy()]
-    if labels is not None and not (output.suffix == ".safetensors" and labels.dtype.kind == "U"):
-        shapes["labels"] = labels.shape
+    apart: dict[str, NDArray[Any]] = {}
+    if run.data.labels is not None:
+        apart["labels"] = run.data.labels[indices.numpy()]
+    if split == "all" and run.data.splits:
+        apart["split"] = np.empty(len(indices), "<U10")
+        for name, samples in run.data.splits.items():
+            apart["split"][samples.numpy()] = name
+    if output.suffix == ".safetensors":
+        apart = {name: array for name, array in apart.items() if array.dtype.kind != "U"}
+    shapes.update({name: array.shape for name, array in apart.items()})
     in_file = output.suffix in (".npz", ".safetensors")
     if in_file:
         RunFolder(output.parent).check()
@@ -68,13 +76,11 @@ def write_embeddings(
                 for name, z in part.items():
                     gathered[name].append(z.numpy())
             arrays = {name: np.concatenate(each) for name, each in gathered.items()}
-            if "labels" in shapes:
-                arrays["labels"] = np.asarray(labels)
-            _write_file(RunFolder(output.parent), output.name, arrays)
+            _write_file(RunFolder(output.parent), output.name, {**arrays, **apart})
         else:
             folder = RunFolder(output)
             folder.create()
-            _write_folder(folder, shapes, parts, labels)
+            _write_folder(folder, shapes, parts, apart)
     return shapes
 
 
@@ -97,10 +103,10 @@ def _write_folder(
     folder: RunFolder,
     shapes: dict[str, tuple[int, ...]],
     parts: Iterator[dict[str, Tensor]],
-    labels: NDArray[Any] | None,
+    apart: dict[str, NDArray[Any]],
 ) -> None:
     # All modalities come at once, so their files are open side by side, the last one's `write` inside all others'.
-    names = [name for name in shapes if name != "labels"]
+    names = [name for name in shapes if name not in apart]
     files: dict[str, Any] = {}
 
     def fill(position: int, path: Path) -> None:
@@ -117,8 +123,8 @@ def _write_folder(
                     files[each].write(np.ascontiguousarray(z.numpy(), "<f4"))
 
     folder.write(f"{names[0]}.npy", lambda path: fill(0, path))
-    if labels is not None:
-        folder.write("labels.npy", lambda path: _save_npy(path, labels))
+    for name, array in apart.items():
+        folder.write(f"{name}.npy", partial(_save_npy, array=array))
 
 
 def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

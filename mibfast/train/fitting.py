@@ -239,7 +239,7 @@ class _Fitting:
                 # To go on would end the same way: the run ends here, with what is best so far.
                 run = self._kept(module, recording)
                 self._finish(folder, run)
-                raise RunError(f"{error}; the run has ended with the weights of epoch {run.best_epoch}") from error
+                raise DivergedError(f"{error}; the run has ended with the weights of epoch {run.best_epoch}") from error
             self._finish(folder, run)
         return run
 
@@ -255,20 +255,11 @@ class _Fitting:
 
     def _module(self) -> AlignmentModule:
         data, config = self.data, self.config
-        title = "reading the data"
-        with self.report.task(title, len(data) * len(data.views)) as task:
+        with self.report.task("reading the data", len(data) * len(data.views)) as task:
             statistics = data.statistics(lambda _, done, total: task.reach(done))
         with isolate_rng():
             torch.manual_seed(config.seed)
-            shapes = {name: view.shape[1:] for name, view in data.views.items()}
-            encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth)
-            return AlignmentModule(
-                encoders,
-                self.method.loss(len(encoders), config.features, **config.loss),
-                config.features,
-                config.learning_rate,
-                config.weight_decay,
-            )
+            return _build_module(config, {name: view.shape[1:] for name, view in data.views.items()}, statistics)
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -337,6 +328,18 @@ class _Fitting:
         folder.write("embeddings.png", lambda path: draw_embeddings({title: embeddings}, labels, path))
 
 
+def _build_module(
+    config: RunConfig, shapes: Mapping[str, Sequence[int]], statistics: Mapping[str, tuple[Tensor, Tensor]]
+) -> AlignmentModule:
+    return AlignmentModule(
+        build_encoders(shapes, statistics, config.features, config.encoders, config.depth),
+        method(config.method).loss(len(shapes), config.features, **config.loss),
+        config.features,
+        config.learning_rate,
+        config.weight_decay,
+    )
+
+
 class _ProgressOfTraining(lightning.Callback):
     def __init__(self, task: Task, recording: Recording, epochs: int) -> None:
         self._task, self._recording, self._epochs = task, recording, epochs
@@ -402,13 +405,8 @@ def open_run(
                 f"give it once more: --encoder {name}={encoder}"
             )
     weights = folder.read_weights(checksum)
-    module = AlignmentModule(
-        build_encoders(shapes, _placeholders(shapes, weights), config.features, config.encoders, config.depth),
-        method(config.method).loss(len(shapes), config.features, **config.loss),
-        config.features,
-        config.learning_rate,
-        config.weight_decay,
-    )
+    with isolate_rng():
+        module = _build_module(config, shapes, _placeholders(shapes, weights))
     _load_weights(module, weights, str(folder.path))
     if data is None:
         found = open_data(config)

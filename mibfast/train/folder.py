@@ -161,7 +161,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not a folder; expected that of a run")
         if not self.begun:
             raise RunError(f"{self.path} is not a run's folder: it has no {CONFIG}")
-        found = self._read_json(CONFIG)
+        found = self.read_json(CONFIG)
         if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
             raise RunError(f"{self.path / CONFIG} is damaged: it holds no settings")
         if found.get("format") != FORMAT:
@@ -174,12 +174,13 @@ class RunFolder:
         """Return what `metrics.json` holds; RunError where the run has not ended."""
         if not self.ended:
             raise RunError(f"the run in {self.path} has not ended; `mibfast fit ... --resume` goes on with it")
-        found = self._read_json(METRICS)
+        found = self.read_json(METRICS)
         if not isinstance(found, dict):
             raise RunError(f"{self.path / METRICS} is damaged")
         return found
 
-    def _read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file holds; RunError where it cannot be read or is damaged."""
         try:
             return json.loads((self.path / name).read_text())
         except OSError as error:

@@ -29,12 +29,11 @@ class Recording(Checkpoint):
     Parameters
     ----------
     config : RunConfig
-    save : callable, optional
-        Called with the state, after every epoch and every `config.checkpoint_minutes`.
 
     Attributes
     ----------
-    save : callable or None
+    save : callable, optional
+        Called with the state, after every epoch and every `config.checkpoint_minutes`.
     epochs : list of dict
         A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `seconds`, `loading_seconds`; losses in
         the method's unit.
@@ -46,9 +45,9 @@ class Recording(Checkpoint):
         Of the current epoch.
     """
 
-    def __init__(self, config: RunConfig, save: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self.save = save
+        self.save: Callable[[Mapping[str, Any]], None] | None = None
         self.epochs: list[dict[str, float]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.step = 0
