@@ -10,8 +10,8 @@ import importlib.util
 import platform
 import threading
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +20,9 @@ import torch
 from mibfast import _env
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-_KERNELS = Path(__file__).parent / "kernels"
+# Compiled backends by the device they serve, the one to take first.
+_BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+_CPU_ONLY: Mapping[str, str | None] = {"cpu": None}
 _selected = threading.local()
 _warned: set[str] = set()
 
@@ -30,9 +32,7 @@ def _missing_reason(backend: str) -> str | None:
     if backend == "cpu":
         return None if importlib.util.find_spec("numba") else "numba is not installed"
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        return "this version has no Triton kernels"
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
     if backend == "cuda" and importlib.util.find_spec("mibfast._cuda") is None:
         return "mibfast._cuda was not built"
     return None
@@ -84,48 +84,70 @@ class use_backend:  # noqa: N801 - a context manager, named as torch names its o
         _selected.backend = self._previous
 
 
-def choose(operation: str, device: torch.device, backend: str | None) -> str:
+def choose(
+    operation: str, device: torch.device, backend: str | None, offers: Mapping[str, str | None] = _CPU_ONLY
+) -> str:
     """Return the backend for an operation on a device: "reference", "cpu", "triton" or "cuda".
+
+    Parameters
+    ----------
+    operation : str
+    device : torch.device
+    backend : str, optional
+        That the caller named.
+    offers : mapping from a compiled backend's name to str or None
+        The backends that have kernels of this operation; to why they cannot take these arguments, None where they can.
 
     Raises
     ------
     ValueError
         For an unknown name.
     RuntimeError
-        Where a backend asked for by name is missing or cannot serve the device.
+        Where a backend asked for by name is missing, has no kernel of this operation, or cannot take the arguments.
     """
     name = check_name(backend) if backend is not None else (getattr(_selected, "backend", None) or _DEFAULT)
     if name == "reference":
         return name
-    if name == "auto":
-        if device.type == "cpu" and _MISSING["cpu"] is None:
-            return "cpu"
-        _warn_reference(device)
-        return "reference"
-    serves = "cpu" if name == "cpu" else "cuda"
-    reason = _MISSING[name]
-    if reason is None and device.type != serves:
-        reason = f"it serves {serves} tensors and these are on {device}"
-    if reason is not None:
-        raise RuntimeError(f"{operation}: backend {name!r} cannot be used: {reason}")
-    return name
-
-
-def _warn_reference(device: torch.device) -> None:
-    if torch.compiler.is_compiling() or device.type in _warned:
-        return
-    _warned.add(device.type)
-    if device.type == "cpu":
-        reason = str(_MISSING["cpu"])
-    elif device.type == "cuda":
-        reason = f"triton: {_MISSING['triton']}; cuda: {_MISSING['cuda']}"
-    else:
-        reason = f"no backend serves {device.type} tensors"
-    warnings.warn(
-        f"mibfast runs its reference formulas on {device.type} tensors, which are slow and hold N x N scores: {reason}",
-        RuntimeWarning,
-        stacklevel=4,
+    if name != "auto":
+        reason = _unusable(name, device, offers)
+        if reason is not None:
+            raise RuntimeError(f"{operation}: backend {name!r} cannot be used: {reason}")
+        return name
+    reasons = {each: _unusable(each, device, offers) for each in _BY_DEVICE.get(device.type, ())}
+    for each, reason in reasons.items():
+        if reason is None:
+            return each
+        if offers.get(each) == reason:
+            _warn_once(f"{operation}: backend {each!r} is passed over for these arguments: {reason}")
+    why = "; ".join(f"{each}: {reason}" for each, reason in reasons.items()) or "no backend serves them"
+    _warn_once(
+        f"{operation} runs its reference formula on {device.type} tensors, which is slow and may hold N x N scores: {why}"
     )
+    return "reference"
+
+
+def _unusable(backend: str, device: torch.device, offers: Mapping[str, str | None]) -> str | None:
+    """Return why a compiled backend cannot do an operation with these arguments, None where it can."""
+    if _MISSING[backend] is not None:
+        return _MISSING[backend]
+    if device.type not in _served(backend):
+        return f"it serves {' and '.join(_served(backend))} tensors and these are on {device}"
+    if backend not in offers:
+        return "it has no kernel of this operation"
+    return offers[backend]
+
+
+def _served(backend: str) -> tuple[str, ...]:
+    if backend == "cpu":
+        return ("cpu",)
+    return ("cuda", "cpu") if backend == "triton" and _env.triton_interpreted() else ("cuda",)
+
+
+def _warn_once(message: str) -> None:
+    if torch.compiler.is_compiling() or message in _warned:
+        return
+    _warned.add(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _version(package: str) -> str | None:

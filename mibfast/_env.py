@@ -5,6 +5,7 @@
 | `MIBFAST_BACKEND` | backend of every operation: `auto`, `reference`, `cpu`, `triton` or `cuda` | `auto` |
 | `MIBFAST_BUFFER_CACHE` | MiB of freed results that the CPU kernels keep for the next step; 0 keeps none | 512 |
 | `MIBFAST_DATA` | folder with data sets that the tests and benches may use | unset: they skip |
+| `TRITON_INTERPRET` | Triton's own: 1 runs its kernels in its interpreter, on CPU tensors too, to test them | unset |
 """
 
 from __future__ import annotations
@@ -30,3 +31,8 @@ def data_folder() -> Path | None:
     """Return the folder named by `MIBFAST_DATA`, None where it is unset or empty."""
     folder = os.environ.get("MIBFAST_DATA", "").strip()
     return Path(folder) if folder else None
+
+
+def triton_interpreted() -> bool:
+    """Return whether Triton runs its kernels in its interpreter, which serves CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "") == "1"

@@ -1,0 +1,66 @@
+"""Which backend an operation takes: the first that can do it, said once where one is passed over, or the one named."""
+
+import warnings
+
+import pytest
+import torch
+
+from mibfast import _backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ALL = {"cpu": None, "triton": None, "cuda": None}
+
+
+@pytest.fixture
+def everything(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """All backends are there, the interpreter is off and nothing was said yet."""
+    missing: dict[str, str | None] = dict.fromkeys(("cpu", "triton", "cuda"))
+    monkeypatch.setattr(_backend, "_MISSING", missing)
+    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    return missing
+
+
+def chosen(device: torch.device, offers: dict[str, str | None], backend: str | None = None) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return _backend.choose("op", device, backend, offers)
+
+
+def test_auto_takes_cuda_then_triton(everything: dict[str, str | None]) -> None:
+    assert chosen(CPU, ALL) == "cpu"
+    assert chosen(CUDA, ALL) == "cuda"
+    assert chosen(CUDA, {"cpu": None, "triton": None}) == "triton"
+    everything["cuda"] = "not built"
+    assert chosen(CUDA, ALL) == "triton"
+
+
+def test_arguments_that_a_backend_cannot_take_go_to_the_next_said_once(everything: dict[str, str | None]) -> None:
+    offers = {"cpu": None, "cuda": "M = 17 > 16", "triton": None}
+    with pytest.warns(RuntimeWarning, match="op: backend 'cuda' is passed over for these arguments: M = 17 > 16"):
+        assert _backend.choose("op", CUDA, None, offers) == "triton"
+    assert chosen(CUDA, offers) == "triton"
+    with pytest.raises(RuntimeError, match="op: backend 'cuda' cannot be used: M = 17 > 16"):
+        _backend.choose("op", CUDA, "cuda", offers)
+
+
+def test_the_reference_is_the_last_resort_with_every_reason(everything: dict[str, str | None]) -> None:
+    everything["cuda"] = "not built"
+    expected = "op runs its reference formula on cuda tensors.*cuda: not built; triton: it has no kernel"
+    with pytest.warns(RuntimeWarning, match=expected):
+        assert _backend.choose("op", CUDA, None, {"cpu": None}) == "reference"
+    assert chosen(CUDA, {"cpu": None}) == "reference"
+    with pytest.warns(RuntimeWarning, match="op runs its reference formula on xpu tensors.*no backend serves them"):
+        assert _backend.choose("op", torch.device("xpu"), None, ALL) == "reference"
+
+
+def test_triton_serves_cpu_tensors_in_its_interpreter_and_only_by_name(
+    everything: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="serves cuda tensors and these are on cpu"):
+        _backend.choose("op", CPU, "triton", ALL)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert chosen(CPU, ALL, "triton") == "triton"
+    assert chosen(CPU, ALL) == "cpu"
+    with pytest.raises(RuntimeError, match="serves cuda tensors and these are on cpu"):
+        _backend.choose("op", CPU, "cuda", ALL)
