@@ -121,7 +121,7 @@ def choose(
             _warn_once(f"{operation}: backend {each!r} is passed over for these arguments: {reason}")
     why = "; ".join(f"{each}: {reason}" for each, reason in reasons.items()) or "no backend serves them"
     _warn_once(
-        f"{operation} runs its reference formula on {device.type} tensors, which is slow and may hold N x N scores: {why}"
+        f"{operation} runs its reference formula on {device.type} tensors, slow and with N x N scores in memory: {why}"
     )
     return "reference"
 
