@@ -63,6 +63,29 @@ def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) 
     assert matplotlib.image.imread(tmp_path / "c" / "comparison.png").std() > 0.01
 
 
+def test_an_ablation_is_a_row_for_each_value_tuned_over_the_rest(npz, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    assert grid(method("ova-ib"), beta=3.0) == [{"temperature": t, "beta": 3.0} for t in (0.1, 0.5)]
+    assert grid(method("ova-ib"), False, beta=3.0) == [{"beta": 3.0}]
+    found = compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=1, vary={"beta": [0.0, 5.0]}, **SETTINGS)
+    assert list(found.settings) == ["clip", "ova-ib[beta=0]", "ova-ib[beta=5]"]
+    assert {row["method"] for row in found.rows} == set(found.settings)
+    assert [each["beta"] for name, each in found.settings.items() if name != "clip"] == [0.0, 5.0]
+    assert len(found.tried) == 6
+    runs = {path.name for path in (tmp_path / "c" / "runs").iterdir()}
+    assert {"ova-ib,temperature=0.1,beta=0,seed=0", "ova-ib,temperature=0.5,beta=5,seed=0"} < runs
+    lines = found.markdown().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["pairwise CLIP", "OVA-IB", "OVA-IB"]
+    assert "beta 5" in lines[4]
+    with pytest.raises(train.RunError, match="none of the methods has a loss option 'betta'; did you mean 'beta'"):
+        compare(["clip", "ova-ib"], npz, tmp_path / "other", vary={"betta": [1.0]}, **SETTINGS)
+    with pytest.raises(train.RunError, match=r"values of beta must be given, each once; got 1\.0, 1\.0"):
+        compare(["ova-ib"], npz, tmp_path / "other", vary={"beta": [1.0, 1.0]}, **SETTINGS)
+    with pytest.raises(train.RunError, match="beta must be"):
+        compare(["ova-ib"], npz, tmp_path / "other", vary={"beta": [-1.0]}, **SETTINGS)
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
     whole = compare(["clip", "ova-ib"], npz, tmp_path / "whole", seeds=2, tune=False, **SETTINGS)
     original, calls = comparing.fit, []
@@ -157,6 +180,7 @@ def test_the_command(npz, tmp_path, capsys) -> None:
         (["--methods", "clipp"], "unknown method 'clipp'; did you mean 'clip'?"),
         (["--data", "npz:none"], "No such file or directory"),
         (["--modalities", "a,d"], "no modality 'd'"),
+        (["--vary", "beta=a"], "--vary must be numbers with commas between them, got 'a'"),
     ):
         assert command([*arguments, "--output", str(tmp_path / "other"), *changed]) == 2
         error = capsys.readouterr().err

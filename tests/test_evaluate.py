@@ -13,9 +13,10 @@ from mibfast import data, train
 from mibfast import functional as F
 from mibfast.cli.commands import run as command
 from mibfast.train.embedding import write_embeddings
-from mibfast.train.evaluation import evaluate, reciprocal_ranks
+from mibfast.train.evaluation import evaluate
 from mibfast.train.methods import METHODS
 from mibfast.train.probes import probe, task_of
+from mibfast.train.retrieval import retrieved
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "features": 12, "progress": False}
 QUIET = {"progress": False}
@@ -51,7 +52,7 @@ def test_every_combination_and_every_query(runs) -> None:
     assert {(row["task"], row["metric"]) for row in found.rows} == {
         ("linear probe", "accuracy"),
         ("MLP probe", "accuracy"),
-        *(("retrieval", metric) for metric in ("R@1", "R@5", "R@10", "MRR")),
+        *(("retrieval", metric) for metric in ("R@1", "R@5", "R@10", "MRR", "mAP")),
     }
     combinations = [row["modalities"] for row in found.rows if row["task"] == "linear probe"]
     assert combinations == ["a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
@@ -167,17 +168,34 @@ def test_probes_are_those_of_scikit_learn() -> None:
     assert found.value("R2") == pytest.approx(r2_score(target[150:], predicted))
 
 
-def test_ranks_are_those_of_counting() -> None:
-    scores = torch.randn(30, 30, generator=torch.Generator().manual_seed(0))
-    own = scores.diagonal()[:, None]
-    np.testing.assert_allclose(reciprocal_ranks(scores), 1 / (1 + (scores > own).sum(1).numpy()), rtol=1e-6)
-    # More candidates than queries: the right one is that of the query's own number.
-    np.testing.assert_allclose(reciprocal_ranks(scores[:7]), 1 / (1 + (scores[:7] > own[:7]).sum(1).numpy()), rtol=1e-6)
+def ranked(scores: torch.Tensor):
+    """A method's retrieval by scores [Q, C] that are given."""
+    return lambda candidates, context, k: scores.topk(k, dim=1).indices
 
 
-def test_ties_and_nan_count_against_the_right_candidate() -> None:
-    scores = torch.tensor([[0.5, 0.5, 0.1], [float("nan"), -1.0, -2.0], [3.0, 2.0, float("nan")]])
-    np.testing.assert_allclose(reciprocal_ranks(scores), [1 / 2, 1 / 2, 1 / 3])
+def test_retrieval_metrics_are_those_of_counting() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(20, 30, generator=generator) - 10
+    own = torch.randperm(30, generator=generator)[:20]
+    classes = torch.randint(3, (20,), generator=generator), torch.randint(3, (30,), generator=generator)
+    found = retrieved(ranked(scores), torch.zeros(30, 1), [torch.zeros(20, 1)], own, classes)
+    ranks = 1 + (scores > scores.gather(1, own[:, None])).sum(1).double()
+    assert found.value("MRR") == pytest.approx(float((1 / ranks).mean()))
+    for k in (1, 5, 10):
+        assert found.value(f"R@{k}") == pytest.approx(float((ranks <= k).double().mean()))
+    precisions = []
+    for query in range(20):
+        relevant = classes[1][scores[query].argsort(descending=True)] == classes[0][query]
+        places = relevant.nonzero()[:, 0] + 1
+        precisions.append(float((torch.arange(1, len(places) + 1) / places).mean()))
+    assert found.value("mAP") == pytest.approx(np.mean(precisions))
+
+
+def test_what_is_not_among_the_best_thousand_is_not_found() -> None:
+    scores = -torch.arange(1200.0).expand(2, 1200)
+    found = retrieved(ranked(scores), torch.zeros(1200, 1), [torch.zeros(2, 1)], torch.tensor([999, 1000]))
+    np.testing.assert_allclose(found.metrics["MRR"][0], [1 / 1000, 0.0])
+    assert "mAP" not in found.metrics
 
 
 def test_retrieval_finds_what_it_should() -> None:
@@ -186,31 +204,42 @@ def test_retrieval_finds_what_it_should() -> None:
     close = eye + 0.1 * torch.randn(10, 10)
     for method in METHODS.values():
         for context in ([eye], [close], [eye, close], [3 * close, 0.5 * eye]):
-            assert (reciprocal_ranks(method.retrieval_score(2 * eye, context)) == 1).all()
+            assert torch.equal(method.retrieve(2 * eye, context, 1)[:, 0], torch.arange(10))
     # A context's span holds more candidates than its directions.
-    both = METHODS["ova-ib"].retrieval_score(eye, [eye, eye.roll(1, 0)])
-    assert torch.allclose(both.sum(1), torch.full((10,), 2.0), atol=1e-5)
+    both = METHODS["ova-ib"].retrieve(eye, [eye, eye.roll(1, 0)], 2).sort(1).values
+    assert torch.equal(both, torch.stack([torch.arange(10), torch.arange(10).roll(1)], 1).sort(1).values)
 
 
-def test_retrieval_scores_are_those_that_stream() -> None:
-    """The same order as `top_k`'s, of more candidates than queries and any context; unit embeddings for Symile."""
+def test_each_method_retrieves_by_its_own_score_at_any_scale() -> None:
+    key, context = torch.randn(30, 12).double(), [torch.randn(8, 12).double() for _ in range(2)]
     unit = torch.nn.functional.normalize
-    key, query = unit(torch.randn(30, 12).double(), dim=1), unit(torch.randn(8, 3, 12).double(), dim=2)
-    for name, score, sizes in (
-        ("ova-ib", "ridge_projection", (1, 2, 3)),
-        ("gram", "gram_volume", (1, 2, 3)),
-        ("triangle", "triangle_area", (2,)),
-        ("symile", "symile", (1, 2, 3)),
-        ("siglip", "inner_product", (1,)),
-        ("triangle", "inner_product", (1,)),
-    ):
-        for size in sizes:
-            context = query[:, :size]
-            expected = METHODS[name].retrieval_score(key, list(context.unbind(1))).topk(5, dim=1)
-            given = context[:, 0] if score == "inner_product" else context
-            values, indices = F.top_k(given, key, 5, score=score)
-            assert torch.equal(indices, expected.indices)
-            torch.testing.assert_close(values.abs(), expected.values.abs(), rtol=1e-7, atol=1e-7)
+    units = [unit(z, dim=1) for z in context]
+    candidates = unit(key, dim=1)
+    cosines = sum(z @ candidates.T for z in units)
+    scores = {
+        "ova-ib": F.projection_score(key, torch.stack(context, 1)),
+        "gram": -F.gram_volume(candidates, units).T,
+        "triangle": -F.triangle_area(candidates, *units).T,
+        "symile": (units[0] * units[1]) @ candidates.T,
+        **dict.fromkeys(("clip", "clip-ib", "siglip", "barlow-twins"), cosines),
+    }
+    for name, score in scores.items():
+        assert torch.equal(METHODS[name].retrieve(key, context, 5), score.topk(5, dim=1).indices), name
+    for name in ("siglip", "triangle", "ova-ib"):
+        alone = METHODS[name].retrieve(key, context[:1], 5)
+        cosine = units[0] @ candidates.T
+        assert torch.equal(alone, (cosine.abs() if name == "ova-ib" else cosine).topk(5, dim=1).indices), name
+
+
+def test_ties_are_no_better_than_chance(tmp_path) -> None:
+    """Embeddings that all coincide: the right candidate comes at a random place."""
+    views = np.zeros((200, 4), np.float32)
+    path = tmp_path / "x.npz"
+    np.savez(path, a=views, b=views)
+    run = train.fit("clip", f"npz:{path}", output=tmp_path / "run", epochs=1, batch_size=16, features=4, progress=False)
+    found = evaluate(run, progress=False)
+    assert found.value("retrieval", "R@1") <= 0.1
+    assert 0.05 < found.value("retrieval", "MRR") < 0.2
 
 
 @pytest.mark.parametrize(

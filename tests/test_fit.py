@@ -299,7 +299,7 @@ def test_every_method_trains_goes_on_and_opens_again(npz, tmp_path, monkeypatch,
     embeddings = opened.embed("test")
     views = list(embeddings.values())
     for context in (views[1:2], views[1:]):
-        assert opened.method.retrieval_score(views[0], context).shape == (20, 20)
+        assert opened.method.retrieve(views[0], context, 20).shape == (20, 20)
 
 
 def test_a_method_that_does_not_take_the_modalities_is_refused_first(npz, tmp_path) -> None:
@@ -595,7 +595,7 @@ def test_help_states_methods_and_defaults(capsys) -> None:
         (["fit", "ova-ib"], "fit needs --data"),
         (["fit", "ova-ib", "--data", "digits", "--epoch", "3"], "No such option: --epoch (Possible options: --"),
         (["fit", "ova-ib", "--data", "digits", "--resume"], "--resume needs --output"),
-        (["fit", "ova-ib", "--data", "digits", "--split", "a,b"], "--split must be three numbers"),
+        (["fit", "ova-ib", "--data", "digits", "--split", "a,b"], "--split must be numbers with commas"),
         (["fit", "ova-ib", "--data", "digits", "--loss", "0.1"], "--loss must be NAME=VALUE, got '0.1'"),
         (["fit", "ova-ib", "--data", "digits", "--batch-size", "5000"], "larger than the training split"),
         (["fit", "ova-ib", "--data", "digits", "--config", "none.json"], "cannot read none.json"),

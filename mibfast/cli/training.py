@@ -146,7 +146,7 @@ def fit(
         "depth": depth,
         "checkpoint_minutes": checkpoint_minutes,
         "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _fractions(split),
+        "split": None if split is None else _numbers("--split", split),
         "encoders": None if encoder is None else _pairs("--encoder", encoder),
         "loss": None if loss is None else {key: _value(text) for key, text in _pairs("--loss", loss).items()},
     }
@@ -202,7 +202,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="test|validation", help="Samples to score on; choose settings by validation alone.")
     ] = "test",
-    pool: Annotated[int, typer.Option(min=2, max=10_000, help="Candidates of retrieval, at most.")] = 1000,
+    pool: Annotated[int, typer.Option(min=2, help="Candidates of retrieval, at most.")] = 1000,
     encoder: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
@@ -308,6 +308,13 @@ def compare(
     tune: Annotated[
         bool, typer.Option(help="Choose temperature and beta by the validation split, over one grid for all.")
     ] = True,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=X,Y,...",
+            help="Ablation: methods whose loss takes this option are compared with each value.",
+        ),
+    ] = None,
     every_combination: Annotated[
         bool,
         typer.Option(help="Probe every combination of modalities and retrieve by every context, or by all alone."),
@@ -340,7 +347,7 @@ def compare(
 
     given = {
         "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _fractions(split),
+        "split": None if split is None else _numbers("--split", split),
         "epochs": epochs,
         "patience": patience,
         "batch_size": batch_size,
@@ -356,6 +363,7 @@ def compare(
             folder,
             seeds=seeds,
             tune=tune,
+            vary={option: _numbers("--vary", values) for option, values in _pairs("--vary", vary or []).items()},
             combinations="every" if every_combination else "whole",
             **settings,
         )
@@ -375,11 +383,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--split must be three numbers with commas between them, got {text!r}") from None
+        raise InputError(f"{option} must be numbers with commas between them, got {text!r}") from None
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:

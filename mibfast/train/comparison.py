@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mibfast.data.multimodal import nearest
 from mibfast.train.config import RunConfig, absolute_data
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
@@ -31,6 +32,7 @@ FIGURES = (
     ("MLP probe, R2", "MLP probe", "R2"),
     ("retrieval R@1", "retrieval", "R@1"),
     ("retrieval MRR", "retrieval", "MRR"),
+    ("retrieval mAP", "retrieval", "mAP"),
 )
 
 
@@ -43,7 +45,8 @@ class Comparison:
     rows : list of dict
         A row for each method, task, combination of modalities and metric: `method`, `task`, `modalities`, `metric`,
         `mean`, `sd` (over seeds, n - 1), `seeds`.
-    settings : mapping from a method's name to its loss's arguments that the validation split chose
+    settings : mapping from a method's name to its loss's arguments that were given or that the validation split chose
+        Of a method whose settings vary, from names such as `ova-ib[beta=0.1]`, which `rows` and `tried` have as well.
     tried : list of dict
         `method`, `loss` and the validation `score` of each setting, None where training diverged at once.
     title : str
@@ -81,7 +84,7 @@ class Comparison:
                 cell = f"{mean:.4f} ± {spread:.4f}"
                 cells.append(f"**{cell}**" if mean == best[title] else cell)
             settings = ", ".join(f"{key} {value:g}" for key, value in self.settings[name].items())
-            lines.append(f"| {method(name).title} | {settings} | {' | '.join(cells)} |")
+            lines.append(f"| {method(name.partition('[')[0]).title} | {settings} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
 
@@ -89,17 +92,41 @@ def _size(modalities: str) -> int:
     return modalities.count("+") + 1
 
 
-def grid(chosen: Method) -> list[dict[str, float]]:
-    """Return the settings that a method is tuned over: temperatures (or scales, their inverses) and betas, alike."""
+def grid(chosen: Method, tune: bool = True, **given: float) -> list[dict[str, float]]:
+    """Return the settings that a method is tuned over: temperatures (or scales, their inverses) and betas, alike.
+
+    Without tuning there is one. What is given stays as it is.
+    """
     takes = inspect.signature(chosen.loss_class).parameters
     axes: dict[str, Sequence[float]] = {}
-    if "temperature" in takes:
-        axes["temperature"] = TEMPERATURES
-    elif "scale" in takes:
-        axes["scale"] = tuple(1 / t for t in TEMPERATURES)
-    if "beta" in takes:
-        axes["beta"] = BETAS
+    if tune:
+        if "temperature" in takes:
+            axes["temperature"] = TEMPERATURES
+        elif "scale" in takes:
+            axes["scale"] = tuple(1 / t for t in TEMPERATURES)
+        if "beta" in takes:
+            axes["beta"] = BETAS
+    axes.update((name, (value,)) for name, value in given.items())
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, dict[str, float]]]:
+    """Return the name of each row with its method and the settings that it is given: a row for each value it takes."""
+    takes = {name: inspect.signature(method(name).loss_class).parameters for name in methods}
+    for option, values in vary.items():
+        if not any(option in each for each in takes.values()):
+            valid = sorted({each for parameters in takes.values() for each in parameters})
+            raise RunError(f"none of the methods has a loss option {option!r}{nearest(option, valid)}")
+        if not values or len(set(values)) < len(values):
+            raise RunError(f"values of {option} must be given, each once; got {', '.join(map(str, values)) or 'none'}")
+    found = {}
+    for name in methods:
+        options = [option for option in vary if option in takes[name]]
+        for values in itertools.product(*(vary[option] for option in options)):
+            given = dict(zip(options, values, strict=True))
+            listed = ",".join(f"{option}={value:g}" for option, value in given.items())
+            found[f"{name}[{listed}]" if given else name] = name, given
+    return found
 
 
 def compare(
@@ -109,6 +136,7 @@ def compare(
     *,
     seeds: int = 3,
     tune: bool = True,
+    vary: Mapping[str, Sequence[float]] | None = None,
     combinations: str = "every",
     progress: bool | Report = True,
     **settings: Any,
@@ -131,6 +159,8 @@ def compare(
         Number of seeds, of split and training.
     tune : bool
         Without, each loss keeps its own settings.
+    vary : mapping from a loss's argument to its values, optional
+        Ablations: a method that takes the argument is compared with each of the values, tuned over the rest.
     combinations : {"every", "whole"}
         See :func:`mibfast.train.evaluation.evaluate`.
     progress : bool or Report
@@ -150,42 +180,41 @@ def compare(
         raise RunError(f"seeds must be an integer of at least 1, got {seeds!r}")
     if "seed" in settings or "loss" in settings:
         raise RunError("a comparison chooses seeds and losses itself")
-    chosen = {name: method(name) for name in methods}
+    variants = _variants(methods, vary or {})
     config = RunConfig(**{**settings, "method": methods[0], "data": absolute_data(data)})
     # What is wrong with the data, or does not fit a method, is said before hours are spent and leaves no folder behind.
     found_data = open_data(config)
-    for each in chosen.values():
-        each.refuse_misfit(list(found_data.views), config.features)
+    for name, given in variants.values():
+        method(name).refuse_misfit(list(found_data.views), config.features, **given)
     plan = {
         "methods": list(methods),
         "seeds": seeds,
         "tune": tune,
+        "vary": {option: list(values) for option, values in (vary or {}).items()},
         "combinations": combinations,
         "settings": config.to_json(),
         "fingerprint": found_data.fingerprint(),
     }
     folder = RunFolder(Path(output))
     _claim(folder, plan)
-    settings_of: dict[str, list[dict[str, float]]] = {
-        name: grid(each) if tune else [{}] for name, each in chosen.items()
-    }
+    settings_of = {variant: grid(method(name), tune, **given) for variant, (name, given) in variants.items()}
     total = sum(seeds + (len(each) if len(each) > 1 else 0) for each in settings_of.values())
     tried: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     quiet = Report(False)
     with report.task("comparing", total) as task:
-        for name in methods:
+        for variant, (name, _) in variants.items():
             runner = _Runner(folder, name, data, settings, quiet, task)
             scores: list[float | None] = []
-            if len(settings_of[name]) > 1:
-                for loss in settings_of[name]:
+            if len(settings_of[variant]) > 1:
+                for loss in settings_of[variant]:
                     score = runner.validation_score(loss)
                     scores.append(score)
-                    tried.append({"method": name, "loss": loss, "score": score})
-            best[name] = settings_of[name][_best(name, scores)] if scores else settings_of[name][0]
-            found = [runner.tested(best[name], seed, combinations) for seed in range(seeds)]
-            rows += _summarised(name, found)
+                    tried.append({"method": variant, "loss": loss, "score": score})
+            best[variant] = settings_of[variant][_best(variant, scores)] if scores else settings_of[variant][0]
+            found = [runner.tested(best[variant], seed, combinations) for seed in range(seeds)]
+            rows += _summarised(variant, found)
     comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
     folder.write_table("comparison.csv", rows)
     folder.write("comparison.md", lambda path: path.write_text(comparison.markdown()))

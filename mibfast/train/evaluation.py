@@ -25,11 +25,11 @@ from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Method
 from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report
+from mibfast.train.retrieval import retrieved
 
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
-# All scores of a pool are in memory at a time.
-_LARGEST_POOL = 10_000
+_QUERIES = 1000
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 # Up to this many modalities every combination is looked at; of more, single ones, all but one, and all.
@@ -101,8 +101,8 @@ def evaluate(
 
     Probes are fitted to the training split's representations (before the projection heads) of every combination of
     modalities, concatenated; of more than 20,000 samples a random choice is taken, in fitting and in scoring. Retrieval
-    finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities;
-    one candidate is right, so that mAP is MRR.
+    finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities,
+    see :func:`mibfast.train.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of those of its class.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def evaluate(
     task : {"auto", "classification", "regression"}
     retrieval : bool
     pool : int
-        Candidates, at most: a random choice of the split's samples.
+        Candidates, at most: a random choice of the split's samples, of which at most 1000 are queries as well.
     split : {"test", "validation"}
         Samples to score on. Settings should be chosen by the validation split alone.
     combinations : {"every", "whole"}
@@ -138,8 +138,8 @@ def evaluate(
         raise RunError(f"combinations must be 'every' or 'whole', got {combinations!r}")
     if split not in ("test", "validation"):
         raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
-    if not 2 <= pool <= _LARGEST_POOL:
-        raise RunError(f"pool must be in [2, {_LARGEST_POOL}], got {pool}")
+    if pool < 2:
+        raise RunError(f"pool must be at least 2, got {pool}")
     seeds = [run.config.seed for run in found]
     if len(set(seeds)) < len(seeds):
         raise RunError(f"runs evaluated together must be of different seeds, got {', '.join(map(str, seeds))}")
@@ -251,22 +251,22 @@ def _refuse_labels_without_spread(data: str, labels: NDArray[Any], task: str) ->
 def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed]]:
     chosen = run.data.sample(split, pool)
     embeddings = _gathered(run, chosen, representations=False)
+    # Of candidates that score alike the first comes first: a query's own is as likely to be any of them.
+    queries = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:_QUERIES].sort().values
+    classes = _classes(run, chosen)
     for missing, context in _queries(list(embeddings), which):
-        scores = run.method.retrieval_score(embeddings[missing], [embeddings[name] for name in context])
-        reciprocal = reciprocal_ranks(scores)
-        ranks, ones = np.rint(1 / reciprocal), np.ones(len(reciprocal))
-        hits = {f"R@{k}": ((ranks <= k).astype(np.float64), ones) for k in (1, 5, 10)}
-        yield ("retrieval", f"{'+'.join(context)} → {missing}"), Probed({**hits, "MRR": (reciprocal, ones)})
+        given = [embeddings[name][queries] for name in context]
+        of_samples = None if classes is None else (classes[queries], classes)
+        found = retrieved(run.method.retrieve, embeddings[missing], given, queries, of_samples)
+        yield ("retrieval", f"{'+'.join(context)} → {missing}"), found
 
 
-def reciprocal_ranks(scores: Tensor) -> NDArray[Any]:
-    """Return [Q] one over the rank of candidate i among query i's scores [Q, C]; ties and NaN count against it.
-
-    By counting: torchmetrics takes a candidate whose score is not positive for one that was not retrieved.
-    """
-    own = scores.diagonal()[:, None]
-    found: NDArray[Any] = (1 / (~(scores < own)).sum(1).double()).numpy()
-    return found
+def _classes(run: Run, samples: Tensor) -> Tensor | None:
+    """Return the classes of samples as int64, or None where labels are not classes."""
+    labels = run.data.labels
+    if labels is None or labels.dtype.kind == "f":
+        return None
+    return torch.from_numpy(np.unique(labels, return_inverse=True)[1])[samples]
 
 
 def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str, Any]]:

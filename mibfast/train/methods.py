@@ -1,4 +1,4 @@
-"""The methods that can be trained, by name: a loss, and the score that its retrieval uses."""
+"""The methods that can be trained, by name: a loss, and how its embeddings retrieve what is missing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Method:
         Makes the loss.
     settings : mapping
         Arguments of the loss where they are not its defaults.
-    retrieval_score : callable
-        Takes candidates [C, d] and a sequence of contexts [Q, d], and returns scores [Q, C]; higher is better.
+    retrieve : callable
+        Takes candidates [C, d], a sequence of contexts [Q, d] and k, and returns the indices [Q, k] of the candidates
+        that score best for each context, best first, by :func:`mibfast.functional.top_k`.
     sized : bool
         Whether the loss has parameters for a number of modalities and features, its first arguments.
     unit : str
@@ -38,7 +39,7 @@ class Method:
     title: str
     loss_class: Callable[..., nn.Module]
     settings: Mapping[str, Any]
-    retrieval_score: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    retrieve: Callable[[Tensor, Sequence[Tensor], int], Tensor]
     sized: bool = False
     unit: str = "nats"
 
@@ -71,33 +72,31 @@ def _unit(z: Tensor) -> Tensor:
     return nn.functional.normalize(z, dim=1)
 
 
-def _summed_cosines(candidates: Tensor, context: Sequence[Tensor]) -> Tensor:
-    """Scores [Q, C]: the cosine of a candidate with each embedding at hand, summed."""
-    first, *rest = (_unit(z) @ _unit(candidates).T for z in context)
-    return sum(rest, start=first)
+def _by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    """By the cosines of a candidate with the embeddings at hand, summed."""
+    return F.top_k(torch.stack([_unit(z) for z in context]).sum(0), _unit(candidates), k)[1]
 
 
-def _projection_score(candidates: Tensor, context: Sequence[Tensor]) -> Tensor:
-    return F.projection_score(candidates, torch.stack(tuple(context), dim=1))
+def _by_projection(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="ridge_projection")[1]
 
 
-def _minus_volume(candidates: Tensor, context: Sequence[Tensor]) -> Tensor:
-    """Scores [Q, C]: the volume that a candidate spans with the embeddings at hand; with one, minus the sine."""
-    return -F.gram_volume(_unit(candidates), [_unit(z) for z in context]).T
+def _by_volume(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    """By the smallest volume that a candidate spans with the embeddings at hand; with one, by the smallest sine."""
+    return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="gram_volume")[1]
 
 
-def _minus_area(candidates: Tensor, context: Sequence[Tensor]) -> Tensor:
-    """Scores [Q, C]: the area of a candidate's triangle with two embeddings; the cosine with one, which has none."""
+def _by_area(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    """By the smallest area of a candidate's triangle with two embeddings; with one, which has none, by the cosine."""
     if len(context) == 1:
-        return _summed_cosines(candidates, context)
-    second, third = context
-    return -F.triangle_area(_unit(candidates), _unit(second), _unit(third)).T
+        return _by_cosines(candidates, context, k)
+    return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="triangle_area")[1]
 
 
-def _multilinear_inner_product(candidates: Tensor, context: Sequence[Tensor]) -> Tensor:
-    """Scores [Q, C]: the inner product with the elementwise product of the embeddings at hand, all made unit."""
-    product = torch.stack([_unit(z) for z in context]).prod(0)
-    return product @ _unit(candidates).T
+def _by_multilinear_product(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    """By the multilinear inner product of unit embeddings."""
+    query = torch.stack([_unit(z) for z in context], dim=1)
+    return F.top_k(query, _unit(candidates), k, score="symile")[1]
 
 
 # The baselines of the OVA-IB paper: its temperature, and the positive left out of their denominator as well.
@@ -106,18 +105,18 @@ _BASELINE = {"temperature": 0.01, "positive_in_denominator": False}
 _LEARNED = {"learnable_temperature": True}
 
 METHODS = {
-    "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, _projection_score),
-    "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, _summed_cosines),
-    "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, _summed_cosines),
+    "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, _by_projection),
+    "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, _by_cosines),
+    "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, _by_cosines),
     # Retrieval by OVA-IB's score: a learned projector takes all other modalities, and no fewer.
     "ova-ib-mlp": Method(
-        "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _projection_score, sized=True
+        "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _by_projection, sized=True
     ),
-    "symile": Method("Symile", losses.SymileLoss, {"learnable_scale": True}, _multilinear_inner_product),
-    "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _minus_volume),
-    "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _minus_area),
-    "siglip": Method("SigLIP", losses.SigLIPLoss, {}, _summed_cosines),
-    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, _summed_cosines, unit=""),
+    "symile": Method("Symile", losses.SymileLoss, {"learnable_scale": True}, _by_multilinear_product),
+    "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume),
+    "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area),
+    "siglip": Method("SigLIP", losses.SigLIPLoss, {}, _by_cosines),
+    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, _by_cosines, unit=""),
 }
 
 
