@@ -308,7 +308,7 @@ def test_a_method_that_does_not_take_the_modalities_is_refused_first(npz, tmp_pa
         ("triangle", npz, {"modalities": ["a", "b"]}, "TRIANGLELoss: .* exactly 3 modalities, got 2"),
         ("triangle", data.from_arrays(five), {}, "TRIANGLELoss: .* exactly 3 modalities, got 5"),
         ("barlow-twins", npz, {}, "BarlowTwinsLoss: .* exactly 2 modalities, got 3"),
-        ("symile", data.from_arrays(five), {}, 'at most 4 modalities, got 5; use negatives="shuffled"'),
+        ("symile", data.from_arrays(five), {"loss": {"negatives": "all"}}, "at most 4 modalities, got 5; use negatives"),
         ("gram", npz, {"loss": {"anchor": 3}}, r"GRAMLoss: anchor must be in \[0, 2\], got 3"),
         ("gram", npz, {"loss": {"anchor": "d"}}, "anchor must be one of 'a', 'b', 'c', got str 'd'"),
         ("ova-ib-mlp", npz, {"loss": {"depth": 0}}, "LearnedProjectorOVAIBLoss: depth must be at least 1, got 0"),
@@ -614,3 +614,10 @@ def test_bad_commands_are_one_line_on_stderr_and_status_2(arguments, message, ca
     assert message in captured.err
     assert captured.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_symile_takes_all_combinations_of_up_to_three_modalities() -> None:
+    symile = train.METHODS["symile"]
+    assert [symile.loss(m, 8).negatives for m in (2, 3, 4, 6)] == ["all", "all", "shuffled", "shuffled"]
+    assert symile.loss(4, 8, negatives="all").negatives == "all"
+    symile.refuse_misfit(["a", "b", "c", "d", "e"], 8)

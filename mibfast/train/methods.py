@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Method:
         Makes the loss.
     settings : mapping
         Arguments of the loss where they are not its defaults.
+    settings_beyond_three : mapping
+        Those for more than three modalities.
     retrieve : callable
         Takes candidates [C, d], a sequence of contexts [Q, d] and k, and returns the indices [Q, k] of the candidates
         that score best for each context, best first, by :func:`mibfast.functional.top_k`.
@@ -42,6 +44,7 @@ class Method:
     retrieve: Callable[[Tensor, Sequence[Tensor], int], Tensor]
     sized: bool = False
     unit: str = "nats"
+    settings_beyond_three: Mapping[str, Any] = field(default_factory=dict)
 
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
         """Make the loss of so many modalities and features, with arguments besides the method's own.
@@ -53,8 +56,9 @@ class Method:
         for name in options:
             if name not in valid:
                 raise RunError(f"{self.title} has no loss option {name!r}{nearest(name, valid)}")
+        settings = {**self.settings, **(self.settings_beyond_three if modalities > 3 else {})}
         try:
-            return self.loss_class(**sizes, **{**self.settings, **options})
+            return self.loss_class(**sizes, **{**settings, **options})
         except (TypeError, ValueError) as error:
             raise RunError(str(error)) from error
 
@@ -112,7 +116,14 @@ METHODS = {
     "ova-ib-mlp": Method(
         "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _by_projection, sized=True
     ),
-    "symile": Method("Symile", losses.SymileLoss, {"learnable_scale": True}, _by_multilinear_product),
+    # A batch of 128 has 2 million combinations of three modalities and 268 million of four.
+    "symile": Method(
+        "Symile",
+        losses.SymileLoss,
+        {"learnable_scale": True},
+        _by_multilinear_product,
+        settings_beyond_three={"negatives": "shuffled"},
+    ),
     "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume),
     "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area),
     "siglip": Method("SigLIP", losses.SigLIPLoss, {}, _by_cosines),
