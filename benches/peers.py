@@ -26,13 +26,13 @@ def _others(embeddings: Sequence[Tensor], m: int) -> Tensor:
 
 def _excluding_positive(similarity: Tensor, temperature: float) -> Tensor:
     logits = similarity / temperature
-    diagonal = torch.eye(len(logits), dtype=torch.bool)
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     return (torch.logsumexp(logits.masked_fill(diagonal, -torch.inf), dim=1) - logits.diagonal()).mean()
 
 
 def ridge_projection(target: Tensor, basis: Tensor) -> Tensor:
     """A (A^T A + ridge I)^-1 A^T z by one batched `torch.linalg.solve`."""
-    gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1])
+    gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1], device=basis.device)
     return (torch.linalg.solve(gram, basis @ target[..., None]).mT @ basis).squeeze(1)
 
 
@@ -68,7 +68,7 @@ def one_vs_all_info_nce_pairwise(embeddings: Sequence[Tensor], temperature: floa
     losses = []
     for m, z in enumerate(embeddings):
         basis = _others(embeddings, m)
-        gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1])
+        gram = basis @ basis.mT + RIDGE * torch.eye(basis.shape[1], device=basis.device)
         whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), basis, upper=False)
         query = F.normalize(z, dim=1)
         squared = sum((query @ whitened[:, k].T) ** 2 for k in range(basis.shape[1]))
@@ -85,7 +85,7 @@ def ova_ib(embeddings: Sequence[Tensor]) -> Tensor:
 def info_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
     """Symmetric InfoNCE: cross-entropy over rows and over columns of one matrix."""
     logits = query @ key.T / temperature
-    target = torch.arange(len(query))
+    target = torch.arange(len(query), device=query.device)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
@@ -93,7 +93,7 @@ def info_nce_by_linear_cross_entropy(
     query: Tensor, key: Tensor, temperature: float = 0.07, batch_chunk_size: int | None = None
 ) -> Tensor:
     """The same by torch's chunked linear cross-entropy, once each way."""
-    target = torch.arange(len(query))
+    target = torch.arange(len(query), device=query.device)
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk_size, chunking_method=None)
     scaled = query / temperature
     forward = F.linear_cross_entropy(scaled, key, target, options=options)
@@ -108,7 +108,7 @@ def symile(embeddings: Sequence[Tensor], scale: float = 10.0) -> Tensor:
         y, z = (embeddings[k] for k in range(3) if k != m)
         products = torch.stack([y * z.roll(shift, 0) for shift in range(len(y))]).flatten(0, 1)
         # Roll 0 pairs each sample with itself: its own product is the column of its own index.
-        losses.append(F.cross_entropy(scale * anchor @ products.T, torch.arange(len(anchor))))
+        losses.append(F.cross_entropy(scale * anchor @ products.T, torch.arange(len(anchor), device=anchor.device)))
     return torch.stack(losses).mean()
 
 
@@ -117,7 +117,7 @@ def symile_shared(embeddings: Sequence[Tensor], scale: float = 10.0) -> Tensor:
     x, y, z = embeddings
     n = len(x)
     logits = ((scale * x[:, None] * y[None]).flatten(0, 1) @ z.T).view(n, n, n)
-    samples = torch.arange(n)
+    samples = torch.arange(n, device=x.device)
     sums = [torch.logsumexp(logits, axes) for axes in ((1, 2), (0, 2), (0, 1))]
     return torch.stack(sums).mean() - logits[samples, samples, samples].mean()
 
@@ -134,7 +134,7 @@ def barlow_twins(a: Tensor, b: Tensor, off_diagonal_weight: float = 0.0051) -> T
 
 def _smoothed_both_ways(scores: Tensor, temperature: float) -> Tensor:
     """GRAM's and TRIANGLE's loss of volumes or areas."""
-    logits, target = -scores / temperature, torch.arange(len(scores))
+    logits, target = -scores / temperature, torch.arange(len(scores), device=scores.device)
     forward = F.cross_entropy(logits, target, label_smoothing=0.1)
     return 0.5 * (forward + F.cross_entropy(logits.T, target, label_smoothing=0.1))
 
@@ -160,7 +160,7 @@ def triangle_info_nce(a: Tensor, b: Tensor, c: Tensor, temperature: float = 0.07
 def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """open_clip's `SigLipLoss` on one device."""
     logits = scale * query @ key.T + bias
-    labels = 2 * torch.eye(len(query)) - torch.ones(len(query), len(query))
+    labels = 2 * torch.eye(len(query), device=query.device) - torch.ones_like(logits)
     return -F.logsigmoid(labels * logits).sum() / len(query)
 
 
