@@ -17,6 +17,10 @@ class InputError(ValueError):
     """What the user of a command, a data set or a run can put right, said in one line."""
 
 
+class NothingPresentError(ValueError):
+    """A presence that leaves nothing to take a loss of: a batch that a training loop may skip."""
+
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -177,7 +181,7 @@ def no_presence(operation: str, x: Any, why: str) -> None:
 def left_by_presence(operation: str, left: bool, expected: str) -> None:
     """Check that the samples that have what a loss needs are enough for any of its terms."""
     if not left:
-        raise ValueError(f"{operation}: presence leaves nothing to take the loss of; expected {expected}")
+        raise NothingPresentError(f"{operation}: presence leaves nothing to take the loss of; expected {expected}")
 
 
 def _zero_dimensional(operation: str, argument: str, x: Tensor, device: torch.device, otherwise: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,8 @@ from mibfast.data.npy import NpyRows
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.6, 0.2, 0.2)
+# Of the name of the array that says which samples have a modality; a modality's own name holds no dot.
+PRESENCE = ".presence"
 
 # Rows that are looked at in one go, in bytes, where all of them are.
 _CHUNK_BYTES = 1 << 24
@@ -45,15 +47,22 @@ class MultimodalData:
         Of int64 or strings: classes. Of float64: targets of a regression.
     splits : mapping from "train", "validation" and "test" to Tensor [n]
         Indices of samples, int64; every sample is in one split.
+    presence : mapping from a modality's name to array [N] of bool
+        Of the modalities that some samples lack, True where a sample has it; empty where every sample has all. What an
+        absent row of a view holds is never used.
     """
 
     name: str
     views: Mapping[str, View]
     labels: NDArray[Any] | None
     splits: Mapping[str, Tensor]
+    presence: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name} {list(view.shape)}" for name, view in self.views.items())
+        shapes = ", ".join(
+            f"{name} {list(view.shape)}" + (f" ({self.presence[name].sum()} present)" if name in self.presence else "")
+            for name, view in self.views.items()
+        )
         splits = ", ".join(f"{name} {len(part)}" for name, part in self.splits.items())
         labels = "no labels" if self.labels is None else f"labels {list(self.labels.shape)} {self.labels.dtype}"
         return f"MultimodalData({self.name!r}: {shapes}; {labels}; {splits})"
@@ -78,12 +87,42 @@ class MultimodalData:
         return self.splits[split]
 
     def take(self, indices: Tensor) -> dict[str, Tensor]:
-        """Return the views of some samples as new tensors, float64 where they are wider than float32, else float32."""
+        """Return the views of some samples as new tensors, float64 where they are wider than float32, else float32.
+
+        Where samples lack modality NAME its rows are zeros, and a bool tensor [n] under `NAME.presence` says which.
+        """
         chosen = indices.numpy()
-        return {name: torch.from_numpy(_floating(view.take(chosen, axis=0))) for name, view in self.views.items()}
+        found = {name: torch.from_numpy(_floating(self._rows(name, chosen))) for name in self.views}
+        present = {f"{name}{PRESENCE}": torch.from_numpy(each[chosen]) for name, each in self.presence.items()}
+        return {**found, **present}
+
+    def _rows(self, name: str, chosen: NDArray[Any]) -> NDArray[Any]:
+        """Return rows of a view in its own dtype, zeros where they are absent."""
+        rows: NDArray[Any] = self.views[name].take(chosen, axis=0)
+        if name in self.presence:
+            rows[~self.presence[name][chosen]] = 0
+        return rows
+
+    def has(self, indices: Tensor, modalities: Sequence[str], fewest: int | None = None) -> Tensor:
+        """Return whether each of n samples has all of some modalities, or at least `fewest` of them: [n], bool.
+
+        Examples
+        --------
+        >>> import numpy as np, torch, mibfast.data
+        >>> views = {"image": np.zeros((3, 8)), "text": np.zeros((3, 5))}
+        >>> data = mibfast.data.from_arrays(views, split=None, presence={"text": np.array([True, False, True])})
+        >>> data.has(torch.tensor([2, 1, 0]), ["image", "text"])
+        tensor([ True, False,  True])
+        """
+        needed = len(modalities) if fewest is None else fewest
+        count = np.full(len(indices), len(modalities))
+        for name in modalities:
+            if name in self.presence:
+                count -= ~self.presence[name][indices.numpy()]
+        return torch.from_numpy(count >= needed)
 
     def split(self, name: str) -> tuple[dict[str, Tensor], NDArray[Any] | None]:
-        """Return the views and labels of one split, or of `"all"` samples, in memory."""
+        """Return the views and labels of one split, or of `"all"` samples, in memory; see :meth:`take`."""
         chosen = self.indices(name)
         return self.take(chosen), None if self.labels is None else self.labels[chosen.numpy()]
 
@@ -96,18 +135,22 @@ class MultimodalData:
             For a modality that is not there, or that is named twice.
         """
         check_modalities(self.name, modalities, self.views)
-        return replace(self, views={name: self.views[name] for name in modalities})
+        presence = {name: self.presence[name] for name in modalities if name in self.presence}
+        return replace(self, views={name: self.views[name] for name in modalities}, presence=presence)
 
     def fingerprint(self) -> str:
         """Return a digest of names, shapes, dtypes, all labels, the splits, and up to 64 samples spread over the data.
 
-        It tells other data and other splits from these, not every change to a view.
+        Where samples lack modalities, also of which ones. It tells other data and other splits from these, not every
+        change to a view.
         """
         digest = hashlib.sha256()
         chosen = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
         for name, view in self.views.items():
             digest.update(f"{name} {view.shape} {view.dtype}".encode())
-            digest.update(np.ascontiguousarray(view.take(chosen, axis=0)).tobytes())
+            digest.update(np.ascontiguousarray(self._rows(name, chosen)).tobytes())
+            if name in self.presence:
+                digest.update(f"{name}{PRESENCE}".encode() + self.presence[name].tobytes())
         if self.labels is not None:
             digest.update(f"{self.labels.shape} {self.labels.dtype}".encode())
             digest.update(np.ascontiguousarray(self.labels).tobytes())
@@ -116,9 +159,13 @@ class MultimodalData:
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 
-    def sample(self, split: str, limit: int) -> Tensor:
-        """Return the indices of a split, in order, or a random choice of `limit` of them, always the same."""
+    def sample(self, split: str, limit: int, modalities: Sequence[str] = ()) -> Tensor:
+        """Return the indices of a split, in order, or a random choice of `limit` of them, always the same.
+
+        Of samples that have all of the modalities alone.
+        """
         indices = self.indices(split)
+        indices = indices[self.has(indices, modalities)]
         if len(indices) <= limit:
             return indices
         chosen = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:limit]
@@ -127,7 +174,8 @@ class MultimodalData:
     def statistics(self, progress: Progress = lambda title, done, total: None) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each modality's mean and standard deviation over the training split, reading every sample once.
 
-        Of vectors they are taken for each feature; of sequences [N, T, C] for each channel, over time too.
+        Of vectors they are taken for each feature; of sequences [N, T, C] for each channel, over time too. Samples that
+        lack a modality do not count in its.
 
         Parameters
         ----------
@@ -142,17 +190,27 @@ class MultimodalData:
         Raises
         ------
         DataError
-            For NaN or infinity in any sample, saying where, and for a spread that float32 cannot be scaled by.
+            For NaN or infinity in any sample, saying where, for a spread that float32 cannot be scaled by, and for a
+            modality that all training samples lack.
         """
         in_training = np.zeros(len(self), dtype=bool)
         in_training[self.indices("train").numpy()] = True
+        for name, each in self.presence.items():
+            if not each[in_training].any():
+                raise DataError(f"{self.name}: no training sample has modality {name!r}")
         total = len(self) * len(self.views)
         found = {}
         for position, (name, view) in enumerate(self.views.items()):
             moments = _Moments(channel_axes(view.ndim), view.dtype)
+            present = self.presence.get(name)
             for start, rows in _chunks(view):
+                counted = in_training[start : start + len(rows)]
+                if present is not None:
+                    here = present[start : start + len(rows)]
+                    counted = counted & here
+                    rows = np.where(here.reshape(-1, *[1] * (rows.ndim - 1)), rows, rows.dtype.type(0))
                 _refuse_what_is_not_finite(self.name, name, rows, start)
-                moments.add(_floating(rows[in_training[start : start + len(rows)]]))
+                moments.add(_floating(rows[counted]))
                 progress(f"reading {name}", position * len(self) + start + len(rows), total)
             mean, deviation = moments.finish()
             if not (torch.isfinite(deviation).all() and (deviation[deviation > 0] > _LEAST_DEVIATION).all()):

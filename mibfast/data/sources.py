@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mibfast.data.digits import read_digits
-from mibfast.data.multimodal import FRACTIONS, SPLITS, DataError, MultimodalData, View, check_modalities, split_indices
+from mibfast.data.multimodal import (
+    FRACTIONS,
+    PRESENCE,
+    SPLITS,
+    DataError,
+    MultimodalData,
+    View,
+    check_modalities,
+    nearest,
+    split_indices,
+)
 from mibfast.data.npy import NpyRows
 
 FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
@@ -41,7 +51,8 @@ def load(
     - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, of which rows are read as needed.
 
     An .npz file or a folder may also hold `labels`, [N] integers or strings (classes) or [N] or [N, K] floats (a
-    regression's targets), and `split`, [N] strings "train", "validation" or "test", which is then used as it is.
+    regression's targets), and `split`, [N] strings "train", "validation" or "test", which is then used as it is. Where
+    samples lack modality NAME, `NAME.presence`, [N] bool, says which have it; the rows of the others may hold anything.
 
     Parameters
     ----------
@@ -62,8 +73,8 @@ def load(
     ------
     DataError
         For data that are not there or not usable: object arrays, unequal lengths, dtypes that are no real numbers, NaN
-        among targets, an empty split. NaN and infinity in views are found by
-        :meth:`MultimodalData.statistics`, which has to read all of them.
+        among targets, an empty split, a presence that is not bool or of no modality. NaN and infinity in views are
+        found by :meth:`MultimodalData.statistics`, which has to read all of them.
 
     Examples
     --------
@@ -76,13 +87,15 @@ def load(
         check_modalities(name, modalities, source.modalities)
     # What is not asked for is not read, and need not be usable.
     views = {modality: source.read(modality) for modality in modalities or source.modalities}
+    presence = {modality: read() for modality, read in source.presence.items() if modality in views}
     labels, given_split = source.labels, source.split
     if given_split is not None and (given_split.dtype.kind != "U" or given_split.ndim != 1):
         raise DataError(
             f"{name}: split must be [N] strings 'train', 'validation' or 'test', "
             f"got shape {list(given_split.shape)}, {given_split.dtype}"
         )
-    return from_arrays(views, labels, name=name, seed=seed, split=split if given_split is None else given_split)
+    chosen_split = split if given_split is None else given_split
+    return from_arrays(views, labels, name=name, seed=seed, split=chosen_split, presence=presence)
 
 
 def from_arrays(
@@ -92,6 +105,7 @@ def from_arrays(
     name: str = "arrays",
     seed: int = 0,
     split: Sequence[float] | NDArray[Any] | None = FRACTIONS,
+    presence: Mapping[str, NDArray[Any] | Tensor] | None = None,
 ) -> MultimodalData:
     """Make a data set of arrays or tensors [N, ...], a modality each.
 
@@ -107,11 +121,15 @@ def from_arrays(
         Of the split.
     split : three floats, or array [N] of "train", "validation" and "test", or None
         See :func:`load`.
+    presence : mapping from a modality's name to array or Tensor [N] of bool, optional
+        Of modalities that some samples lack, True where a sample has it. Absent rows may hold anything, NaN too. A
+        sample may lack all of them.
 
     Raises
     ------
     DataError
-        For arrays that do not fit together or hold no real numbers.
+        For arrays that do not fit together or hold no real numbers, and for a presence that is not bool or of no
+        modality.
 
     Examples
     --------
@@ -127,6 +145,8 @@ def from_arrays(
     targets = None if labels is None else _checked_labels(name, np.asarray(labels))
     if targets is not None:
         lengths[_LABELS] = len(targets)
+    present = _checked_presence(name, presence or {}, arrays)
+    lengths.update((f"{modality}{PRESENCE}", len(each)) for modality, each in present.items())
     named_split = np.asarray(split) if split is not None and np.asarray(split).dtype.kind == "U" else None
     if named_split is not None:
         lengths[_SPLIT] = len(named_split)
@@ -138,7 +158,27 @@ def from_arrays(
         splits = _named_splits(name, named_split)
     else:
         splits = {} if split is None else split_indices(n, targets, [float(x) for x in split], seed)
-    return MultimodalData(name, arrays, targets, splits)
+    # What nothing is missing of is as quick as it always was.
+    incomplete = {modality: each for modality, each in present.items() if not each.all()}
+    return MultimodalData(name, arrays, targets, splits, incomplete)
+
+
+def _checked_presence(
+    data: str, presence: Mapping[str, NDArray[Any] | Tensor], modalities: Mapping[str, View]
+) -> dict[str, NDArray[np.bool_]]:
+    found = {}
+    for modality, given in presence.items():
+        if modality not in modalities:
+            known = nearest(modality, modalities)
+            raise DataError(f"{data}: a presence is given of modality {modality!r}, which there is not{known}")
+        each = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        if each.dtype != np.bool_ or each.ndim != 1:
+            raise DataError(
+                f"{data}: the presence of modality {modality!r} must be [N] of bool, "
+                f"got shape {list(each.shape)}, {each.dtype}"
+            )
+        found[str(modality)] = each
+    return found
 
 
 def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor | NpyRows) -> View:
@@ -188,19 +228,20 @@ def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a data set holds: the names of its modalities, and a function that reads one of them."""
+    """What a data set holds: names of modalities, and functions that read one of them, or which samples have it."""
 
     modalities: Sequence[str]
     read: Callable[[str], View]
-    labels: NDArray[Any] | None
-    split: NDArray[Any] | None
+    labels: NDArray[Any] | None = None
+    split: NDArray[Any] | None = None
+    presence: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
 def _open(name: str) -> _Source:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
         views, labels = read_digits()
-        return _Source(list(views), views.__getitem__, labels, None)
+        return _Source(list(views), views.__getitem__, labels)
     kinds = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}
     if kind not in kinds or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")
@@ -217,7 +258,7 @@ def _open_mfeat(name: str, folder: Path) -> _Source:
         except ValueError as error:
             raise DataError(f"{name}: {path} is not a table of numbers: {error}") from error
 
-    return _Source(_MFEAT_VIEWS, read, np.repeat(np.arange(10), _MFEAT_SAMPLES_PER_CLASS), None)
+    return _Source(_MFEAT_VIEWS, read, np.repeat(np.arange(10), _MFEAT_SAMPLES_PER_CLASS))
 
 
 def _open_npz(name: str, path: Path) -> _Source:
@@ -237,7 +278,7 @@ def _open_npz(name: str, path: Path) -> _Source:
             raise DataError(f"{name}: array {key!r} {_why_unreadable(error, 'is damaged')}") from error
         return found
 
-    return _source(archive.files, read, read)
+    return _source(name, archive.files, read, read)
 
 
 def _open_folder(name: str, folder: Path) -> _Source:
@@ -259,13 +300,21 @@ def _open_folder(name: str, folder: Path) -> _Source:
 
         return read
 
-    return _source(stems, reader(NpyRows), reader(partial(np.load, allow_pickle=False)))
+    return _source(name, stems, reader(NpyRows), reader(partial(np.load, allow_pickle=False)))
 
 
-def _source(names: Sequence[str], read: Callable[[str], View], read_whole: Callable[[str], NDArray[Any]]) -> _Source:
-    """Set `labels` and `split` apart from the modalities; they are read as a whole and at once."""
+def _source(
+    data: str, names: Sequence[str], read: Callable[[str], View], read_whole: Callable[[str], NDArray[Any]]
+) -> _Source:
+    """Set `labels`, `split` and presences apart from the modalities; they are read as a whole."""
     labels, split = (read_whole(name) if name in names else None for name in (_LABELS, _SPLIT))
-    return _Source([name for name in names if name not in (_LABELS, _SPLIT)], read, labels, split)
+    modalities = [name for name in names if name not in (_LABELS, _SPLIT) and not name.endswith(PRESENCE)]
+    presence = {name.removesuffix(PRESENCE): partial(read_whole, name) for name in names if name.endswith(PRESENCE)}
+    for name in presence:
+        # Whatever is asked for: were a name misspelt, all samples would be taken to have the modality that was meant.
+        if name not in modalities:
+            raise DataError(f"{data}: there is {name + PRESENCE!r} and no modality {name!r}{nearest(name, modalities)}")
+    return _Source(modalities, read, labels, split, presence)
 
 
 def _why_unreadable(error: Exception, otherwise: str) -> str:

@@ -308,8 +308,14 @@ class _Runner:
 
 def _summarised(name: str, found: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     rows = []
-    for position, row in enumerate(found[0]):
-        values = [each[position]["value"] for each in found]
+    values_of: dict[tuple[str, str, str], list[float]] = {}
+    for row in itertools.chain(*found):
+        values_of.setdefault((row["task"], row["modalities"], row["metric"]), []).append(row["value"])
+    for row in found[0]:
+        values = values_of[row["task"], row["modalities"], row["metric"]]
+        # Where samples lack modalities, a seed's splits can hold too few for a row that others have.
+        if len(values) < len(found):
+            continue
         rows.append(
             {
                 "method": name,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mibfast.data.multimodal import PRESENCE
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
 from mibfast.train.progress import Report, Task
@@ -27,7 +28,8 @@ def write_embeddings(
 ) -> dict[str, tuple[int, ...]]:
     """Write an array [n, features] (float32) for each modality, labels where there are any, and the split of `"all"`.
 
-    Rows are in the data's order. What is written can be fitted again, in the same split: `npz:FILE`, `dir:FOLDER`.
+    Rows are in the data's order. Where samples lack modality NAME its rows are zeros, and `NAME.presence` says which.
+    What is written can be fitted again, in the same split: `npz:FILE`, `dir:FOLDER`.
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ def write_embeddings(
     apart: dict[str, NDArray[Any]] = {}
     if run.data.labels is not None:
         apart["labels"] = run.data.labels[indices.numpy()]
+    for name, present in run.data.presence.items():
+        apart[f"{name}{PRESENCE}"] = present[indices.numpy()]
     if split == "all" and run.data.splits:
         apart["split"] = np.empty(len(indices), "<U10")
         for name, samples in run.data.splits.items():

@@ -30,6 +30,8 @@ from mibfast.train.retrieval import retrieved
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
 _QUERIES = 1000
+# Of samples that have a combination's modalities: the MLP probe stops early by a tenth of them.
+_FEWEST_FITTED = 10
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 # Up to this many modalities every combination is looked at; of more, single ones, all but one, and all.
@@ -49,7 +51,7 @@ class Evaluation:
     interval : str
         Of what the intervals are.
     about : dict
-        Runs, data, samples, versions, date.
+        Runs, data, samples, versions, date, and what was left out since too few samples have the modalities.
     """
 
     rows: list[dict[str, Any]]
@@ -58,7 +60,7 @@ class Evaluation:
     about: dict[str, Any]
 
     def value(self, task: str, metric: str, modalities: str | None = None) -> float:
-        """Return a figure; of all modalities together without `modalities`.
+        """Return a figure; without `modalities` of all together, or of the last combination that enough samples have.
 
         Examples
         --------
@@ -72,7 +74,7 @@ class Evaluation:
             found = [row for row in found if row["modalities"] == modalities]
         if not found:
             raise KeyError(f"no {metric} of {task}" + (f" for {modalities}" if modalities else ""))
-        # Combinations grow, so the last holds all modalities.
+        # Combinations grow.
         return float(found[-1]["value"])
 
     def write(self, folder: RunFolder, place: str = "") -> None:
@@ -104,6 +106,10 @@ def evaluate(
     finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities,
     see :func:`mibfast.train.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of those of its class.
 
+    Where samples lack modalities, a probe is fitted to and scored on those that have all of its combination, and
+    queries and candidates have both the context and what is missing; a row's `samples` says how many were scored. Rows
+    of too few are left out (fewer than 10 in fitting or 2 in scoring, labels that do not vary), which is said.
+
     Parameters
     ----------
     runs : Run or sequence of Run
@@ -125,7 +131,8 @@ def evaluate(
     RunError
         For runs that differ in more than their seed.
     DataError
-        For labels that do not fit the task, or where there are none and a task is asked for.
+        For labels that do not fit the task, or where there are none and a task is asked for, and where nothing is left
+        to evaluate.
     """
     found = [runs] if isinstance(runs, Run) else list(runs)
     report = progress if isinstance(progress, Report) else Report(progress)
@@ -153,6 +160,7 @@ def evaluate(
         for run, each in zip(found, tasks, strict=True)
     )
     results: list[dict[tuple[str, str], Probed]] = []
+    left_out: dict[tuple[str, str], None] = {}
     with report.task("evaluating", max(total, 1)) as bar:
         for run, each in zip(found, tasks, strict=True):
             result: dict[tuple[str, str], Probed] = {}
@@ -162,12 +170,20 @@ def evaluate(
             ]
             for part in parts:
                 for key, outcome in part:
-                    result[key] = outcome
+                    if outcome is None:
+                        left_out[key] = None
+                    else:
+                        result[key] = outcome
                     bar.advance(1, f"{key[0]} {key[1]}")
             results.append(result)
+    # Of several runs, what too few samples of any have.
+    results = [{key: each for key, each in result.items() if key not in left_out} for result in results]
+    if left_out:
+        report.say(f"left out, since too few samples have the modalities: {', '.join(map(' '.join, left_out))}")
     rows = _rows(results)
     if not rows:
-        raise DataError(f"{first.data.name}: nothing to evaluate: no labels to probe, and no retrieval asked for")
+        why = "too few samples have the modalities" if left_out else "no labels to probe, and no retrieval asked for"
+        raise DataError(f"{first.data.name}: nothing to evaluate: {why}")
     interval = (
         f"95% bootstrap intervals over {split} samples ({_RESAMPLES} resamples)"
         if len(found) == 1
@@ -179,6 +195,7 @@ def evaluate(
         "data": first.data.name,
         "split": split,
         "samples_of_split": len(first.data.indices(split)),
+        "left_out": [" ".join(key) for key in left_out],
         "date": datetime.date.today().isoformat(),
         "mibfast": mibfast.info()["versions"],
     }
@@ -218,13 +235,15 @@ def _queries(names: Sequence[str], which: str) -> list[tuple[str, tuple[str, ...
 
 
 def _gathered(run: Run, indices: Tensor, *, representations: bool) -> dict[str, Tensor]:
+    if not len(indices):
+        return {name: torch.empty(0, run.config.features) for name in run.data.views}
     parts = list(run.embed_in_parts(indices, representations=representations))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _probed(
     run: Run, task: str, probes: Sequence[str], scored: str, which: str
-) -> Iterator[tuple[tuple[str, str], Probed]]:
+) -> Iterator[tuple[tuple[str, str], Probed | None]]:
     assert run.data.labels is not None
     _refuse_labels_without_spread(run.data.name, run.data.labels[run.data.indices("train").numpy()], task)
     splits = {}
@@ -233,32 +252,54 @@ def _probed(
         labels = run.data.labels[chosen.numpy()]
         if task == "regression":
             labels = labels.astype(np.float64)
-        splits[split] = _gathered(run, chosen, representations=True), labels
+        splits[split] = chosen, _gathered(run, chosen, representations=True), labels
     for kind in probes:
         title = {"linear": "linear probe", "mlp": "MLP probe"}[kind]
         for names in _combinations(list(run.data.views), which):
             train, test = (
-                (torch.cat([x[name] for name in names], dim=1).numpy(), labels) for x, labels in splits.values()
+                (torch.cat([x[name][at] for name in names], dim=1).numpy(), labels[at.numpy()])
+                for chosen, x, labels in splits.values()
+                for at in [run.data.has(chosen, names)]
             )
-            yield (title, "+".join(names)), probe(kind, task, train, test, run.config.seed)
+            too_few = not set(names).isdisjoint(run.data.presence) and _too_few(train[1], test[1], task)
+            yield (title, "+".join(names)), None if too_few else probe(kind, task, train, test, run.config.seed)
+
+
+def _too_few(fitted: NDArray[Any], scored: NDArray[Any], task: str) -> bool:
+    if len(fitted) < _FEWEST_FITTED or len(scored) < 2:
+        return True
+    return _constant(fitted, task) or (task == "regression" and _constant(scored, task))
 
 
 def _refuse_labels_without_spread(data: str, labels: NDArray[Any], task: str) -> None:
-    if (np.ptp(labels, axis=0) == 0).any() if task == "regression" else len(np.unique(labels)) < 2:
+    if _constant(labels, task):
         raise DataError(f"{data}: labels do not vary in the training split, so there is nothing to probe")
 
 
-def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed]]:
-    chosen = run.data.sample(split, pool)
-    embeddings = _gathered(run, chosen, representations=False)
-    # Of candidates that score alike the first comes first: a query's own is as likely to be any of them.
-    queries = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:_QUERIES].sort().values
-    classes = _classes(run, chosen)
-    for missing, context in _queries(list(embeddings), which):
-        given = [embeddings[name][queries] for name in context]
+def _constant(labels: NDArray[Any], task: str) -> bool:
+    return bool((np.ptp(labels, axis=0) == 0).any()) if task == "regression" else len(np.unique(labels)) < 2
+
+
+def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed | None]]:
+    # Each query's pool is as large as can be: of few candidates one is found more easily.
+    pools = {
+        (missing, context): run.data.sample(split, pool, [missing, *context])
+        for missing, context in _queries(list(run.data.views), which)
+    }
+    embedded = torch.unique(torch.cat(list(pools.values()))) if pools else torch.empty(0, dtype=torch.int64)
+    embeddings = _gathered(run, embedded, representations=False)
+    for (missing, context), chosen in pools.items():
+        key = "retrieval", f"{'+'.join(context)} → {missing}"
+        if len(chosen) < 2 and run.data.presence:
+            yield key, None
+            continue
+        at = torch.searchsorted(embedded, chosen)
+        # Of candidates that score alike the first comes first: a query's own is as likely to be any of them.
+        queries = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:_QUERIES].sort().values
+        classes = _classes(run, chosen)
+        given = [embeddings[name][at[queries]] for name in context]
         of_samples = None if classes is None else (classes[queries], classes)
-        found = retrieved(run.method.retrieve, embeddings[missing], given, queries, of_samples)
-        yield ("retrieval", f"{'+'.join(context)} → {missing}"), found
+        yield key, retrieved(run.method.retrieve, embeddings[missing][at], given, queries, of_samples)
 
 
 def _classes(run: Run, samples: Tensor) -> Tensor | None:

@@ -28,7 +28,7 @@ from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME,
 from mibfast.train.methods import Method, method
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves
 from mibfast.train.progress import Report, Task
-from mibfast.train.recording import EpochsOfData, Recording
+from mibfast.train.recording import EpochsOfData, Recording, usable
 
 # In this many samples of every modality, pictures show what there is to see.
 _PICTURED_POINTS = 900
@@ -68,6 +68,8 @@ class Run:
     def embed(self, split: str = "test", *, representations: bool = False) -> dict[str, Tensor]:
         """Return each modality's embeddings [n, features] of a split's samples (float32), not normalised.
 
+        Where a sample lacks the modality it is zeros; `data.presence` says where.
+
         Parameters
         ----------
         split : {"train", "validation", "test", "all"}
@@ -86,7 +88,8 @@ class Run:
             part = indices[start : start + _EMBEDDED_ROWS]
             with torch.inference_mode():
                 views = self.data.take(part)
-                for name, x in views.items():
+                for name in self.data.views:
+                    x = views[name]
                     if not torch.isfinite(x).all():
                         row = int(part[int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])])
                         raise DataError(f"{self.data.name}: modality {name!r} holds NaN or infinity in sample {row}")
@@ -196,7 +199,7 @@ class _Fitting:
             )
         with isolate_rng():
             self.method.refuse_misfit(list(self.data.views), config.features, **config.loss)
-        _refuse_large_batches(self.data, config.batch_size)
+        _refuse_few_samples(self.data, config)
         self.fingerprint = self.data.fingerprint()
 
     def run(self) -> Run:
@@ -269,6 +272,7 @@ class _Fitting:
                 "samples": len(self.data),
                 "shapes": {name: list(view.shape[1:]) for name, view in self.data.views.items()},
                 "splits": {name: len(part) for name, part in self.data.splits.items()},
+                "present": {name: int(present.sum()) for name, present in self.data.presence.items()},
                 "fingerprint": self.fingerprint,
             },
             "mibfast": mibfast.info(),
@@ -276,7 +280,7 @@ class _Fitting:
 
     def _train(self, module: AlignmentModule, recording: Recording) -> None:
         config = self.config
-        batches = len(self.data.indices("train")) // config.batch_size
+        batches = len(usable(self.data, config, "train")) // config.batch_size
         total = config.epochs * batches
         callbacks: list[lightning.Callback] = [recording]
         loggers: Any = False
@@ -300,6 +304,11 @@ class _Fitting:
                     reload_dataloaders_every_n_epochs=1,
                 )
                 trainer.fit(module, datamodule=EpochsOfData(self.data, config, recording))
+        skipped = sum(row["skipped_batches"] for row in recording.epochs)
+        if skipped:
+            self.report.say(
+                f"{skipped:.0f} of {recording.step} batches were skipped: their samples had no modalities in common"
+            )
 
     def _finish(self, folder: RunFolder, run: Run) -> None:
         checksum = folder.write_weights(run.module.state_dict())
@@ -322,7 +331,10 @@ class _Fitting:
         curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
         unit = self.method.unit
         folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
-        chosen = run.data.sample("test", _PICTURED_POINTS // len(run.data.views))
+        chosen = run.data.sample("test", _PICTURED_POINTS // len(run.data.views), list(run.data.views))
+        if not len(chosen):
+            self.report.say("no picture of embeddings: no test sample has all modalities")
+            return
         (embeddings,) = run.embed_in_parts(chosen)
         labels = None if run.data.labels is None else run.data.labels[chosen.numpy()]
         folder.write("embeddings.png", lambda path: draw_embeddings({title: embeddings}, labels, path))
@@ -458,12 +470,24 @@ def _load_weights(module: AlignmentModule, weights: Mapping[str, Tensor], source
         ) from error
 
 
-def _refuse_large_batches(data: MultimodalData, batch_size: int) -> None:
-    n = len(data.indices("train"))
-    if batch_size > n:
-        raise RunError(f"a batch of {batch_size} is larger than the training split, which has {n} samples")
-    if len(data.indices("validation")) < 2:
-        raise RunError("the validation split has 1 sample, which has no negatives; it must hold at least 2")
+def _refuse_few_samples(data: MultimodalData, config: RunConfig) -> None:
+    for split, title in (("train", "training"), ("validation", "validation")):
+        for name, present in data.presence.items():
+            if not present[data.indices(split).numpy()].any():
+                raise DataError(
+                    f"{data.name}: no {title} sample has modality {name!r}; leave it out, or split otherwise"
+                )
+    of_which = ""
+    if data.presence:
+        of_which = " with all modalities" if method(config.method).joint else " with two modalities or more"
+    n, n_validation = (len(usable(data, config, split)) for split in ("train", "validation"))
+    if config.batch_size > n:
+        raise RunError(
+            f"a batch of {config.batch_size} is larger than the training split, which has {n} samples{of_which}"
+        )
+    if n_validation < 2:
+        found = f"{n_validation} sample{'s' * (n_validation != 1)}{of_which}"
+        raise RunError(f"the validation split has {found}; a loss needs at least 2")
 
 
 @contextmanager
@@ -481,6 +505,8 @@ def _as_a_guest() -> Iterator[None]:
                 ".*GPU available but not used.*",
                 ".*number of training batches.*",
                 ".*Checkpoint directory.*",
+                # Of a batch that is skipped.
+                ".*training_step. returned .None.*",
             ):
                 warnings.filterwarnings("ignore", remark)
             yield

@@ -36,6 +36,8 @@ class Method:
         Whether the loss has parameters for a number of modalities and features, its first arguments.
     unit : str
         Of the loss.
+    joint : bool
+        Whether the loss is over the samples that have all modalities; of one that lacks any it takes nothing.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Method:
     sized: bool = False
     unit: str = "nats"
     settings_beyond_three: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
 
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
         """Make the loss of so many modalities and features, with arguments besides the method's own.
@@ -114,7 +117,7 @@ METHODS = {
     "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, _by_cosines),
     # Retrieval by OVA-IB's score: a learned projector takes all other modalities, and no fewer.
     "ova-ib-mlp": Method(
-        "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _by_projection, sized=True
+        "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _by_projection, sized=True, joint=True
     ),
     # A batch of 128 has 2 million combinations of three modalities and 268 million of four.
     "symile": Method(
@@ -123,11 +126,12 @@ METHODS = {
         {"learnable_scale": True},
         _by_multilinear_product,
         settings_beyond_three={"negatives": "shuffled"},
+        joint=True,
     ),
-    "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume),
-    "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area),
+    "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume, joint=True),
+    "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area, joint=True),
     "siglip": Method("SigLIP", losses.SigLIPLoss, {}, _by_cosines),
-    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, _by_cosines, unit=""),
+    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, _by_cosines, unit="", joint=True),
 }
 
 

@@ -18,6 +18,7 @@ from mibfast.data import MultimodalData
 from mibfast.train.batches import Batches, shuffled
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
+from mibfast.train.methods import method
 
 
 class Recording(Checkpoint):
@@ -35,12 +36,12 @@ class Recording(Checkpoint):
     save : callable, optional
         Called with the state, after every epoch and every `config.checkpoint_minutes`.
     epochs : list of dict
-        A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `seconds`, `loading_seconds`; losses in
-        the method's unit.
+        A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `skipped_batches`, `seconds`,
+        `loading_seconds`; losses in the method's unit.
     best_weights : dict
         Of the epoch with the lowest validation loss.
     step : int
-        Number of batches that were trained on.
+        Number of batches that were trained on, those among them that were skipped since samples lack modalities.
     batches, validation_batches : Batches
         Of the current epoch.
     """
@@ -55,6 +56,7 @@ class Recording(Checkpoint):
         self.validation_batches: Batches
         self._losses: list[float] = []
         self._validation_losses: list[float] = []
+        self._skipped = 0
         self._spent = self._waited = 0.0
         self._since = self._saved = time.monotonic()
         self._optimizer_state: dict[str, Any] | None = None
@@ -81,6 +83,7 @@ class Recording(Checkpoint):
             "epochs": self.epochs,
             "step": self.step,
             "losses": self._losses,
+            "skipped": self._skipped,
             "spent": self._spent + time.monotonic() - self._since,
             "waited": self._waited + self.batches.waited,
         }
@@ -94,7 +97,8 @@ class Recording(Checkpoint):
                 raise TypeError("epochs or step")
             self.weights, self._optimizer_state = state["weights"], state["optimizer"]
             self.best_weights, self.epochs, self.step = state["best_weights"], state["epochs"], state["step"]
-            self._losses, self._spent, self._waited = state["losses"], state["spent"], state["waited"]
+            self._losses, self._skipped = state["losses"], state["skipped"]
+            self._spent, self._waited = state["spent"], state["waited"]
         except (KeyError, TypeError, IndexError) as error:
             raise RunError(f"the state to resume from is damaged: {error}") from error
 
@@ -118,13 +122,16 @@ class Recording(Checkpoint):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's loss up; write the state where it is time."""
-        loss = float(outputs["loss"])
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} at step {self.step + 1}, in epoch {len(self.epochs) + 1}; "
-                "a lower learning_rate or a higher temperature may help"
-            )
-        self._losses.append(loss)
+        if outputs:
+            loss = float(outputs["loss"])
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} at step {self.step + 1}, in epoch {len(self.epochs) + 1}; "
+                    "a lower learning_rate or a higher temperature may help"
+                )
+            self._losses.append(loss)
+        else:
+            self._skipped += 1
         self.step += 1
         due = time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes
         if due and batch_idx + 1 < len(self.batches):
@@ -139,11 +146,18 @@ class Recording(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add the batch's loss up."""
-        self._validation_losses.append(float(outputs))
+        """Add the batch's loss up, where there is one."""
+        if outputs is not None:
+            self._validation_losses.append(float(outputs))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close the epoch's row, keep the weights where they are the best, and write the state."""
+        for part, losses in (("training", self._losses), ("validation", self._validation_losses)):
+            if not losses:
+                raise RunError(
+                    f"no {part} batch of epoch {len(self.epochs) + 1} has anything to take the loss of: its samples "
+                    "have no two modalities in common; a higher batch_size may help"
+                )
         validation_loss = sum(self._validation_losses) / len(self._validation_losses)
         if not math.isfinite(validation_loss):
             raise DivergedError(f"the validation loss became {validation_loss} in epoch {len(self.epochs) + 1}")
@@ -155,13 +169,14 @@ class Recording(Checkpoint):
                 "step": self.step,
                 "train_loss": sum(self._losses) / len(self._losses),
                 "validation_loss": validation_loss,
+                "skipped_batches": self._skipped,
                 "seconds": round(self._spent + now - self._since, 3),
                 "loading_seconds": round(waited, 3),
             }
         )
         if self.best_epoch == len(self.epochs):
             self.best_weights = {name: x.detach().clone() for name, x in module.state_dict().items()}
-        self._losses, self._validation_losses = [], []
+        self._losses, self._validation_losses, self._skipped = [], [], 0
         self._spent = self._waited = 0.0
         self._since = now
         if trainer.logger is not None:
@@ -178,6 +193,16 @@ class Recording(Checkpoint):
         self._saved = time.monotonic()
 
 
+def usable(data: MultimodalData, config: RunConfig, split: str) -> Tensor:
+    """Return the indices of a split's samples that the loss takes anything of: with two modalities, or with all.
+
+    Batches are of these alone, so that they hold as many as their size says.
+    """
+    fewest = None if method(config.method).joint else 2
+    indices = data.indices(split)
+    return indices[data.has(indices, list(data.views), fewest)]
+
+
 class EpochsOfData(lightning.LightningDataModule):
     """The batches of each epoch, beginning where a recording stands.
 
@@ -191,13 +216,13 @@ class EpochsOfData(lightning.LightningDataModule):
     def __init__(self, data: MultimodalData, config: RunConfig, recording: Recording) -> None:
         super().__init__()
         self._data, self._config, self._recording = data, config, recording
-        validation = data.indices("validation")
+        self._train, validation = (usable(data, config, split) for split in ("train", "validation"))
         # The same samples in the same batches at every epoch, a seed's choice: neighbours may be alike.
         self._validation = shuffled(validation, config.seed, 0)
 
     def train_dataloader(self) -> Any:
         """Return what is left of the epoch that is due."""
-        indices = self._data.indices("train")
+        indices = self._train
         epoch, done = divmod(self._recording.step, len(indices) // self._config.batch_size)
         order = shuffled(indices, self._config.seed, epoch + 1)
         self._recording.batches = Batches(self._data, order, self._config.batch_size, start=done)
