@@ -127,7 +127,8 @@ def fit(
 
     Data are one array [N, ...] a modality: digits (bundled), mfeat:DIR (the UCI Multiple Features archive), npz:FILE
     (arrays by name) or dir:FOLDER (NAME.npy files, read as needed, so they may be larger than memory). Arrays called
-    labels, and split ("train", "validation", "test"), may lie beside them.
+    labels, and split ("train", "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack
+    modality NAME.
 
     The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
     weights, bit for bit.
@@ -211,7 +212,8 @@ def evaluate(
     """Probe a run's representations and retrieve across its modalities.
 
     Every combination of modalities is probed by a linear model and a 4-layer MLP, fitted to the training split; every
-    modality is retrieved by every context of others. Intervals are a bootstrap over samples, or Student's t over runs.
+    modality is retrieved by every context of others. Where samples lack modalities, each figure is of those that have
+    what it is about. Intervals are a bootstrap over samples, or Student's t over runs.
     """
     from rich.console import Console
 
@@ -284,7 +286,10 @@ def embed(
         typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
     ] = None,
 ) -> None:
-    """Write a run's embeddings of data, for use elsewhere."""
+    """Write a run's embeddings of data, for use elsewhere.
+
+    Where samples lack modality NAME, its rows are zeros and NAME.presence (bool) says which.
+    """
     from mibfast.train import open_run
     from mibfast.train.embedding import write_embeddings
 
