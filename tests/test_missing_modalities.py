@@ -1,7 +1,7 @@
 """Samples that lack modalities: in files, in training, in evaluations, in what is written."""
 
+import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -444,15 +444,38 @@ def test_a_picture_is_of_samples_that_have_everything(holed, tmp_path, monkeypat
     assert (tmp_path / "run" / "learning_curves.png").exists()
 
 
-def fitted_digits(presence: dict[str, np.ndarray] | None, path: Path | None = None) -> float:
-    views, labels = read_digits()
-    found = data.from_arrays(views, labels, presence=presence)
-    run = train.fit("ova-ib", found, epochs=6, batch_size=128, loss={"temperature": 0.1}, output=path, progress=False)
-    return evaluate(run, probes=["linear"], retrieval=False, **QUIET).value("linear probe", "accuracy")
+def test_labels_that_do_not_vary_among_those_that_have_a_modality() -> None:
+    """Of samples with b no two are of different classes or targets; of those with a and c some are."""
+    views, labels, presence = arrays(0.8)
+    presence["b"] &= labels == 1
+    for targets in (labels, labels / 2):
+        run = train.fit("clip", data.from_arrays(views, targets, presence=presence), **SETTINGS)
+        found = evaluate(run, probes=["linear"], retrieval=False, **QUIET)
+        assert {row["modalities"] for row in found.rows} == {"a", "c", "a+c"}
+        assert all(np.isfinite([row["low"], row["value"], row["high"]]).all() for row in found.rows)
+        assert len(found.about["left_out"]) == 4
 
 
-def test_digits_of_which_a_third_is_missing_are_worth_almost_as_much() -> None:
+def test_digits_of_which_a_third_is_missing_are_worth_more_than_those_that_are_whole() -> None:
+    """All are scored on test samples that have everything."""
     views, labels = read_digits()
+    whole = data.from_arrays(views, labels)
+    split = np.empty(len(labels), "<U10")
+    for part, indices in whole.splits.items():
+        split[indices.numpy()] = part
     generator = np.random.default_rng(0)
-    presence = {name: generator.random(len(labels)) < 0.7 for name in views}
-    assert fitted_digits(presence) > fitted_digits(None) - 0.05
+    presence = {name: (generator.random(len(labels)) < 0.7) | (split == "test") for name in views}
+    complete = np.stack(list(presence.values())).all(0)
+    dropped = {name: view[complete] for name, view in views.items()}
+    probed, found = {}, {}
+    for title, source in {
+        "whole": whole,
+        "holed": data.from_arrays(views, labels, split=split, presence=presence),
+        "dropped": data.from_arrays(dropped, labels[complete], split=split[complete]),
+    }.items():
+        run = train.fit("ova-ib", source, epochs=10, loss={"temperature": 0.1}, progress=False)
+        scored = evaluate(dataclasses.replace(run, data=whole), probes=["linear"], combinations="whole", **QUIET)
+        probed[title] = scored.value("linear probe", "accuracy")
+        found[title] = np.mean([row["value"] for row in scored.rows if row["metric"] == "MRR"])
+    assert probed["holed"] > probed["whole"] - 0.05
+    assert found["whole"] > found["holed"] > 1.2 * found["dropped"]
