@@ -25,13 +25,16 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def large_info_nce() -> Row:
-    """The row that no peer can run on a small machine: eager PyTorch needs 16 GiB a matrix."""
-    from benches.rows import _info_nce_row
+def large_rows() -> dict[str, tuple[Row, str]]:
+    """Rows that no peer can run on a small machine, by name, each with what eager PyTorch would need."""
+    from benches.rows import _info_nce_row, _symile_row
 
-    row = _info_nce_row(65536)
-    row.workspace_bytes = 256 * 2**20
-    return row
+    info_nce, symile = _info_nce_row(65536), _symile_row(1024)
+    info_nce.workspace_bytes = 256 * 2**20
+    return {
+        "info-nce-65536": (info_nce, "eager needs 16 GiB a matrix"),
+        "symile-1024": (symile, "eager needs 5 GiB an anchor for products and logits alone"),
+    }
 
 
 def workspace(row: Row, contender: str) -> tuple[int, float]:
@@ -70,5 +73,6 @@ def measure(row: str, contender: str) -> tuple[int, float] | None:
 if __name__ == "__main__":
     torch.manual_seed(0)
     name = sys.argv[1]
-    chosen = large_info_nce() if name == "info-nce-65536" else rows()[name]
+    large = large_rows()
+    chosen = large[name][0] if name in large else rows()[name]
     print(*workspace(chosen, sys.argv[2] if len(sys.argv) > 2 else OURS))

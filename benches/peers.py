@@ -139,9 +139,9 @@ def _smoothed_both_ways(scores: Tensor, temperature: float) -> Tensor:
     return 0.5 * (forward + F.cross_entropy(logits.T, target, label_smoothing=0.1))
 
 
-def gram_info_nce(anchor: Tensor, first: Tensor, second: Tensor, temperature: float = 0.07) -> Tensor:
+def gram_info_nce(anchor: Tensor, *others: Tensor, temperature: float = 0.07) -> Tensor:
     """GRAM with a determinant of a Gram matrix for each pair, as the released code has it."""
-    n, others = len(anchor), (first, second)
+    n = len(anchor)
     along = [anchor @ x.T for x in others]
     own = (anchor * anchor).sum(1)[:, None].expand(-1, n)
     rows = [torch.stack([own, *along], -1)]
