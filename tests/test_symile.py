@@ -198,3 +198,40 @@ def test_the_module_normalises_where_asked() -> None:
     shuffled = losses.SymileLoss(4.0, negatives="shuffled", generator=generators[0])
     expected = F.symile_info_nce(unit, 4.0, negatives="shuffled", generator=generators[1])
     torch.testing.assert_close(shuffled(views), expected)
+
+
+def _in_slabs(views, scale, samples):
+    """The loss of three unit views, a slab [N, N] of scores at a time, and its gradients in rows `samples` of each."""
+    n = len(views[0])
+    # No score of unit views exceeds the scale in size.
+    sums, positives = torch.zeros(3, n, dtype=torch.float64), scale * (views[0] * views[1] * views[2]).sum(1)
+    for i, x in enumerate(views[0]):
+        e = torch.exp_(scale * ((x * views[1]) @ views[2].T) - scale)
+        rows = e.sum(1)
+        sums[0, i] = rows.sum()
+        sums[1] += rows
+        sums[2] += e.sum(0)
+    lse = sums.log() + scale
+    gradients = []
+    for m in range(3):
+        first, second = (views[k] for k in range(3) if k != m)
+        of_first, of_second = (lse[k] for k in range(3) if k != m)
+        rows = []
+        for i in samples:
+            s = scale * ((views[m][i] * first) @ second.T)
+            weights = (s - lse[m, i]).exp() + (s - of_first[:, None]).exp() + (s - of_second).exp()
+            rows.append(((weights @ second) * first).sum(0) - 3 * first[i] * second[i])
+        gradients.append(scale / (3 * n) * torch.stack(rows))
+    return (lse.mean(0) - positives).mean(), gradients
+
+
+def test_a_billion_combinations() -> None:
+    """Beyond what the reference holds in memory: many blocks of rows, each sum of a million exponentials."""
+    n, scale, samples = 1024, 6.0, [0, 1, 511, 700, 1023]
+    views = [torch.nn.functional.normalize(torch.randn(n, 8), dim=1).requires_grad_() for _ in range(3)]
+    loss = F.symile_info_nce(views, scale, backend="cpu")
+    loss.backward()
+    truth, exact = _in_slabs([z.detach().double() for z in views], scale, samples)
+    assert abs(loss.item() - truth.item()) <= 1e-6 * truth.item()
+    for z, expected in zip(views, exact, strict=True):
+        assert (z.grad[samples].double() - expected).abs().max() <= 1e-5 * expected.abs().max()
