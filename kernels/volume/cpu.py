@@ -14,8 +14,8 @@ r cancels where an anchor lies in its sample's span, which is where training tak
 vectors, the positive, is formed apart, in float64 and from the residual, and so is its gradient.
 
 Cost: M - 1 tiles, so 4 (M - 1) GEMMs of 2 N^2 d FLOPs for the loss and its gradient both ways (3 (M - 1) where all
-pairs fit one tile), and 4 N d M^2 FLOPs in float64 each way for the factors. Memory beyond the gradients: the bases,
-their gradient and a tile.
+pairs fit one tile), and 4 N d M^2 FLOPs in float64 each way for the factors. Memory beyond the gradients: the bases
+and a tile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast import _buffers
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.pairwise import cpu as pairwise
@@ -129,16 +128,16 @@ def _gram_factors_backward(
     strides: Any,
     begin: int,
     end: int,
-    bases_gradient: Any,
+    others_gradient: Any,
     volume_gradient: Any,
     own_gradient: Any,
-    gradient_addresses: Any,
+    anchor_gradient: Any,
     z: Any,
     q: Any,
     r: Any,
     g: Any,
 ) -> None:
-    """Add the gradient of what `_gram_factors` gives.
+    """The gradient of what `_gram_factors` gives: added to the anchor's, and that of the others in place of the bases'.
 
     A score depends on the span of the bases B alone, so that B^T dB is symmetric and the gradient of the others A = B R
     is (dB - B B^T dB + dt t B) R^-T; that of the volume V of all M vectors Q R is dV V Q R^-T.
@@ -147,17 +146,18 @@ def _gram_factors_backward(
     for i in range(begin, end):
         paired = i < own_gradient.size
         rows = m if paired else m - 1
-        _load(addresses, strides, i, bases_gradient, z[:rows])
+        _load(addresses, strides, i, others_gradient, z[:rows])
         volume = _orthonormalise(z, 0, m - 1, q, r)
         # Nothing depends on vectors that span nothing.
         if volume == 0.0:
+            others_gradient[:, i] = 0.0
             continue
         along = volume_gradient[i] * volume
         if paired:
             own = volume * _orthonormalise(z, m - 1, m, q, r) * own_gradient[i]
             along += own
         for k in range(m - 1):
-            row, source = g[k], bases_gradient[k, i]
+            row, source = g[k], others_gradient[k, i]
             for j in range(row.size):
                 row[j] = source[j]
             for other in range(m - 1):
@@ -173,10 +173,16 @@ def _gram_factors_backward(
             for later in range(k + 1, rows):
                 _add(-r[k, later], g[later], row)
             inverse = 0.0 if r[k, k] == 0.0 else 1.0 / r[k, k]
-            result = row_at(gradient_addresses[k], i, z.shape[1], z.shape[1], bases_gradient)
-            for j in range(row.size):
-                row[j] *= inverse
-                result[j] += row[j]
+            if k == m - 1:
+                result = anchor_gradient[i]
+                for j in range(row.size):
+                    row[j] *= inverse
+                    result[j] += row[j]
+            else:
+                result = others_gradient[k, i]
+                for j in range(row.size):
+                    row[j] *= inverse
+                    result[j] = row[j]
 
 
 @inline
@@ -247,14 +253,16 @@ def _triangle_factors_backward(
     strides: Any,
     begin: int,
     end: int,
-    lines_gradient: Any,
+    others_gradient: Any,
     points_gradient: Any,
     sides_gradient: Any,
     own_gradient: Any,
-    gradient_addresses: Any,
+    anchor_gradient: Any,
     w: Any,
 ) -> None:
-    """Add the gradient of what `_triangle_factors` gives: of w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h.
+    """The gradient of what `_triangle_factors` gives, put where `_gram_factors_backward` puts it.
+
+    What it gives: w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h.
 
     db = dp - (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The
     gradient of l h, twice the area: l across the line at a; at b and c minus their shares of that, and h along it.
@@ -263,17 +271,18 @@ def _triangle_factors_backward(
     for i in range(begin, end):
         paired = i < own_gradient.size
         b, c = (
-            row_at(addresses[0], i, strides[0], d, lines_gradient),
-            row_at(addresses[1], i, strides[1], d, lines_gradient),
+            row_at(addresses[0], i, strides[0], d, others_gradient),
+            row_at(addresses[1], i, strides[1], d, others_gradient),
         )
         # Without an anchor b stands in for it, on the line.
         last = 2 if paired else 0
-        a = row_at(addresses[last], i, strides[last], d, lines_gradient)
+        a = row_at(addresses[last], i, strides[last], d, others_gradient)
         length = _side(b, c, w)
         # Nothing depends on a side of no length.
         if length == 0.0:
+            others_gradient[:, i] = 0.0
             continue
-        of_direction, of_point = lines_gradient[0, i], lines_gradient[1, i]
+        of_direction, of_point = others_gradient[0, i], others_gradient[1, i]
         along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(d):
             x = np.float64(a[j]) - np.float64(b[j])
@@ -289,11 +298,9 @@ def _triangle_factors_backward(
             height = _height(a, b, w, foot, squared_edge)
             normal = 0.0 if height == 0.0 else own_gradient[i] * length / height
             stretch += own_gradient[i] * height
-            result = row_at(gradient_addresses[2], i, d, d, lines_gradient)
+            result = anchor_gradient[i]
             for j in range(d):
                 result[j] += normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * w[j])
-        first = row_at(gradient_addresses[0], i, d, d, lines_gradient)
-        second = row_at(gradient_addresses[1], i, d, d, lines_gradient)
         for j in range(d):
             bj, wj = np.float64(b[j]), w[j]
             across = normal * ((np.float64(a[j]) - bj) - foot * wj)
@@ -301,8 +308,8 @@ def _triangle_factors_backward(
             dw = np.float64(of_direction[j]) - along * dp - point_along * bj
             # The foot of the height moves with c by its share of the side; the side grows along w.
             moved = (dw - w_along * wj) * inverse + stretch * wj - share * across
-            first[j] += (dp - point_along * wj) - across - moved
-            second[j] += moved
+            of_direction[j] = (dp - point_along * wj) - across - moved
+            of_point[j] = moved
 
 
 def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
@@ -351,11 +358,13 @@ class _Volumes:
             return self._own
         return 0.5 * self._own if self._kind == TRIANGLE else 0.5 * self._own**2
 
-    def gradients(self, anchor: Tensor) -> engine.Gradients:
+    def gradients(self) -> engine.Gradients:
+        """Room for the gradients of anchor and columns: operands are as many and as large as the others are."""
+        anchor = torch.from_numpy(self._sources.empty(self.rows.n, self.rows.d)).zero_()
         return engine.Gradients(anchor, *pairwise.column_gradients(self.columns))
 
-    def bring_back(self, gradients: engine.Gradients, others: Sequence[Tensor]) -> float:
-        """Add what the factors pass on to the gradients of anchor and others; return dL/dscale."""
+    def bring_back(self, gradients: engine.Gradients) -> tuple[list[Tensor], float]:
+        """The gradients of anchor and others, which take over the memory of `gradients`, and dL/dscale."""
         assert gradients.rows is not None
         assert gradients.columns is not None
         assert gradients.statistics is not None
@@ -368,24 +377,19 @@ class _Volumes:
                 sizes, own = 0.5 * sizes, 0.5 * own
             elif self._kind == SQUARED_TRIANGLE:
                 sizes, own = self._sizes * sizes, self._own * own
-        addresses = np.array([x.data_ptr() for x in (*others, gradients.rows)], np.int64)
-        count, (k, d) = self._count, (len(others), others[0].shape[1])
+        anchor, count, (k, _, d) = gradients.rows.numpy(), self._count, lines.shape
 
         def of_slot(slot: int) -> None:
             places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), lines)
             if self._kind == GRAM:
                 (z, q, g), r = np.empty((3, k + 1, d)), np.empty((k + 1, k + 1))
-                _gram_factors_backward(*places, sizes, own, addresses, z, q, r, g)
+                _gram_factors_backward(*places, sizes, own, anchor, z, q, r, g)
             else:
-                _triangle_factors_backward(*places, statistics[1], sizes, own, addresses, np.empty(d))
+                _triangle_factors_backward(*places, statistics[1], sizes, own, anchor, np.empty(d))
 
         parallel(of_slot, self._slots)
-        return scale_gradient
-
-
-def _zeros(like: Tensor) -> Tensor:
-    dtype = np.float64 if like.dtype == torch.float64 else np.float32
-    return torch.from_numpy(_buffers.empty(tuple(like.shape), dtype)).zero_()
+        # A tensor each of its own: results of an operation share no storage.
+        return [gradients.rows, *(torch.from_numpy(x) for x in lines)], scale_gradient
 
 
 def columns(kind: str, others: Sequence[Tensor]) -> tuple[int, engine.Columns]:
@@ -402,11 +406,10 @@ def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
 
 def volumes_backward(upstream: Tensor, kind: str, anchor: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
-    swept, into = _Volumes(kind, anchor, others, 1.0), [_zeros(x) for x in (anchor, *others)]
-    gradients = swept.gradients(into[0])
+    swept = _Volumes(kind, anchor, others, 1.0)
+    gradients = swept.gradients()
     engine.dense_gradient(swept.score, swept.rows, swept.columns, upstream, gradients)
-    swept.bring_back(gradients, into[1:])
-    return [g.to(anchor.dtype) for g in into]
+    return [g.to(anchor.dtype) for g in swept.bring_back(gradients)[0]]
 
 
 def _objective(label_smoothing: float) -> pairwise.Objective:
@@ -426,12 +429,12 @@ def info_nce_with_gradient(
 ) -> tuple[Tensor, list[Tensor]]:
     """`info_nce`, and its gradients: those of the anchor, of the others and of the temperature."""
     inverse = pairwise.inverse_temperature(temperature)
-    swept, into = _Volumes(kind, anchor, others, -inverse), [_zeros(x) for x in (anchor, *others)]
-    gradients = swept.gradients(into[0])
+    swept = _Volumes(kind, anchor, others, -inverse)
+    gradients = swept.gradients()
     loss = pairwise.sum_both_ways_with_gradient(
         swept.score, swept.rows, swept.columns, _objective(label_smoothing), 1.0 / anchor.shape[0], gradients
     )
-    scale_gradient = swept.bring_back(gradients, into[1:])
+    into, scale_gradient = swept.bring_back(gradients)
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
     d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
     return loss.to(swept.rows.dtype), [*(g.to(anchor.dtype) for g in into), d_temperature]
