@@ -1,9 +1,14 @@
 """Runs the benches, judges every claim, writes the results, and makes the README's table from them.
 
-    python -m benches.gate                 run all rows; exit status 1 where a claim is missed or a row is missing
+    python -m benches.gate                 run all rows; exit status 1 where a claim is missed, a row is missing, or a
+                                           figure has left its band, for the worse or for the better
     python -m benches.gate --rows NAME,..  run some rows, write nothing
+    python -m benches.gate --bands RUNS    run all rows several times and write how far runs of one commit differ
     python -m benches.gate --table FILE    print the README's table of a results file
     python -m benches.gate --readme FILE   put that table into the README
+
+A figure is compared with the last committed result of the same machine. Below its band it is a regression; above, and
+above what is claimed, it is a win that nobody claimed, and the gate holds until the claim is raised to it.
 
 Timed rows run one after another in one process, contenders interleaved round by round; memory and start-up are measured
 in processes of their own afterwards. Run it with nothing else on the machine.
@@ -16,6 +21,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +36,13 @@ from benches.rows import OURS, Row, rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benches" / "results"
+BANDS = RESULTS / "bands.json"
 MIB = 2**20
+# Of n runs of one commit, the next leaves the range of those before with probability 2 / (n + 1): a band is as wide
+# twice, in the logarithm, and no narrower than timers are exact.
+_WIDENED, _NARROWEST = 2, 1.02
+# A claim that is beaten by more is no claim, whatever was found before.
+_FAR = 5.0
 
 
 def _processor() -> str:
@@ -73,13 +85,23 @@ def _with_the_best(seconds: dict[str, float]) -> dict[str, float]:
     return {**seconds, **added, **({"fastest peer": min(peers)} if peers else {})}
 
 
+def _claim(claim: str, bound: float, found: float | None, digits: int = 3) -> dict[str, Any]:
+    """What is claimed, `>= bound` or `<= bound`, and what was found."""
+    least = ">=" in claim
+    met = found is not None and (found >= bound if least else found <= bound)
+    ratio = None if found is None else round(found, digits)
+    return {"claim": claim, "bound": bound, "least": least, "ratio": ratio, "met": met}
+
+
 def _judged(row: Row, seconds: dict[str, float]) -> list[dict[str, Any]]:
     claims = []
     everything = _with_the_best(seconds)
     for bar in row.bars:
         ratio = bar.ratio(everything)
-        sense = f">= {bar.least:g}x faster than" if bar.least is not None else f"<= {bar.most:g}x the time of"
-        claims.append({"claim": f"{sense} {bar.peer}", "ratio": round(ratio, 3), "met": bar.met(ratio)})
+        if bar.least is not None:
+            claims.append(_claim(f">= {bar.least:g}x faster than {bar.peer}", bar.least, ratio))
+        elif bar.most is not None:
+            claims.append(_claim(f"<= {bar.most:g}x the time of {bar.peer}", bar.most, ratio))
     return claims
 
 
@@ -91,47 +113,36 @@ def _workspaces(name: str, row: Row) -> tuple[dict[str, int], list[dict[str, Any
     for contender in (OURS, *row.workspace_of):
         measured = memory.measure(name, contender)
         if measured is None:
-            return {}, [{"claim": "workspace", "ratio": None, "met": False}]
+            return {}, [_claim("workspace <= what is claimed", 0.0, None)]
         found[contender] = measured[0]
     if row.workspace_bytes:
-        claim = f"workspace <= {row.workspace_bytes / MIB:.0f} MiB"
-        claims.append({"claim": claim, "ratio": round(found[OURS] / MIB, 1), "met": found[OURS] <= row.workspace_bytes})
+        limit = row.workspace_bytes / MIB
+        claims.append(_claim(f"workspace <= {limit:.0f} MiB", limit, found[OURS] / MIB, 1))
     if row.workspace_share:
         peer, share = row.workspace_share
-        ratio = found[OURS] / found[peer]
-        claims.append(
-            {"claim": f"workspace <= {share:.0%} of {peer}'s", "ratio": round(ratio, 4), "met": ratio <= share}
-        )
+        claims.append(_claim(f"workspace <= {share:.0%} of {peer}'s", share, found[OURS] / found[peer], 4))
     return found, claims
 
 
 def _large_row(name: str, row: Row, of_eager: str) -> dict[str, Any]:
     measured = memory.measure(name, OURS)
     size, seconds = measured if measured is not None else (None, None)
-    limit = row.workspace_bytes or 0
+    limit = (row.workspace_bytes or 0) / MIB
+    claim = f"workspace <= {limit:.0f} MiB, where {of_eager}"
     return {
         "title": row.title,
         "seconds": {OURS: seconds},
         "workspace": {OURS: size},
-        "claims": [
-            {
-                "claim": f"workspace <= {limit / MIB:.0f} MiB, where {of_eager}",
-                "ratio": None if size is None else round(size / MIB, 1),
-                "met": size is not None and size <= limit,
-            }
-        ],
+        "claims": [_claim(claim, limit, None if size is None else size / MIB, 1)],
     }
 
 
 def _start_row() -> dict[str, Any]:
     seconds = start.measure()
-    ratio = seconds["import mibfast"] / seconds["import torch"]
     limits = (("first loss, cold", 6.0), ("first loss, warm", 1.0))
-    claims = [
-        {"claim": f"{name} cache <= {limit:g} s", "ratio": round(seconds[name], 3), "met": seconds[name] <= limit}
-        for name, limit in limits
-    ]
-    claims.append({"claim": "import mibfast <= 1.3x import torch", "ratio": round(ratio, 3), "met": ratio <= 1.3})
+    claims = [_claim(f"{name} cache <= {limit:g} s", limit, seconds[name]) for name, limit in limits]
+    ratio = seconds["import mibfast"] / seconds["import torch"]
+    claims.append(_claim("import mibfast <= 1.3x import torch", 1.3, ratio))
     return {"title": "first OVAIBLoss forward + backward in a process, N=256", "seconds": seconds, "claims": claims}
 
 
@@ -169,6 +180,74 @@ def missed(results: dict[str, Any]) -> list[str]:
     claims = [(row["title"], claim) for row in results["rows"].values() for claim in row["claims"]]
     failed = [f"{title}: {c['claim']} (found {c['ratio']})" for title, c in claims if not c["met"]]
     return failed + [f"{name}: not measured" for name in results["missing"]]
+
+
+def _about(claim: str) -> str:
+    """What a claim is about, whatever its bound."""
+    return re.sub(r"[<>]= [\d.]+(x|%)? ", "", claim)
+
+
+def _figures(results: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """What was found, by row and by what the claim is about."""
+    claims = [(name, claim) for name, row in results["rows"].items() for claim in row["claims"]]
+    # A workspace of nothing has no ratio to another.
+    return {(name, _about(c["claim"])): c["ratio"] for name, c in claims if c["ratio"] is not None and c["ratio"] > 0}
+
+
+def bands_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The largest figure over the smallest in runs of one commit, by row and by what the claim is about."""
+    bands: dict[str, dict[str, float]] = {}
+    figures = [_figures(run) for run in runs]
+    for name, about in figures[0]:
+        found = [each[name, about] for each in figures if (name, about) in each]
+        bands.setdefault(name, {})[about] = round(max(found) / min(found), 4)
+    return bands
+
+
+def moved(results: dict[str, Any], last: dict[str, Any] | None, bands: dict[str, dict[str, float]]) -> list[str]:
+    """Regressions, wins that nobody claimed, and figures without a band, of `results` after the results `last`."""
+    before = {} if last is None else _figures(last)
+    lines = []
+    for name, row in results["rows"].items():
+        for claim in row["claims"]:
+            about, found = _about(claim["claim"]), claim["ratio"]
+            if found is None or found <= 0:
+                continue
+            subject = f"{row['title']}: {claim['claim']} (found {found}"
+            if about not in bands.get(name, {}):
+                lines.append(f"no band: {subject})")
+                continue
+            allowed = max(bands[name][about], _NARROWEST) ** _WIDENED
+            # More than 1 is better, whichever way the claim goes.
+            over_claim = found / claim["bound"] if claim["least"] else claim["bound"] / found
+            old = before.get((name, about))
+            gain = 1.0 if old is None else found / old if claim["least"] else old / found
+            compared = f"{subject}, {old} before, band {allowed:.2f}x)"
+            if gain < 1 / allowed:
+                lines.append(f"regression: {compared}")
+            elif (gain > allowed and over_claim > allowed) or over_claim > max(_FAR, allowed):
+                lines.append(f"unclaimed win: {compared}")
+    return lines
+
+
+def _last_committed(machine: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest committed results of this machine."""
+    folder = RESULTS.relative_to(ROOT).as_posix()
+    listed = _git("ls-tree", "--name-only", "HEAD", f"{folder}/")
+    for path in sorted(listed.split(), reverse=True):
+        if Path(path).name.startswith("cpu-"):
+            results: dict[str, Any] = json.loads(_git("show", f"HEAD:{path}"))
+            if results["machine"] == machine:
+                return results
+    return None
+
+
+def _git(*arguments: str) -> str:
+    """What git says; nothing outside a checkout."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
 
 
 _BEGIN = "<!-- benchmarks: made by `python -m benches.gate --readme FILE` -->"
@@ -242,13 +321,18 @@ def _print(results: dict[str, Any]) -> None:
     Console(width=180 if not sys.stdout.isatty() else None).print(table)
 
 
-def _write(results: dict[str, Any]) -> Path:
+def _write(path: Path, content: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"cpu-{results['date']}.json"
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
-    return path
+    print(f"written to {path.relative_to(ROOT)}")
+
+
+def _write_bands(count: int) -> None:
+    runs = [measure(list(rows()), everything=True) for _ in range(count)]
+    about = {key: runs[-1][key] for key in ("date", "machine", "versions")}
+    _write(BANDS, {**about, "commit": _git("rev-parse", "HEAD").strip(), "runs": count, "bands": bands_of(runs)})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -262,7 +346,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table of a results file into the README")
+    parser.add_argument("--bands", type=int, metavar="RUNS", help="run all rows so often and write the bands")
     options = parser.parse_args(argv)
+    if options.bands is not None:
+        if options.bands < 2:
+            parser.error(f"--bands must be at least 2 runs, got {options.bands}")
+        _write_bands(options.bands)
+        return 0
     file = options.table or options.readme
     if file is not None:
         try:
@@ -281,11 +371,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown rows {', '.join(unknown)}; expected some of {', '.join(rows())}")
     results = measure(names, everything=not options.rows)
     _print(results)
+    failed = [f"missed: {line}" for line in missed(results)]
+    bands = json.loads(BANDS.read_text()) if BANDS.exists() else {"machine": None, "bands": {}}
     if not options.rows:
-        print(f"written to {_write(results).relative_to(ROOT)}")
-    failed = missed(results)
+        if bands["machine"] == results["machine"]:
+            failed += moved(results, _last_committed(results["machine"]), bands["bands"])
+        else:
+            failed.append("no bands of this machine: make them with `python -m benches.gate --bands RUNS`")
+        _write(RESULTS / f"cpu-{results['date']}.json", results)
     for line in failed:
-        print(f"missed: {line}")
+        print(line)
     return 1 if failed else 0
 
 
