@@ -16,11 +16,11 @@ STEPS, BATCHES, N, D = 200, 4, 16, 16
 OBJECTIVES = {
     "OVA-IB, per-sample keys": lambda backend: losses.OVAIBLoss(0.2, backend=backend),
     "OVA-IB, pairwise keys": lambda backend: losses.OVAIBLoss(0.2, keys="pairwise", backend=backend),
-    "InfoNCE": lambda backend: losses.InfoNCELoss(symmetric=True, backend=backend),
-    "pairwise CLIP": lambda backend: losses.PairwiseCLIPLoss(backend=backend),
+    "InfoNCE": lambda backend: losses.InfoNCELoss(symmetric=True, learnable_temperature=True, backend=backend),
+    "pairwise CLIP": lambda backend: losses.PairwiseCLIPLoss(learnable_temperature=True, backend=backend),
     "Symile": lambda backend: losses.SymileLoss(learnable_scale=True, backend=backend),
-    "GRAM": lambda backend: losses.GRAMLoss(backend=backend),
-    "TRIANGLE": lambda backend: losses.TRIANGLELoss(backend=backend),
+    "GRAM": lambda backend: losses.GRAMLoss(learnable_temperature=True, backend=backend),
+    "TRIANGLE": lambda backend: losses.TRIANGLELoss(learnable_temperature=True, backend=backend),
     "SigLIP": lambda backend: losses.SigLIPLoss(backend=backend),
     "Barlow Twins": lambda backend: losses.BarlowTwinsLoss(backend=backend),
 }

@@ -186,6 +186,28 @@ def test_a_learned_scale_learns_and_stays_positive() -> None:
     assert not list(losses.SymileLoss(3.0).parameters())
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.PairwiseCLIPLoss(learnable_temperature=True),
+        losses.SymileLoss(learnable_scale=True),
+        losses.SigLIPLoss(),
+    ],
+    ids=repr,
+)
+def test_what_is_learned_in_float64_is_not_rounded(loss) -> None:
+    views = [torch.randn(6, 4).double() for _ in range(3)]
+    loss = loss.double()
+    for parameter in loss.parameters():
+        before, step = loss(views).item(), 1e-10
+        with torch.no_grad():
+            parameter += step
+        # A step that float32 does not see.
+        assert loss(views).item() - before == pytest.approx(
+            step * torch.autograd.grad(loss(views), parameter)[0], rel=1e-3
+        )
+
+
 def test_siglip_starts_as_published_and_learns_scale_and_bias() -> None:
     loss = losses.SigLIPLoss()
     views = [torch.randn(16, 6) for _ in range(3)]

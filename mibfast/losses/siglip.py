@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast.losses.precision import at_least_float32
 from mibfast.losses.presence import pairs, partnered_embeddings
 
 
@@ -85,8 +86,8 @@ class SigLIPLoss(nn.Module):
         """Return each pair's loss, under the modalities' names joined by a hyphen."""
         z, names = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
         # In float32 also where the model was cast to a shorter dtype.
-        scale = self.initial_scale if self.log_scale is None else self.log_scale.float().exp()
-        bias = self.initial_bias if self.bias is None else self.bias.float()
+        scale = self.initial_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
+        bias = self.initial_bias if self.bias is None else at_least_float32(self.bias)
         return {
             pair: F.siglip(first, second, scale, bias, backend=self.backend)
             for pair, first, second in pairs(type(self).__name__, z, names, presence)

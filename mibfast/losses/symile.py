@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast.losses.precision import at_least_float32
 from mibfast.losses.presence import complete_embeddings
 
 
@@ -82,7 +83,7 @@ class SymileLoss(nn.Module):
 
     def scale(self) -> float | Tensor:
         """Return the scale: a number, or a 0-d tensor with a gradient."""
-        return self.initial_scale if self.log_scale is None else self.log_scale.float().exp()
+        return self.initial_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast.losses.precision import at_least_float32
 
 
 class Temperature(nn.Module):
@@ -36,7 +37,7 @@ class Temperature(nn.Module):
 
     def forward(self) -> float | Tensor:
         """Return the temperature: a number, or a 0-d tensor with a gradient."""
-        return self.initial if self.log_temperature is None else self.log_temperature.float().exp()
+        return self.initial if self.log_temperature is None else at_least_float32(self.log_temperature).exp()
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""
