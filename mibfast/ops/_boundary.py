@@ -50,6 +50,11 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses
 
 
+def pairwise_offers(x: Tensor) -> dict[str, str | None]:
+    """Return the backends that have kernels of a loss of pairs, for :func:`mibfast._backend.choose`."""
+    return {"cpu": None, "triton": "its kernels are not for float64" if x.dtype == torch.float64 else None}
+
+
 def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a launcher an operation of `torch.library`, `mibfast::<name>`, that is used under `torch.compile` only.
 

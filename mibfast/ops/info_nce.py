@@ -15,6 +15,7 @@ from mibfast.ops._boundary import (
     inverse_temperature,
     kernels,
     operation,
+    pairwise_offers,
     reduced,
     scaled,
     temperature_tensor,
@@ -93,7 +94,7 @@ def info_nce(
     smoothing = _check.smoothing(_NAME, label_smoothing, positive_in_denominator)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
     query, key = _check.promoted([query, key])
-    chosen = _backend.choose(_NAME, query.device, backend)
+    chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
         scores = reference.inner_product(query, key) * inverse_temperature(temperature)
         losses = reference.info_nce(

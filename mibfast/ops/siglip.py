@@ -15,6 +15,7 @@ from mibfast.ops._boundary import (
     first_order,
     kernels,
     operation,
+    pairwise_offers,
     reduced,
     scaled,
     temperature_tensor,
@@ -86,7 +87,7 @@ def siglip(
     offset = _check.positives(_NAME, query, key, offset, excluded=False, symmetric=False)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
     query, key = _check.promoted([query, key])
-    chosen = _backend.choose(_NAME, query.device, backend)
+    chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
         return reduced(reference.siglip(pairwise.inner_product(query, key), scale, bias, offset), reduction)
     inputs = (query, key, temperature_tensor(scale), temperature_tensor(bias))

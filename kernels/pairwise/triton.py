@@ -1,0 +1,212 @@
+"""InfoNCE on the Triton engine; `cpu.py` says what the losses are made of.
+
+The forward is two launches, whatever is asked for: the sweep, and `_finish`, which merges what the sweep's programs
+found of rows and columns in a fixed order, in float32 relative to the largest, and forms log-sum-exps and losses in
+float64. The backward is three at least where pairs fit one chunk (N = N' <= 4096 in bf16): weights, and a GEMM each for
+queries and keys; a temperature's gradient is the sum that the first of them leaves, and a few launches of one number.
+Scores are float32: at a temperature of 0.01 a cosine's is known to 6e-6, and so are weights, relatively. Log-sum-exps,
+float64, add nothing to that, and losses and weights near zero keep their digits. Cost: `engine_triton.py`.
+`info_nce_mean` takes both sweeps: forming gradients in the first would store a chunk's float32 scores, 18 bytes a pair,
+which is more time than forming them again at d < 1000.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import reductions_triton as reductions
+from mibfast.kernels.pairwise import scores_triton as scores
+from mibfast.kernels.pairwise.reductions_triton import POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+
+# Indices a program of `_finish` takes, and partial results that it reads at once.
+_INDICES, _PARTS = 128, 16
+
+
+@triton.jit
+def _merged(states, parts, count, index, factor, PARTS: tl.constexpr, INDICES: tl.constexpr, TOTALLED: tl.constexpr):
+    """The log-sum-exp in nats and the total, float64, of partial results [2 or 3, parts, count]."""
+    maximum = tl.full((INDICES,), -float("inf"), tl.float32)
+    total = tl.zeros((INDICES,), tl.float32)
+    of_scores = tl.zeros((INDICES,), tl.float64)
+    c = factor * reductions.LOG2_E
+    plane_size = parts.to(tl.int64) * count
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        place = part[:, None].to(tl.int64) * count + index[None, :]
+        mask = (part < parts)[:, None] & (index < count)[None, :]
+        found = tl.load(states + place, mask=mask, other=-float("inf"))
+        sums = tl.load(states + plane_size + place, mask=mask, other=0.0)
+        raised = tl.maximum(maximum, tl.max(found, 0))
+        level = reductions.finite(raised)
+        total = total * tl.exp2((maximum - level) * c) + tl.sum(sums * tl.exp2((found - level[None, :]) * c), 0)
+        maximum = raised
+        if TOTALLED:
+            of_scores += tl.sum(tl.load(states + 2 * plane_size + place, mask=mask, other=0.0).to(tl.float64), 0)
+    lse = reductions.finite(maximum).to(tl.float64) * factor + tl.log(total.to(tl.float64))
+    return lse, of_scores
+
+
+@triton.jit(do_not_specialize=["n", "n_columns"])
+def _finish(
+    row_states,
+    column_states,
+    positive_scores,
+    scale,
+    losses,
+    row_lse,
+    column_lse,
+    n,
+    n_columns,
+    splits,
+    groups,
+    smoothing,
+    SCALE: tl.constexpr,
+    TWO_WAYS: tl.constexpr,
+    TOTALLED: tl.constexpr,
+    PARTS: tl.constexpr,
+    INDICES: tl.constexpr,
+):
+    index = tl.program_id(0) * INDICES + tl.arange(0, INDICES)
+    mask = index < n
+    factor = engine.load_scalar(scale, SCALE)
+    target = (1.0 - smoothing) * factor.to(tl.float64) * tl.load(positive_scores + index, mask=mask, other=0.0)
+    even = smoothing * factor / n_columns
+    lse, total = _merged(row_states, tl.cast(splits, tl.int32), n, index, factor, PARTS, INDICES, TOTALLED)
+    tl.store(row_lse + index, lse, mask=mask)
+    loss = lse - target
+    if TOTALLED:
+        loss -= even * total
+    if TWO_WAYS:
+        lse, total = _merged(
+            column_states, tl.cast(groups, tl.int32), n_columns, index, factor, PARTS, INDICES, TOTALLED
+        )
+        tl.store(column_lse + index, lse, mask=mask)
+        other = lse - target
+        if TOTALLED:
+            other -= even * total
+        loss = 0.5 * (loss + other)
+    tl.store(losses + index, loss.to(tl.float32), mask=mask)
+
+
+def _flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
+    flags = 0 if positive_in_denominator else POSITIVE_EXCLUDED.value
+    flags |= TWO_WAY.value if symmetric else 0
+    return int(flags | (TOTALS.value if label_smoothing else 0))
+
+
+def losses(score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each row [N], and log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
+    states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
+    rows, two_ways = pairs.rows, bool(flags & TWO_WAY.value)
+    result = torch.empty(pairs.n, dtype=torch.float32, device=rows.device)
+    row_lse = torch.empty(pairs.n, dtype=torch.float64, device=rows.device)
+    column_lse = torch.empty(pairs.count if two_ways else 0, dtype=torch.float64, device=rows.device)
+    with torch.cuda.device_of(rows):
+        _finish[(triton.cdiv(pairs.n, _INDICES),)](
+            row_states=states.rows,
+            column_states=states.columns,
+            positive_scores=states.positives,
+            scale=pairs.scale.value,
+            losses=result,
+            row_lse=row_lse,
+            column_lse=column_lse,
+            n=pairs.n,
+            n_columns=pairs.count,
+            splits=states.rows.shape[1],
+            groups=states.columns.shape[1],
+            smoothing=smoothing,
+            SCALE=pairs.scale.kind,
+            TWO_WAYS=two_ways,
+            TOTALLED=bool(flags & TOTALS.value),
+            PARTS=_PARTS,
+            INDICES=_INDICES,
+            num_warps=4,
+        )
+    return result, row_lse, column_lse
+
+
+def losses_gradient(
+    score: scores.Score, pairs: engine.Pairs, flags: int, weights: engine.Weights, wanted: engine.Wanted
+) -> engine.Gradients:
+    """Gradients of `losses`; their `sums` hold that of the scale, divided by the weights' factor."""
+    return engine.gradient(score, reductions.log_sum_exp(flags), pairs, flags, weights, wanted)
+
+
+def _pairs(query: Tensor, key: Tensor, temperature: Tensor, offset: int) -> engine.Pairs:
+    rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
+    return engine.Pairs(rows, columns[None], engine.scalar(temperature.detach(), inverted=True), offset=offset)
+
+
+def _results(
+    gradients: engine.Gradients, query: Tensor, key: Tensor, temperature: Tensor, factor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and temperature; those that were not needed are empty."""
+    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
+    d_key = key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0]
+    if gradients.sums is None:
+        return d_query, d_key, temperature.new_empty(())
+    # dL/dtau = -dL/d(1 / tau) / tau^2
+    d_temperature = (gradients.sums[0] * -factor / temperature.detach().double().square()).to(temperature.dtype)
+    return d_query, d_key, d_temperature
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    offset: int,
+    positive_in_denominator: bool,
+    symmetric: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
+    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    return losses(scores.INNER_PRODUCT, _pairs(query, key, temperature, offset), flags, label_smoothing)
+
+
+def info_nce_backward(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+    symmetric: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
+    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    weights = engine.Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
+    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
+    pairs = _pairs(query, key, temperature, offset)
+    gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
+    return _results(gradients, query, key, temperature, 1.0)
+
+
+def info_nce_mean(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+    symmetric: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them."""
+    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    pairs = _pairs(query, key, temperature, offset)
+    each, row_lse, column_lse = losses(scores.INNER_PRODUCT, pairs, flags, label_smoothing)
+    factor = 1.0 / pairs.n
+    weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
+    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
+    gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
+    return each.mean(), *_results(gradients, query, key, temperature, factor)

@@ -1,0 +1,64 @@
+"""SigLIP's loss on the Triton engine: a softplus reduction of inner products; `cpu.py` has the formula.
+
+The weight of a pair depends on no other pair, so the mean and its gradients take one sweep, 3 GEMMs of 2 N N' d FLOPs:
+the kernel that forms weights also adds up losses, weights and weights times scores, a number of each a tile, which are
+finished in float64. Up to d = 128, where the engine forms every tile twice, 4. Losses of each query apart take a
+sweep, 1 GEMM, and their gradients another 3. The reduction applies scale and bias, so a scale of zero, or a negative
+one, has its gradient too.
+
+Source: Zhai et al. (2023), arXiv 2303.15343, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise.reductions_triton import SOFTPLUS
+from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
+
+
+def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> engine.Pairs:
+    rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
+    return engine.Pairs(rows, columns[None], engine.scalar(scale.detach()), engine.scalar(bias.detach()), offset)
+
+
+def _results(gradients: engine.Gradients, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of query and key; one that was not needed is empty."""
+    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
+    d_key = key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0]
+    return d_query, d_key
+
+
+def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each query [N], and its derivatives by scale and bias [N], float64."""
+    states = engine.reduce(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0)
+    losses, by_scale, by_bias = states.rows.sum(1, dtype=torch.float64)
+    return losses.float(), by_scale.clone(), by_bias.clone()
+
+
+def siglip_backward(
+    upstream: Tensor, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `siglip` with respect to query and key, those that are needed, for an upstream gradient [N]."""
+    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(needed[0], needed[1])
+    gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
+    return _results(gradients, query, key)
+
+
+def siglip_mean(
+    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The mean of the losses of queries, and its gradients with respect to query, key, scale and bias."""
+    factor = 1.0 / query.shape[0]
+    weights, wanted = engine.Weights(factor=factor), engine.Wanted(needed[0], needed[1], sums=2)
+    gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
+    assert gradients.sums is not None
+    by_scale, by_bias, loss = factor * gradients.sums
+    # The gradient of a number, which is on the CPU, is nobody's.
+    of_numbers = (
+        found.to(x.dtype) if x.device == query.device else x.new_empty(())
+        for found, x in ((by_scale, scale), (by_bias, bias))
+    )
+    return (loss.float(), *_results(gradients, query, key), *of_numbers)
