@@ -390,3 +390,29 @@ def test_volumes_at_a_tensor_temperature_that_is_not_positive(temperature, backe
     tau = torch.tensor(temperature)
     assert F.gram_info_nce(torch.eye(3), [torch.eye(3)], tau, backend=backend).isnan()
     assert F.triangle_info_nce(*torch.randn(3, 4, 5), tau, backend=backend).isnan()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b, c, backend: F.info_nce(a, b, 16e6, backend=backend),
+        lambda a, b, c, backend: F.info_nce(a, b, 16e6, symmetric=True, backend=backend),
+        lambda a, b, c, backend: F.siglip(a, b, 1 / 16e6, backend=backend),
+        lambda a, b, c, backend: F.gram_info_nce(a, [b, c], 64e10, backend=backend),
+        lambda a, b, c, backend: F.triangle_info_nce(a, b, c, 16e6, squared=False, backend=backend),
+        lambda a, b, c, backend: F.symile_info_nce([z[:24] for z in (a, b, c)], 1 / 64e10, backend=backend),
+        lambda a, b, c, backend: F.one_vs_all_info_nce([a, b, c], 1.0, backend=backend),
+    ],
+    ids=["one way", "both ways", "siglip", "gram", "triangle", "symile", "one-vs-all"],
+)
+@BACKENDS
+def test_a_scaled_loss_raises_gradients_before_float16_rounds_them(loss, backend) -> None:
+    """What `torch.amp.GradScaler` is for: below 6e-5 float16 loses digits, below 3e-8 all of them."""
+    views = [(4000 * torch.randn(200, 16)).half() for _ in range(3)]
+    leaves, exact = [z.clone().requires_grad_() for z in views], [z.double().requires_grad_() for z in views]
+    loss(*exact, backend="reference").backward()
+    scale = 2.0**20
+    (scale * loss(*leaves, backend=backend)).backward()
+    for z, truth in zip(leaves, exact, strict=True):
+        if truth.grad is not None:
+            assert (z.grad.double() / scale - truth.grad).norm() <= 1e-3 * truth.grad.norm()

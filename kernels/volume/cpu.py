@@ -424,7 +424,7 @@ def info_nce(
 def info_nce_with_gradient(
     kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """`info_nce`, and its gradients: those of the anchor, of the others and of the temperature."""
+    """`info_nce`, and its gradients: those of anchor and others, in the engine's dtype, and the temperature's."""
     inverse = pairwise.inverse_temperature(temperature)
     swept, into = _Volumes(kind, anchor, others, -inverse), [_zeros(x) for x in (anchor, *others)]
     gradients = swept.gradients(into[0])
@@ -434,4 +434,4 @@ def info_nce_with_gradient(
     scale_gradient = swept.bring_back(gradients, into[1:])
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
     d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
-    return loss.to(swept.rows.dtype), [*(g.to(anchor.dtype) for g in into), d_temperature]
+    return loss.to(swept.rows.dtype), [*into, d_temperature]
