@@ -304,6 +304,15 @@ def test_volumes_lose_no_nan(kind, options, backend) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_infinity_spans_no_volume_that_is_a_number(position, backend) -> None:
+    views = [torch.randn(20, 8) for _ in range(3)]
+    views[position][5] = math.inf
+    volumes = F.gram_volume(views[0], views[1:], backend=backend)
+    assert not (volumes[5] if position == 0 else volumes[:, 5]).isfinite().any()
+
+
+@BACKENDS
 @VOLUME_LOSSES
 def test_volumes_of_one_sample(kind, options, backend) -> None:
     value, gradients = _loss_and_gradients(kind(backend=backend, **options), [torch.randn(1, 8) for _ in range(3)])

@@ -42,7 +42,8 @@ def orthonormal(vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
             for basis in bases:
                 rest = rest - (rest * basis).sum(-1, keepdim=True) * basis
         squared = (rest * rest).sum(-1)
-        dependent = squared <= RELATIVE_FLOOR**2 * (wide * wide).sum(-1).detach()
+        # Of a vector that holds infinity both sides are infinite; it depends on nothing, and its volume is NaN.
+        dependent = (squared <= RELATIVE_FLOOR**2 * (wide * wide).sum(-1).detach()) & (squared < torch.inf)
         norm = square_root(squared.masked_fill(dependent, 0.0))
         bases.append((rest / norm.masked_fill(dependent, 1.0)[:, None]).masked_fill(dependent[:, None], 0.0))
         volume = volume * norm
