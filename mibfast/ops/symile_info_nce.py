@@ -122,7 +122,7 @@ def _permutations(z: Sequence[Tensor], generator: torch.Generator | None, permut
         return torch.stack(drawn).view(m, m - 1, n).to(device)
     if generator is not None:
         raise ValueError(f"{_NAME}: permutations and generator exclude each other, got both")
-    return _check.permutations(_NAME, permutations, m * (m - 1), n, device).view(m, m - 1, n)
+    return _check.permutations(_NAME, permutations, m, n, device)
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
