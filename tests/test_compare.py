@@ -33,6 +33,9 @@ def test_every_method_is_tuned_over_the_same_grid() -> None:
     assert len(grid(method("ova-ib"))) == 6
     assert grid(method("clip")) == [{"temperature": t} for t in comparing.TEMPERATURES]
     assert {setting["temperature"] for setting in grid(method("clip-ib"))} == set(comparing.TEMPERATURES)
+    # A scale is the inverse of a temperature.
+    for name in ("symile", "siglip"):
+        assert [1 / setting["scale"] for setting in grid(method(name))] == pytest.approx(comparing.TEMPERATURES)
 
 
 def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) -> None:
