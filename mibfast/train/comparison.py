@@ -119,8 +119,8 @@ def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> di
             raise RunError(f"none of the methods has a loss option {option!r}{nearest(option, valid)}")
         # Rows and folders of runs are named by six digits.
         if len({f"{value:g}" for value in values}) < max(1, len(values)):
-            given = ", ".join(map(str, values)) or "none"
-            raise RunError(f"values of {option} must be given, each once and told apart by six digits; got {given}")
+            listed = ", ".join(map(str, values)) or "none"
+            raise RunError(f"values of {option} must be given, each once and told apart by six digits; got {listed}")
     found = {}
     for name in methods:
         options = [option for option in vary if option in takes[name]]
