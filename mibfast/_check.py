@@ -216,19 +216,20 @@ def scale(operation: str, x: Any, device: torch.device) -> float | Tensor:
     return value
 
 
-def permutations(operation: str, x: Any, count: int, n: int, device: torch.device) -> Tensor:
-    """Check `count` permutations of 0..n - 1, and return them as int64 [count, n] on `device`."""
+def permutations(operation: str, x: Any, m: int, n: int, device: torch.device) -> Tensor:
+    """Check m (m - 1) permutations of 0..n - 1, and return them as int64 [m, m - 1, n] on `device`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{operation}: permutations must be a tensor of integers, got {described(x)}")
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
         raise TypeError(f"{operation}: permutations must be integers, got {described(x)}")
-    if x.ndim not in (2, 3) or x.shape[-1] != n or x.numel() != count * n:
+    if x.shape not in ((m, m - 1, n), (m * (m - 1), n)):
         raise ValueError(
-            f"{operation}: permutations must be [M, M - 1, N], {count} permutations of N = {n}, got {described(x)}"
+            f"{operation}: permutations must be [M, M - 1, N], {m * (m - 1)} permutations of N = {n}, "
+            f"got {described(x)}"
         )
-    result = x.reshape(count, n).to(device, torch.int64)
+    result = x.reshape(m, m - 1, n).to(device, torch.int64)
     # Under torch.compile values are not there to be read.
-    if not torch.compiler.is_compiling() and not bool((result.sort(1).values == torch.arange(n, device=device)).all()):
+    if not torch.compiler.is_compiling() and not bool((result.sort(2).values == torch.arange(n, device=device)).all()):
         raise ValueError(f"{operation}: each row of permutations must hold 0..N - 1 once, for N = {n}")
     return result
 

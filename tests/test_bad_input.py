@@ -102,6 +102,11 @@ ERRORS = [
         r"permutations must be \[M, M - 1, N\], 2 permutations of N = 6, got a tensor of shape \[2, 5\]",
     ),
     (
+        lambda: F.symile_info_nce([A, B, A], 1.0, negatives="shuffled", permutations=torch.zeros(2, 3, 6).long()),
+        ValueError,
+        r"permutations must be \[M, M - 1, N\], 6 permutations of N = 6, got a tensor of shape \[2, 3, 6\]",
+    ),
+    (
         lambda: F.symile_info_nce([A, B], 1.0, negatives="shuffled", permutations=torch.zeros(2, 6)),
         TypeError,
         r"permutations must be integers",

@@ -33,6 +33,9 @@ def test_every_method_is_tuned_over_the_same_grid() -> None:
     assert len(grid(method("ova-ib"))) == 6
     assert grid(method("clip")) == [{"temperature": t} for t in comparing.TEMPERATURES]
     assert {setting["temperature"] for setting in grid(method("clip-ib"))} == set(comparing.TEMPERATURES)
+    # A scale is the inverse of a temperature.
+    for name in ("symile", "siglip"):
+        assert [1 / setting["scale"] for setting in grid(method(name))] == pytest.approx(comparing.TEMPERATURES)
 
 
 def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) -> None:
@@ -79,8 +82,12 @@ def test_an_ablation_is_a_row_for_each_value_tuned_over_the_rest(npz, tmp_path, 
     assert "beta 5" in lines[4]
     with pytest.raises(train.RunError, match="none of the methods has a loss option 'betta'; did you mean 'beta'"):
         compare(["clip", "ova-ib"], npz, tmp_path / "other", vary={"betta": [1.0]}, **SETTINGS)
-    with pytest.raises(train.RunError, match=r"values of beta must be given, each once; got 1\.0, 1\.0"):
-        compare(["ova-ib"], npz, tmp_path / "other", vary={"beta": [1.0, 1.0]}, **SETTINGS)
+    # The second would be found in the folder of the first.
+    for other in (1.0, 1.0000001):
+        with pytest.raises(
+            train.RunError, match="values of beta must be given, each once and told apart by six digits"
+        ):
+            compare(["ova-ib"], npz, tmp_path / "other", vary={"beta": [1.0, other]}, **SETTINGS)
     with pytest.raises(train.RunError, match="beta must be"):
         compare(["ova-ib"], npz, tmp_path / "other", vary={"beta": [-1.0]}, **SETTINGS)
     assert not (tmp_path / "other").exists()

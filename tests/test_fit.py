@@ -616,6 +616,18 @@ def test_bad_commands_are_one_line_on_stderr_and_status_2(arguments, message, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_methods_have_the_settings_of_their_papers_and_released_code() -> None:
+    made = {name: each.loss(3, 8) for name, each in train.METHODS.items()}
+    assert all(made[name].temperature.log_temperature is not None for name in ("gram", "triangle"))
+    assert made["symile"].log_scale is not None
+    for name in ("clip", "clip-ib"):
+        assert not made[name].positive_in_denominator
+        assert made[name].temperature() == 0.01
+    for name in ("ova-ib", "ova-ib-mlp"):
+        assert not made[name].positive_in_denominator
+        assert made[name].temperature == 0.01
+
+
 def test_symile_takes_all_combinations_of_up_to_three_modalities() -> None:
     symile = train.METHODS["symile"]
     assert [symile.loss(m, 8).negatives for m in (2, 3, 4, 6)] == ["all", "all", "shuffled", "shuffled"]

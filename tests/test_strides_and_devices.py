@@ -73,9 +73,10 @@ def test_mixed_dtypes_work_under_autocast_only() -> None:
     torch.testing.assert_close(found, loss([x.float() for x in views]))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing(name) -> None:
+def test_autocast_changes_nothing(name, backend) -> None:
     leaves = inputs(9, 6, torch.float32)
-    expected = OPERATIONS[name](*leaves, backend="cpu")
+    expected = OPERATIONS[name](*leaves, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(OPERATIONS[name](*leaves, backend="cpu"), expected)
+        assert torch.equal(OPERATIONS[name](*leaves, backend=backend), expected)

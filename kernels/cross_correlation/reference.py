@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
+
 EPS = 1e-5
 
 
@@ -14,6 +16,7 @@ def standardised(x: Tensor) -> Tensor:
     return centred / (centred.square().mean(0) + EPS).sqrt()
 
 
+@without_autocast
 def barlow_twins(a: Tensor, b: Tensor) -> Tensor:
     """Sums over the cross-correlation C [d, d] of standardised a and b: of (C_ii - 1)^2, and of C_ij^2, i != j: [2]."""
     correlation = standardised(a).mT @ standardised(b) / a.shape[0]

@@ -388,7 +388,7 @@ def _columns_exactly(sweep: _Sweep) -> np.ndarray:
 def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
     """Symile with all negatives and, where any is needed, its gradients: those of the M embeddings, and the scale's.
 
-    Gradients that are not needed are empty.
+    The embeddings' are in the dtype of the sweep. Gradients that are not needed are empty.
     """
     factor, m, n = float(scale), len(z), z[0].shape[0]
     sweep = _Sweep(z, factor, keep=any(needed))
@@ -398,14 +398,14 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
     if any(needed):
         _add_gradients(sweep, found, 1.0 / (m * n), 1.0 / n, gradients, any(needed[: m - 1]), any(needed[m - 1 :]))
     results = [
-        g.to(x.dtype) if need else x.new_empty(x.shape)
+        g if need else x.new_empty(x.shape, dtype=sweep.dtype)
         for g, x, need in zip(gradients or z, z, needed[:m], strict=True)
     ]
     d_scale = 0.0
     if needed[m]:
         d_scale = float((gradients[-1].double() * sweep.last).sum())
     if needed[m - 1]:
-        results[-1] = (gradients[-1] * factor).to(z[-1].dtype)
+        results[-1] = gradients[-1] * factor
     return loss, [*results, torch.tensor(d_scale, dtype=scale.dtype)]
 
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
+
 _AXES = "abcdefghijklm"
 
 
+@without_autocast
 def scores(z: Sequence[Tensor]) -> Tensor:
     """Multilinear inner products of all combinations of samples, T[i, j, ...] = sum_d x_id y_jd ...: [N] * M."""
     axes = _AXES[: len(z)]
@@ -25,6 +28,7 @@ def all_negatives(logits: Tensor) -> Tensor:
     return (lse - positive).mean()
 
 
+@without_autocast
 def shuffled_negatives(z: Sequence[Tensor], scale: float | Tensor, permutations: Tensor) -> Tensor:
     """Symile whose negatives of anchor m are products of the others, the k-th of them shuffled by permutations[m, k].
 

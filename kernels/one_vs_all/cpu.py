@@ -116,7 +116,8 @@ def info_nce_backward(
             gradients,
         )
 
-    return _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
+    *gradients, d_temperature = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
+    return [*(g.to(z[0].dtype) for g in gradients), d_temperature]
 
 
 def info_nce_mean(
@@ -127,7 +128,7 @@ def info_nce_mean(
     positive_in_denominator: bool,
     wants_temperature: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean of one-vs-all InfoNCE over samples and modalities, and the gradients of `info_nce_backward`."""
+    """The mean of one-vs-all InfoNCE, and the gradients of `info_nce_backward`, but in the engine's dtype."""
     objective = pairwise.Objective(positive_in_denominator=positive_in_denominator)
     inverse = _inverse(z, ridge, keys)
     weight = 1.0 / (len(z) * z[0].shape[0])
@@ -156,4 +157,4 @@ def _gradients(
         return modality.rows.scale_gradient
 
     scale_gradient = sum(of_modality(m) for m in range(len(z)))
-    return [*(g.to(x.dtype) for g, x in zip(into, z, strict=True)), _temperature_gradient(scale_gradient, temperature)]
+    return [*into, _temperature_gradient(scale_gradient, temperature)]

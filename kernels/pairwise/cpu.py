@@ -251,11 +251,11 @@ def _gradients(query: Tensor, key: Tensor, dtype: torch.dtype, needed: list[bool
 
 
 def _results(
-    gradients: engine.Gradients, rows: Rows, query: Tensor, key: Tensor, temperature: Tensor
+    gradients: engine.Gradients, rows: Rows, query: Tensor, key: Tensor, temperature: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and temperature; those that were not needed are empty."""
-    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows.to(query.dtype)
-    d_key = key.new_empty(key.shape) if gradients.columns is None else gradients.columns[0].to(key.dtype)
+    """The gradients of query and key, in this dtype, and of the temperature; those that were not needed are empty."""
+    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
+    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.columns is None else gradients.columns[0].to(dtype)
     # dL/dtau = -dL/d(1 / tau) / tau^2
     d_temperature = torch.tensor(-rows.scale_gradient * rows.scale**2, dtype=temperature.dtype)
     return d_query, d_key, d_temperature
@@ -294,7 +294,7 @@ def info_nce_backward(
     gradients = _gradients(query, key, rows.dtype, needed)
     objective = Objective(offset, positive_in_denominator, symmetric, label_smoothing)
     losses_gradient(scores.INNER_PRODUCT, rows, columns, objective, upstream, row_lse, column_lse, gradients)
-    return _results(gradients, rows, query, key, temperature)
+    return _results(gradients, rows, query, key, temperature, query.dtype)
 
 
 def info_nce_mean(
@@ -307,13 +307,13 @@ def info_nce_mean(
     symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them."""
+    """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them but in the engine's dtype."""
     rows, columns = _operands(query, key, temperature, needed[2])
     gradients = _gradients(query, key, rows.dtype, needed)
     objective = Objective(offset, positive_in_denominator, symmetric, label_smoothing)
     sweep = sum_both_ways_with_gradient if symmetric else sum_with_gradient
     loss = sweep(scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients)
-    return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature)
+    return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature, rows.dtype)
 
 
 def _cosines(candidates: Tensor, context: Tensor, ridge: float) -> tuple[int, Rows, engine.Columns]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
 from mibfast.kernels.projection import reference as projection
 
 
@@ -23,12 +24,14 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, x / norm.masked_fill(zero, 1.0))
 
 
+@without_autocast
 def inner_product(rows: Tensor, columns: Tensor) -> Tensor:
     """Scores q . k of rows [N, d] and columns [N', d]: [N, N']."""
     dtype = accumulation_dtype(rows.dtype)
     return rows.to(dtype) @ columns.to(dtype).mT
 
 
+@without_autocast
 def projection_cosine(rows: Tensor, context: Tensor, ridge: float) -> Tensor:
     """Scores cos(q, P_j q) of rows [N, d] and contexts [N', K, d], P_j the ridge projector of context j: [N, N']."""
     dtype = accumulation_dtype(rows.dtype)

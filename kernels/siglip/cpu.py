@@ -48,10 +48,10 @@ def _gradients(query: Tensor, key: Tensor, rows: Rows, needed: list[bool]) -> en
     )
 
 
-def _results(gradients: engine.Gradients, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of query and key; one that was not needed is empty."""
-    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows.to(query.dtype)
-    d_key = key.new_empty(key.shape) if gradients.columns is None else gradients.columns[0].to(key.dtype)
+def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradients of query and key, in this dtype; one that was not needed is empty."""
+    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
+    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.columns is None else gradients.columns[0].to(dtype)
     return d_query, d_key
 
 
@@ -83,13 +83,13 @@ def siglip_backward(
         column_weights=np.zeros((3, 1), rows.numpy_dtype),
         gradients=gradients,
     )
-    return _results(gradients, query, key)
+    return _results(gradients, query, key, query.dtype)
 
 
 def siglip_mean(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The mean of the losses of queries, and its gradients with respect to query, key, scale and bias."""
+    """The mean of the losses of queries, and its gradients: of query and key in the engine's dtype, scale and bias."""
     rows, columns = _operands(query, key)
     gradients = _gradients(query, key, rows, needed)
     weight = 1.0 / rows.n
@@ -111,7 +111,7 @@ def siglip_mean(
     )
     return (
         torch.tensor(loss, dtype=rows.dtype),
-        *_results(gradients, query, key),
+        *_results(gradients, query, key, rows.dtype),
         torch.tensor(by_scale, dtype=scale.dtype),
         torch.tensor(by_bias, dtype=bias.dtype),
     )

@@ -427,7 +427,7 @@ def info_nce(
 def info_nce_with_gradient(
     kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """`info_nce`, and its gradients: those of the anchor, of the others and of the temperature."""
+    """`info_nce`, and its gradients: those of anchor and others, in the engine's dtype, and the temperature's."""
     inverse = pairwise.inverse_temperature(temperature)
     swept = _Volumes(kind, anchor, others, -inverse)
     gradients = swept.gradients()
@@ -437,4 +437,4 @@ def info_nce_with_gradient(
     into, scale_gradient = swept.bring_back(gradients)
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
     d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
-    return loss.to(swept.rows.dtype), [*(g.to(anchor.dtype) for g in into), d_temperature]
+    return loss.to(swept.rows.dtype), [*into, d_temperature]

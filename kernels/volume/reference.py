@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
 from mibfast.kernels.pairwise.reference import accumulation_dtype
 
 # A vector whose distance to the span of those before it is below this share of its length is taken to lie in it: what
@@ -41,7 +42,8 @@ def orthonormal(vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
             for basis in bases:
                 rest = rest - (rest * basis).sum(-1, keepdim=True) * basis
         squared = (rest * rest).sum(-1)
-        dependent = squared <= RELATIVE_FLOOR**2 * (wide * wide).sum(-1).detach()
+        # Of a vector that holds infinity both sides are infinite; it depends on nothing, and its volume is NaN.
+        dependent = (squared <= RELATIVE_FLOOR**2 * (wide * wide).sum(-1).detach()) & (squared < torch.inf)
         norm = square_root(squared.masked_fill(dependent, 0.0))
         bases.append((rest / norm.masked_fill(dependent, 1.0)[:, None]).masked_fill(dependent[:, None], 0.0))
         volume = volume * norm
@@ -53,6 +55,7 @@ def _with_own(volumes: Tensor, own: Tensor) -> Tensor:
     return torch.diagonal_scatter(volumes, own.to(volumes.dtype))
 
 
+@without_autocast
 def gram_volumes(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
     """The volume that anchor i spans with the others of sample j: sqrt(det G_j (|a_i|^2 - sum_k (a_i . b_jk)^2))."""
     dtype = accumulation_dtype(anchor.dtype)
@@ -66,6 +69,7 @@ def gram_volumes(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
     return _with_own(square_root(squared_distance) * volume.to(dtype), own)
 
 
+@without_autocast
 def triangle_areas(a: Tensor, b: Tensor, c: Tensor, squared: bool) -> Tensor:
     """The area of the triangle of a_i, b_j and c_j, or twice its square: half the side b_j c_j times a_i's distance.
 

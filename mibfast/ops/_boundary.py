@@ -74,10 +74,15 @@ def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
     return decorate
 
 
-def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """Return gradient times a 0-d upstream gradient, in the gradient's dtype, on kept memory where there is some."""
-    if torch.compiler.is_compiling() or gradient.dtype not in _NUMPY_DTYPES or gradient.device.type != "cpu":
-        return (gradient * upstream).to(gradient.dtype)
+def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a gradient that was formed with the loss times the loss's own, 0-d, on kept memory where there is some.
+
+    The dtype is that of what the gradient is of. Until here it was float32 at least: in float16 it would have fallen to
+    zero before a scaled loss, whose purpose it is to prevent that, could raise it.
+    """
+    kept = gradient.dtype == dtype and dtype in _NUMPY_DTYPES and gradient.device.type == "cpu"
+    if torch.compiler.is_compiling() or not kept:
+        return (gradient * upstream).to(dtype)
     out = torch.from_numpy(_buffers.empty(tuple(gradient.shape), _NUMPY_DTYPES[gradient.dtype]))
     return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
 

@@ -74,7 +74,8 @@ def volume_info_nce(
 def _fake_loss_with_gradient(
     kind: str, anchor: Tensor, others: list[Tensor], temperature: Tensor, *_: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    return _fake_loss(kind, anchor), [*_fake_gradients(anchor, others), temperature.new_empty(())]
+    loss = _fake_loss(kind, anchor)
+    return loss, [*(x.new_empty(x.shape, dtype=loss.dtype) for x in (anchor, *others)), temperature.new_empty(())]
 
 
 @operation(fake=_fake_loss_with_gradient)
@@ -107,9 +108,10 @@ def loss_forward(
     kind, label_smoothing = settings
     loss, gradients = volume_info_nce_with_gradient(kind, anchor, list(others), temperature, label_smoothing, backend)
     ctx.save_for_backward(gradients[-1], *gradients[:-1])
+    ctx.dtypes = [x.dtype for x in (temperature, anchor, *others)]
     return loss  # type: ignore[no-any-return]
 
 
 def loss_gradients(ctx: Any, upstream: Tensor) -> Any:
-    gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-    return None, None, *(scaled(g, upstream) if need else None for g, need in gradients)
+    gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True)
+    return None, None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients)

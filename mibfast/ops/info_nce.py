@@ -185,8 +185,9 @@ def info_nce_losses_backward(
 
 
 def _fake_mean(query: Tensor, key: Tensor, temperature: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss = query.new_empty((), dtype=accumulation_dtype(query.dtype))
-    return loss, *_fake_gradients(query, key, temperature)
+    dtype = accumulation_dtype(query.dtype)
+    gradients = (query.new_empty(query.shape, dtype=dtype), key.new_empty(key.shape, dtype=dtype))
+    return query.new_empty((), dtype=dtype), *gradients, temperature.new_empty(())
 
 
 @operation(fake=_fake_mean)
@@ -245,11 +246,11 @@ class _MeanInfoNCE(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[1:4])
         loss, *gradients = info_nce_mean(query, key, temperature, needed, *objective, backend)
         ctx.save_for_backward(*gradients)
+        ctx.dtypes = query.dtype, key.dtype, temperature.dtype
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order(_NAME)
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        needed = ctx.needs_input_grad[1:4]
-        gradients = zip(ctx.saved_tensors, needed, strict=True)
-        return None, *(scaled(g, upstream) if need else None for g, need in gradients), None
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:4], strict=True)
+        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients), None

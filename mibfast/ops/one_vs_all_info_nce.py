@@ -233,7 +233,9 @@ def one_vs_all_losses_backward(
 
 
 def _fake_mean(z: list[Tensor], temperature: Tensor, *_: Any) -> tuple[Tensor, list[Tensor]]:
-    return z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype)), _fake_gradients(z, temperature)
+    dtype = accumulation_dtype(z[0].dtype)
+    gradients = [*(x.new_empty(x.shape, dtype=dtype) for x in z), temperature.new_empty(())]
+    return z[0].new_empty((), dtype=dtype), gradients
 
 
 @operation(fake=_fake_mean)
@@ -278,10 +280,11 @@ class _MeanOneVsAllInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
         loss, gradients = one_vs_all_mean(list(z), temperature, *settings, ctx.needs_input_grad[2], backend)
         ctx.save_for_backward(gradients[-1], *gradients[:-1])
+        ctx.dtypes = [x.dtype for x in (temperature, *z)]
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order(_NAME)
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(scaled(g, upstream) if need else None for g, need in gradients)
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients)

@@ -134,9 +134,9 @@ def siglip_losses_backward(
 def _fake_mean(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss = query.new_empty((), dtype=accumulation_dtype(query.dtype))
-    gradients = (query.new_empty(query.shape), key.new_empty(key.shape), scale.new_empty(()), bias.new_empty(()))
-    return loss, *gradients
+    dtype = accumulation_dtype(query.dtype)
+    gradients = (query.new_empty(query.shape, dtype=dtype), key.new_empty(key.shape, dtype=dtype))
+    return query.new_empty((), dtype=dtype), *gradients, scale.new_empty(()), bias.new_empty(())
 
 
 @operation(fake=_fake_mean)
@@ -179,10 +179,11 @@ class _MeanSigLIP(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[1:3])
         loss, *gradients = siglip_mean(query, key, scale, bias, needed, offset, backend)
         ctx.save_for_backward(*gradients)
+        ctx.dtypes = query.dtype, key.dtype, scale.dtype, bias.dtype
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order(_NAME)
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[1:5], strict=True)
-        return None, *(scaled(g, upstream) if need else None for g, need in gradients), None
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:5], strict=True)
+        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients), None

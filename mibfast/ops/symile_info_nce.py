@@ -122,7 +122,7 @@ def _permutations(z: Sequence[Tensor], generator: torch.Generator | None, permut
         return torch.stack(drawn).view(m, m - 1, n).to(device)
     if generator is not None:
         raise ValueError(f"{_NAME}: permutations and generator exclude each other, got both")
-    return _check.permutations(_NAME, permutations, m * (m - 1), n, device).view(m, m - 1, n)
+    return _check.permutations(_NAME, permutations, m, n, device)
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
@@ -145,8 +145,9 @@ def _shuffled(backend: str, z: Sequence[Tensor], scale: float | Tensor, permutat
 
 
 def _fake_symile(z: list[Tensor], scale: Tensor, needed: list[bool], backend: str) -> tuple[Tensor, list[Tensor]]:
-    gradients = [*(x.new_empty(x.shape) for x in z), scale.new_empty(())]
-    return z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype)), gradients
+    dtype = accumulation_dtype(z[0].dtype)
+    gradients = [*(x.new_empty(x.shape, dtype=dtype) for x in z), scale.new_empty(())]
+    return z[0].new_empty((), dtype=dtype), gradients
 
 
 @operation(fake=_fake_symile)
@@ -162,13 +163,14 @@ class _Symile(torch.autograd.Function):
         needed = [*ctx.needs_input_grad[2:], ctx.needs_input_grad[1]]
         loss, gradients = symile(list(z), scale, needed, backend)
         ctx.save_for_backward(gradients[-1], *gradients[:-1])
+        ctx.dtypes = [scale.dtype, *(x.dtype for x in z)]
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order(_NAME)
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        return None, *(scaled(g, upstream) if need else None for g, need in gradients)
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:], strict=True)
+        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients)
 
 
 @operation(fake=lambda query, key, backend: query.new_empty(query.shape[0], dtype=torch.float64))

@@ -23,7 +23,8 @@ def triangle_area(a: Tensor, b: Tensor, c: Tensor, *, squared: bool = False, bac
     TRIANGLE (arXiv 2509.24734). Formed as half the side :math:`b_j c_j` times the distance of :math:`a_i` to its line,
     which two inner products and numbers of each sample give: no N x N' x d differences. Lower is better aligned. The
     areas of pairs (i, i), which alignment drives to zero, are formed apart, in float64. Where an area is zero its
-    gradient is zero.
+    gradient is zero. The others' float32 counts from the origin: of embeddings ten times as far from it as from each
+    other an area is right to 1e-5, of a hundred times to 1e-3. Subtract a common mean, which moves no area.
 
     Parameters
     ----------

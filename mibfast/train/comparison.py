@@ -117,8 +117,10 @@ def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> di
         if not any(option in each for each in takes.values()):
             valid = sorted({each for parameters in takes.values() for each in parameters})
             raise RunError(f"none of the methods has a loss option {option!r}{nearest(option, valid)}")
-        if not values or len(set(values)) < len(values):
-            raise RunError(f"values of {option} must be given, each once; got {', '.join(map(str, values)) or 'none'}")
+        # Rows and folders of runs are named by six digits.
+        if len({f"{value:g}" for value in values}) < max(1, len(values)):
+            listed = ", ".join(map(str, values)) or "none"
+            raise RunError(f"values of {option} must be given, each once and told apart by six digits; got {listed}")
     found = {}
     for name in methods:
         options = [option for option in vary if option in takes[name]]
