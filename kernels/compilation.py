@@ -4,7 +4,7 @@ Numba is imported here and in the `cpu.py` files only, and those are imported wh
 `import mibfast` does not pay for it.
 
 Numba finds a cached kernel again by its name and its own file's time stamp; a change in a file that it calls into would
-go unseen. So the name carries a fingerprint of all kernel sources.
+go unseen. So the name carries a fingerprint of all sources that a CPU kernel may be made of.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ FASTMATH_MAXIMUM = FASTMATH | {"nnan"}
 def _fingerprint() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+        if not path.stem.endswith(("cuda", "triton")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -689,19 +689,23 @@ class Weights:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which gradients to form, and how many sums over all pairs: none, of w s, or of w s, w and the losses."""
+    """Which gradients to form, and how many sums over all pairs: none, of w s, or of w s, w and the losses.
+
+    Gradients of rows and operands are of their dtype, or of one that is given.
+    """
 
     rows: bool = True
     operands: bool = True
     statistics: bool = False
     sums: int = 0
+    dtype: torch.dtype | None = None
 
 
 class Gradients(NamedTuple):
     """Gradients, None where not wanted; `sums` is float64, without the weights' factor or the scale."""
 
-    rows: Tensor | None  # [N, d], of the rows' dtype
-    operands: Tensor | None  # [K, N', d], of the operands' dtype
+    rows: Tensor | None  # [N, d]
+    operands: Tensor | None  # [K, N', d]
     row_statistic: Tensor | None  # [N], float32
     column_statistics: Tensor | None  # [S, N'], float32
     positives: Tensor | None  # [N], float32
@@ -801,7 +805,7 @@ def _recomputed(
         planes = _SUM_PLANES[wanted.sums] if sums is None else 0
         if planes:
             sums = rows.new_empty(planes, programs, dtype=torch.float32)
-        into = found[side] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+        into = found[side] = torch.empty(own.shape, dtype=wanted.dtype or own.dtype, device=own.device)
         _recompute[(programs,)](
             own_side=own,
             other_side=other,
@@ -887,10 +891,11 @@ def _in_chunks(
     stride = triton.cdiv(chunk_columns, 64) * 64
     if wanted.rows or wanted.operands:
         chunk = like(k * chunk_rows * stride, dtype=rows.dtype)
-    of_rows = _Sum(like(*rows.shape, dtype=rows.dtype), k * len(column_starts), undone) if wanted.rows else None
+    dtype = wanted.dtype or rows.dtype
+    of_rows = _Sum(like(*rows.shape, dtype=dtype), k * len(column_starts), undone) if wanted.rows else None
     of_operands = None
     if wanted.operands:
-        into = like(*operands.shape, dtype=operands.dtype)
+        into = like(*operands.shape, dtype=dtype)
         of_operands = [_Sum(each, len(row_starts), undone) for each in into.unbind()]
     of_row_statistic = of_column_statistics = of_positives = None
     if wanted.statistics and pairs.row_statistic is not None:

@@ -143,11 +143,16 @@ def _pairs(query: Tensor, key: Tensor, temperature: Tensor, offset: int) -> engi
 
 
 def _results(
-    gradients: engine.Gradients, query: Tensor, key: Tensor, temperature: Tensor, factor: float
+    gradients: engine.Gradients,
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    factor: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and temperature; those that were not needed are empty."""
-    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
-    d_key = key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0]
+    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
+    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
     if gradients.sums is None:
         return d_query, d_key, temperature.new_empty(())
     # dL/dtau = -dL/d(1 / tau) / tau^2
@@ -188,7 +193,7 @@ def info_nce_backward(
     wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
     pairs = _pairs(query, key, temperature, offset)
     gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
-    return _results(gradients, query, key, temperature, 1.0)
+    return _results(gradients, query, key, temperature, 1.0, query.dtype)
 
 
 def info_nce_mean(
@@ -201,12 +206,12 @@ def info_nce_mean(
     symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them."""
+    """The mean of InfoNCE and its gradients, those of query and key in float32, still to be scaled."""
     flags = _flags(positive_in_denominator, symmetric, label_smoothing)
     pairs = _pairs(query, key, temperature, offset)
     each, row_lse, column_lse = losses(scores.INNER_PRODUCT, pairs, flags, label_smoothing)
     factor = 1.0 / pairs.n
     weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
-    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
+    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]), dtype=torch.float32)
     gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
-    return each.mean(), *_results(gradients, query, key, temperature, factor)
+    return each.mean(), *_results(gradients, query, key, temperature, factor, torch.float32)

@@ -24,10 +24,10 @@ def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int)
     return engine.Pairs(rows, columns[None], engine.scalar(scale.detach()), engine.scalar(bias.detach()), offset)
 
 
-def _results(gradients: engine.Gradients, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The gradients of query and key; one that was not needed is empty."""
-    d_query = query.new_empty(query.shape) if gradients.rows is None else gradients.rows
-    d_key = key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0]
+    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
+    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
     return d_query, d_key
 
 
@@ -44,15 +44,15 @@ def siglip_backward(
     """Gradients of `siglip` with respect to query and key, those that are needed, for an upstream gradient [N]."""
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(needed[0], needed[1])
     gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
-    return _results(gradients, query, key)
+    return _results(gradients, query, key, query.dtype)
 
 
 def siglip_mean(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The mean of the losses of queries, and its gradients with respect to query, key, scale and bias."""
+    """The mean of the losses, and its gradients by query and key (float32, still to be scaled), scale and bias."""
     factor = 1.0 / query.shape[0]
-    weights, wanted = engine.Weights(factor=factor), engine.Wanted(needed[0], needed[1], sums=2)
+    weights, wanted = engine.Weights(factor=factor), engine.Wanted(needed[0], needed[1], sums=2, dtype=torch.float32)
     gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
     assert gradients.sums is not None
     by_scale, by_bias, loss = factor * gradients.sums
@@ -61,4 +61,4 @@ def siglip_mean(
         found.to(x.dtype) if x.device == query.device else x.new_empty(())
         for found, x in ((by_scale, scale), (by_bias, bias))
     )
-    return (loss.float(), *_results(gradients, query, key), *of_numbers)
+    return (loss.float(), *_results(gradients, query, key, torch.float32), *of_numbers)

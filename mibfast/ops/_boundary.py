@@ -81,8 +81,11 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     zero before a scaled loss, whose purpose it is to prevent that, could raise it.
     """
     kept = gradient.dtype == dtype and dtype in _NUMPY_DTYPES and gradient.device.type == "cpu"
-    if torch.compiler.is_compiling() or not kept:
+    if torch.compiler.is_compiling():
         return (gradient * upstream).to(dtype)
+    if not kept:
+        # In one pass over memory.
+        return torch.mul(gradient, upstream.to(gradient.dtype), out=torch.empty_like(gradient, dtype=dtype))
     out = torch.from_numpy(_buffers.empty(tuple(gradient.shape), _NUMPY_DTYPES[gradient.dtype]))
     return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
 
