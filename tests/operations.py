@@ -149,7 +149,7 @@ def value_and_gradients(operation: Operation, leaves: list[Tensor], backend: str
     """The result and the gradients for an uneven upstream gradient; zeros for what is not used."""
     leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves]
     result = operation(*leaves, backend=backend)
-    upstream = torch.linspace(-0.7, 1.3, result.numel(), dtype=torch.float64).view(result.shape).to(result.dtype)
+    upstream = torch.linspace(-0.7, 1.3, result.numel(), dtype=torch.float64).view(result.shape).to(result)
     if result.ndim == 0:
         upstream = torch.full_like(result, 1.7)
     result.backward(upstream)
