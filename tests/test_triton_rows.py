@@ -343,7 +343,7 @@ def _basis_kernels(k: int) -> list[tuple]:
 KERNELS = {
     "Gaussian terms, bfloat16": lambda: _gaussian_kernels("bf16", LARGEST_M),
     "Gaussian terms, float64": lambda: _gaussian_kernels("fp64", LARGEST_M),
-    "projections of modalities": lambda: [*_leave_one_out_kernels(4), *_leave_one_out_kernels(LARGEST_M)],
+    "projections of modalities": lambda: [x for m in (4, 5, LARGEST_M) for x in _leave_one_out_kernels(m)],
     "projections on a basis": lambda: _basis_kernels(LARGEST_M),
 }
 
