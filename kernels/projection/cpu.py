@@ -231,14 +231,26 @@ def _project_backward(
 
 
 @inline
-def _coefficients(z: Any, ridge: Any, small: Any) -> Any:
-    """(A A^T + ridge I)^-1 of the rows A = z[1:], in a part of `small` [3 M, M - 1]."""
+def _whitening(z: Any, ridge: Any, small: Any) -> Any:
+    """W = L^-1, L L^T = A A^T + ridge I for the rows A = z[1:], in a part of `small` [3 M, M - 1]."""
     k = z.shape[0] - 1
-    gram, w, h = small[:k], small[k : 2 * k], small[2 * k : 3 * k]
+    gram, w = small[:k], small[k : 2 * k]
     _gram(z[1:], gram)
-    _cholesky_inverse(gram, ridge, w, small[3 * k])
-    _square(w, h)
-    return h
+    _cholesky_inverse(gram, ridge, w, small[2 * k])
+    return w
+
+
+@inline
+def _solve(w: Any, products: Any, whitened: Any, coefficients: Any) -> None:
+    """coefficients = W^T (W products): W^T W itself, rounded, would move duplicates by a part in 10^4."""
+    m = w.shape[0]
+    for k in range(m):
+        whitened[k] = _dot(w[k], products)
+    for k in range(m):
+        x = 0.0
+        for i in range(k, m):
+            x += w[i, k] * whitened[i]
+        coefficients[k] = x
 
 
 @kernel
@@ -247,14 +259,13 @@ def _project_target(
 ) -> None:
     """Ridge projection of z[0] on the rows z[1:] into `out` [N, d]."""
     m = z.shape[0]
-    products, c = small[3 * m - 2], small[3 * m - 1]
+    products, whitened, c = small[3 * m - 3], small[3 * m - 2], small[3 * m - 1]
     for i in range(begin, end):
         _load(addresses, strides, i, out, z)
-        h = _coefficients(z, ridge, small)
+        w = _whitening(z, ridge, small)
         for k in range(m - 1):
             products[k] = _dot(z[k + 1], z[0])
-        for k in range(m - 1):
-            c[k] = _dot(h[k], products)
+        _solve(w, products, whitened, c)
         _combine(c, z[1:], False, out[i])
 
 
@@ -274,22 +285,20 @@ def _project_target_backward(
 ) -> None:
     """dz = A e, dA = (g - A e) c^T + (z - A c) e^T with e = (A^T A + ridge I)^-1 A^T g."""
     m, d = z.shape
-    products, c, e = small[3 * m - 3], small[3 * m - 2], small[3 * m - 1]
+    products, whitened, c, e = small[3 * m - 4], small[3 * m - 3], small[3 * m - 2], small[3 * m - 1]
     g, g_rest, z_rest = vectors[0], vectors[1], vectors[2]
     for i in range(begin, end):
         _load(addresses, strides, i, upstream, z)
-        h = _coefficients(z, ridge, small)
+        w = _whitening(z, ridge, small)
         source = upstream[i]
         for j in range(d):
             g[j] = source[j]
         for k in range(m - 1):
             products[k] = _dot(z[k + 1], z[0])
-        for k in range(m - 1):
-            c[k] = _dot(h[k], products)
+        _solve(w, products, whitened, c)
         for k in range(m - 1):
             products[k] = _dot(z[k + 1], g)
-        for k in range(m - 1):
-            e[k] = _dot(h[k], products)
+        _solve(w, products, whitened, e)
         _combine(e, z[1:], False, g_rest)
         _combine(c, z[1:], False, z_rest)
         row = d_target[i]

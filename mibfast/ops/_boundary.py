@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _buffers
+from mibfast.kernels.launch_configuration import LARGEST_M
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -30,6 +31,12 @@ def kernels(folder: str, backend: str) -> ModuleType:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of scores and losses: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def offers_up_to_largest_m(symbol: str, count: int) -> dict[str, str | None]:
+    """Return the backends of an operation on `count` tensors whose Triton kernels hold all of them at a time."""
+    too_many = f"{symbol} = {count}, and its kernels take {symbol} <= {LARGEST_M}" if count > LARGEST_M else None
+    return {"cpu": None, "triton": too_many}
 
 
 def inverse_temperature(temperature: float | Tensor) -> float | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, oper
 __all__ = ["gaussian_kl"]
 
 _NAME = "gaussian_kl"
+_OFFERS: Mapping[str, str | None] = {"cpu": None, "triton": None}
 _REDUCTIONS = ("none", "batchmean", "mean", "sum")
 
 
@@ -79,7 +81,7 @@ def gaussian_kl(
     _check.alike(_NAME, **given)
     _check.expandable(_NAME, **given)
     tensors = [x.expand(mean.shape) for x in _check.promoted(list(given.values()))]
-    chosen = _backend.choose(_NAME, mean.device, backend)
+    chosen = _backend.choose(_NAME, mean.device, backend, _OFFERS)
     if chosen == "reference":
         wide = [x.to(accumulation_dtype(x.dtype)) for x in tensors]
         losses = reference.gaussian_kl(*(wide if len(wide) == 4 else [*wide, None, None]))

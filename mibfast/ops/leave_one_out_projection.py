@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.projection import reference
-from mibfast.ops._boundary import first_order, kernels, operation
+from mibfast.ops._boundary import first_order, kernels, offers_up_to_largest_m, operation
 
 __all__ = ["leave_one_out_projection"]
 
@@ -59,7 +59,7 @@ def leave_one_out_projection(embeddings: Embeddings, ridge: float = 1e-8, *, bac
     """
     z, _ = _check.embeddings(_NAME, embeddings)
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
-    chosen = _backend.choose(_NAME, z[0].device, backend)
+    chosen = _backend.choose(_NAME, z[0].device, backend, offers_up_to_largest_m("M", len(z)))
     if chosen == "reference":
         return reference.leave_one_out_projection(z, ridge)
     return _LeaveOneOutProjection.apply(chosen, ridge, *z)  # type: ignore[no-any-return,no-untyped-call]

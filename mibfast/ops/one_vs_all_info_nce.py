@@ -17,6 +17,7 @@ from mibfast.ops._boundary import (
     first_order,
     inverse_temperature,
     kernels,
+    offers_up_to_largest_m,
     operation,
     reduced,
     scaled,
@@ -120,7 +121,7 @@ def one_vs_all_info_nce(
         return _of_those_present(z, presence, temperature, settings, reduction, backend)
     if not positive_in_denominator:
         _check.negatives(_NAME, z[0].shape[0])
-    chosen = _backend.choose(_NAME, z[0].device, backend)
+    chosen = _backend.choose(_NAME, z[0].device, backend, _offers(z, keys))
     if chosen == "reference":
         scale = inverse_temperature(temperature)
         losses = torch.stack(
@@ -136,6 +137,14 @@ def one_vs_all_info_nce(
     if reduction == "mean" and wanted:
         return _MeanOneVsAllInfoNCE.apply(chosen, settings, tau, *z)  # type: ignore[no-any-return,no-untyped-call]
     return reduced(_OneVsAllInfoNCE.apply(chosen, settings, tau, *z), reduction)  # type: ignore[no-untyped-call]
+
+
+def _offers(z: Sequence[Tensor], keys: str) -> dict[str, str | None]:
+    if keys != "per_sample":
+        return {"cpu": None, "triton": f"it has no kernel for keys={keys!r}"}
+    if z[0].dtype == torch.float64:
+        return {"cpu": None, "triton": "its kernels are not for float64"}
+    return offers_up_to_largest_m("M", len(z))
 
 
 def _of_those_present(

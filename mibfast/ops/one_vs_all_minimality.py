@@ -11,7 +11,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, offers_up_to_largest_m, operation
 
 __all__ = ["one_vs_all_minimality"]
 
@@ -66,7 +66,7 @@ def one_vs_all_minimality(
     tensor(1.)
     """
     z, _ = _check.embeddings(_NAME, embeddings)
-    chosen = _backend.choose(_NAME, z[0].device, backend)
+    chosen = _backend.choose(_NAME, z[0].device, backend, offers_up_to_largest_m("M", len(z)))
     if presence is not None:
         return _of_those_present(z, _check.presence(_NAME, presence, z))
     if chosen == "reference":

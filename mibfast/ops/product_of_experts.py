@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, offers_up_to_largest_m, operation
 
 __all__ = ["product_of_experts"]
 
@@ -57,7 +57,7 @@ def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str |
     _check.same_shape(_NAME, means=mu[0], logvars=logvar[0])
     _check.alike(_NAME, means=mu[0], logvars=logvar[0])
     tensors = _check.promoted([*mu, *logvar])
-    chosen = _backend.choose(_NAME, mu[0].device, backend)
+    chosen = _backend.choose(_NAME, mu[0].device, backend, offers_up_to_largest_m("M", len(mu)))
     if chosen == "reference":
         dtype = accumulation_dtype(tensors[0].dtype)
         stacked = torch.stack(tensors).to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.projection import reference
-from mibfast.ops._boundary import first_order, kernels, operation
+from mibfast.ops._boundary import first_order, kernels, offers_up_to_largest_m, operation
 
 __all__ = ["ridge_projection"]
 
@@ -63,7 +63,7 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
         )
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     target, basis = _check.promoted([target, basis])
-    chosen = _backend.choose(_NAME, target.device, backend)
+    chosen = _backend.choose(_NAME, target.device, backend, offers_up_to_largest_m("K", basis.shape[-2]))
     if chosen == "reference":
         return reference.ridge_projection(target, basis, ridge)
     return _RidgeProjection.apply(chosen, target, basis, ridge)  # type: ignore[no-any-return,no-untyped-call]
