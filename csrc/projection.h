@@ -281,7 +281,10 @@ MIBFAST_DEVICE void project_backward(const Lanes& lanes, const Rows& z, const Up
     lanes.each(m, [&](int k) {
         for (int other = 0; other < m; ++other) {
             double x = e[other * L + k] + e[k * L + other];
-            for (int t = 0; t < m; ++t) x -= c[k * L + t] * e[other * L + t] + e[k * L + t] * c[other * L + t];
+            for (int t = 0; t < m; ++t) {
+                x -= c[k * L + t] * e[other * L + t];
+                x -= e[k * L + t] * c[other * L + t];
+            }
             p[k * L + other] = x;
         }
     });
@@ -305,9 +308,13 @@ MIBFAST_DEVICE void project_backward(const Lanes& lanes, const Rows& z, const Up
             MIBFAST_UNROLL
             for (int t = 0; t < M; ++t) {
                 if (t >= m) continue;
-                const double ofz = p[k * L + t], ofg = k == t ? 0.0 : c[k * L + t];
+                const double ofz = p[k * L + t], ofg = c[k * L + t];
                 MIBFAST_UNROLL
-                for (int i = 0; i < W; ++i) sum[i] += ofz * x[t][i] + ofg * y[t][i];
+                for (int i = 0; i < W; ++i) {
+                    // Two statements, two multiply-adds.
+                    sum[i] += ofz * x[t][i];
+                    if (k != t) sum[i] += ofg * y[t][i];
+                }
             }
             Vector<T, W> result;
             MIBFAST_UNROLL

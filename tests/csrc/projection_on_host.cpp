@@ -39,7 +39,8 @@ void forward_on_host(const T* const* z, const int64_t* strides, T* out, double* 
             for (double& x : small) x = NAN;
             const auto row = [&](int k) { return z[k] + i * strides[k]; };
             const auto result = [&](int t) { return out + (t * n + i) * d; };
-            project<T, M>(lanes, row, modalities<M>(m), d, aligned, ridge, small, inverse + i * m * m, result, true);
+            double* own = inverse + i * m * m;
+            project<T, M>(lanes, row, modalities<M>(m), d, aligned, ridge, small, own, result, true);
         }
         return 0;
     });
@@ -47,7 +48,8 @@ void forward_on_host(const T* const* z, const int64_t* strides, T* out, double* 
 
 template <typename T>
 void backward_on_host(const T* const* z, const int64_t* strides, const T* const* upstream,
-                      const int64_t* upstream_strides, const double* inverse, T* const* gradients, int m, int64_t n, int d, bool aligned, HostLanes lanes) {
+                      const int64_t* upstream_strides, const double* inverse, T* const* gradients, int m, int64_t n,
+                      int d, bool aligned, HostLanes lanes) {
     for_modalities(m, [&](auto size) {
         constexpr int M = decltype(size)::value;
         double small[numbers_of_matrices(BACKWARD_MATRICES, M)];
@@ -56,7 +58,8 @@ void backward_on_host(const T* const* z, const int64_t* strides, const T* const*
             const auto row = [&](int k) { return z[k] + i * strides[k]; };
             const auto g = [&](int t) { return upstream[t] + i * upstream_strides[t]; };
             const auto result = [&](int k) { return gradients[k] + i * d; };
-            project_backward<T, M>(lanes, row, g, modalities<M>(m), d, aligned, inverse + i * m * m, small, result, true);
+            const double* own = inverse + i * m * m;
+            project_backward<T, M>(lanes, row, g, modalities<M>(m), d, aligned, own, small, result, true);
         }
         return 0;
     });
