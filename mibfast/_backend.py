@@ -6,6 +6,7 @@ left. A backend asked for by name works or raises; it never falls back.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import threading
@@ -30,6 +31,11 @@ _warned: set[str] = set()
 _UNSUPPORTED: dict[int, str | None] = {}
 
 
+def _cuda_module() -> Any:
+    """Import the compiled module, which may be missing."""
+    return importlib.import_module("mibfast._cuda")
+
+
 def _missing_reason(backend: str) -> str | None:
     """Return why a compiled backend cannot be used at all, None where it can."""
     if backend == "cpu":
@@ -41,7 +47,7 @@ def _missing_reason(backend: str) -> str | None:
         said = reason.read_text().strip() if reason.exists() else "the installation does not say why"
         return f"mibfast._cuda was not built: {said}"
     try:
-        importlib.import_module("mibfast._cuda")
+        _cuda_module()
     except ImportError as error:
         return f"mibfast._cuda cannot be loaded: {error}"
     return None
@@ -151,15 +157,14 @@ def _unusable(backend: str, device: torch.device, offers: Mapping[str, str | Non
 def _unsupported(index: int) -> str | None:
     """Return why the CUDA kernels, as they were built, do not run on a GPU, None where they do."""
     if index not in _UNSUPPORTED and not torch.compiler.is_compiling():
-        from mibfast import _cuda
-
-        driver = _cuda.driver_version()
+        module = _cuda_module()
+        driver = module.driver_version()
         capability = torch.cuda.get_device_capability(index)
-        if driver // 1000 < _cuda.RUNTIME_VERSION // 1000:
-            built, served = _cuda_version(_cuda.RUNTIME_VERSION), _cuda_version(driver)
+        if driver // 1000 < module.RUNTIME_VERSION // 1000:
+            built, served = _cuda_version(module.RUNTIME_VERSION), _cuda_version(driver)
             _UNSUPPORTED[index] = f"mibfast._cuda was built by CUDA {built} and the driver serves CUDA {served}"
-        elif not any(runs_on(name, capability) for name in _cuda.ARCHITECTURES):
-            made = ", ".join(_cuda.ARCHITECTURES)
+        elif not any(runs_on(name, capability) for name in module.ARCHITECTURES):
+            made = ", ".join(module.ARCHITECTURES)
             found = ".".join(map(str, capability))
             _UNSUPPORTED[index] = f"mibfast._cuda was built for {made}, and cuda:{index} has compute capability {found}"
         else:
@@ -194,9 +199,8 @@ def _warn_once(message: str) -> None:
 def _available(backend: str) -> str:
     if backend != "cuda":
         return "available"
-    from mibfast import _cuda
-
-    return f"available, built by CUDA {_cuda_version(_cuda.RUNTIME_VERSION)} for {', '.join(_cuda.ARCHITECTURES)}"
+    module = _cuda_module()
+    return f"available, built by CUDA {_cuda_version(module.RUNTIME_VERSION)} for {', '.join(module.ARCHITECTURES)}"
 
 
 def _cuda_version(number: int) -> str:

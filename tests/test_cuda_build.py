@@ -138,7 +138,7 @@ def test_which_code_runs_on_which_gpu(architecture, runs, does_not) -> None:
 
 def test_gpus_and_drivers_that_it_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(ARCHITECTURES=("sm_80", "sm_90a"), RUNTIME_VERSION=13000, driver_version=lambda: 13010)
-    monkeypatch.setattr(mibfast, "_cuda", module, raising=False)
+    monkeypatch.setitem(sys.modules, "mibfast._cuda", module)
     monkeypatch.setattr(_backend, "_MISSING", dict.fromkeys(("cpu", "triton", "cuda")))
 
     def chosen(capability: tuple[int, int], backend: str | None = None) -> str:

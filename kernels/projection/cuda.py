@@ -5,12 +5,15 @@ Nothing is read back and nothing waits, so that CUDA graphs can hold the calls.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mibfast import _cuda
+# By name, for it may be missing; then nothing imports this file.
+_cuda: Any = importlib.import_module("mibfast._cuda")
 
 _DTYPES = {
     torch.float64: _cuda.Dtype.float64,
@@ -37,7 +40,7 @@ def leave_one_out(z: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:
     """All M projections [M, N, d] in the dtype of the embeddings, and H of each sample [N, M, M], float64."""
     first, m = z[0], len(z)
     n, d = first.shape
-    with torch.cuda.device_of(first):
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
         rows = _Rows(z)
         out, inverse = first.new_empty(m, n, d), first.new_empty((n, m, m), dtype=torch.float64)
         _cuda.leave_one_out(
@@ -59,7 +62,7 @@ def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tenso
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     first = z[0]
     n, d = first.shape
-    with torch.cuda.device_of(first):
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
         rows, upstream_rows = _Rows(z), _Rows(upstream.to(first.dtype).unbind())
         gradients = [first.new_empty(n, d) for _ in z]
         _cuda.leave_one_out_backward(
