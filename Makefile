@@ -6,20 +6,22 @@ BIN := .venv/bin
 STAMP := .venv/.up-to-date
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test test-gpu bench lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
-$(STAMP): requirements-dev.txt pyproject.toml setup.py
+# Where nvcc is found the last line builds the CUDA kernels, and a warning of its is an error here.
+$(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'The development tools need Python 3.11 or newer: rm -r .venv; make PYTHON=python3.11' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements-dev.txt)"
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	NVCC_APPEND_FLAGS='-Werror=all-warnings -Xcompiler=-Werror' \
+		$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 demo: $(STAMP)  ## train on a small data set and show what the losses do
@@ -27,6 +29,9 @@ demo: $(STAMP)  ## train on a small data set and show what the losses do
 
 test: $(STAMP)  ## run the tests and the examples in docstrings
 	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)  ## run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(STAMP)  ## measure against the peers and the floors
 	$(BIN)/mibfast bench

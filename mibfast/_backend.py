@@ -6,12 +6,14 @@ left. A backend asked for by name works or raises; it never falls back.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import threading
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +27,13 @@ _BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _CPU_ONLY: Mapping[str, str | None] = {"cpu": None}
 _selected = threading.local()
 _warned: set[str] = set()
+# By the GPU's index; found at its first use, when CUDA is initialised anyway.
+_UNSUPPORTED: dict[int, str | None] = {}
+
+
+def _cuda_module() -> Any:
+    """Import the compiled module, which may be missing."""
+    return importlib.import_module("mibfast._cuda")
 
 
 def _missing_reason(backend: str) -> str | None:
@@ -33,8 +42,14 @@ def _missing_reason(backend: str) -> str | None:
         return None if importlib.util.find_spec("numba") else "numba is not installed"
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "triton is not installed"
-    if backend == "cuda" and importlib.util.find_spec("mibfast._cuda") is None:
-        return "mibfast._cuda was not built"
+    if importlib.util.find_spec("mibfast._cuda") is None:
+        reason = Path(__file__).with_name("_cuda_missing.txt")  # written by setup.py
+        said = reason.read_text().strip() if reason.exists() else "the installation does not say why"
+        return f"mibfast._cuda was not built: {said}"
+    try:
+        _cuda_module()
+    except ImportError as error:
+        return f"mibfast._cuda cannot be loaded: {error}"
     return None
 
 
@@ -134,7 +149,38 @@ def _unusable(backend: str, device: torch.device, offers: Mapping[str, str | Non
         return f"it serves {' and '.join(_served(backend))} tensors and these are on {device}"
     if backend not in offers:
         return "it has no kernel of this operation"
+    if offers[backend] is None and backend == "cuda" and device.index is not None:
+        return _unsupported(device.index)
     return offers[backend]
+
+
+def _unsupported(index: int) -> str | None:
+    """Return why the CUDA kernels, as they were built, do not run on a GPU, None where they do."""
+    if index not in _UNSUPPORTED and not torch.compiler.is_compiling():
+        module = _cuda_module()
+        driver = module.driver_version()
+        capability = torch.cuda.get_device_capability(index)
+        if driver // 1000 < module.RUNTIME_VERSION // 1000:
+            built, served = _cuda_version(module.RUNTIME_VERSION), _cuda_version(driver)
+            _UNSUPPORTED[index] = f"mibfast._cuda was built by CUDA {built} and the driver serves CUDA {served}"
+        elif not any(runs_on(name, capability) for name in module.ARCHITECTURES):
+            made = ", ".join(module.ARCHITECTURES)
+            found = ".".join(map(str, capability))
+            _UNSUPPORTED[index] = f"mibfast._cuda was built for {made}, and cuda:{index} has compute capability {found}"
+        else:
+            _UNSUPPORTED[index] = None
+    return _UNSUPPORTED.get(index)
+
+
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Return whether code made for an architecture, as in "sm_80", "sm_90a" or "compute_80", runs on a GPU."""
+    kind, _, number = architecture.partition("_")
+    digits = number.rstrip("af")
+    made = int(digits[:-1]), int(digits[-1])
+    if digits != number:
+        return made == capability
+    # Machine code runs on later GPUs of its generation, intermediate code is compiled for any later one.
+    return made <= capability and (kind == "compute" or made[0] == capability[0])
 
 
 def _served(backend: str) -> tuple[str, ...]:
@@ -150,6 +196,17 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
+def _available(backend: str) -> str:
+    if backend != "cuda":
+        return "available"
+    module = _cuda_module()
+    return f"available, built by CUDA {_cuda_version(module.RUNTIME_VERSION)} for {', '.join(module.ARCHITECTURES)}"
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -163,8 +220,9 @@ def info() -> dict[str, Any]:
     Returns
     -------
     dict
-        `versions` (package to version, None where missing), `backends` (name to "available" or the reason why not),
-        `default_backend`, `devices` (a line for each) and `threads` (that torch and the CPU kernels use).
+        `versions` (package to version, None where missing), `backends` (name to "available", with the architectures
+        that it was built for, or to the reason why not), `default_backend`, `devices` (a line for each) and `threads`
+        (that torch and the CPU kernels use).
 
     Examples
     --------
@@ -180,7 +238,7 @@ def info() -> dict[str, Any]:
         devices.append("cuda: none found")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "backends": {"reference": "available", **{k: v or "available" for k, v in _MISSING.items()}},
+        "backends": {"reference": "available", **{k: v or _available(k) for k, v in _MISSING.items()}},
         "default_backend": getattr(_selected, "backend", None) or _DEFAULT,
         "devices": devices,
         "threads": torch.get_num_threads(),

@@ -5,6 +5,8 @@
 | `MIBFAST_BACKEND` | backend of every operation: `auto`, `reference`, `cpu`, `triton` or `cuda` | `auto` |
 | `MIBFAST_BUFFER_CACHE` | MiB of freed results that the CPU kernels keep for the next step; 0 keeps none | 512 |
 | `MIBFAST_DATA` | folder with data sets that the tests and benches may use | unset: they skip |
+| `MIBFAST_CUDA` | read by setup.py: 0 leaves the CUDA kernels out of an installation | unset: built where `nvcc` is |
+| `MIBFAST_CUDA_ARCHS` | read by setup.py: architectures to build them for | `80+ptx 90a` |
 | `TRITON_INTERPRET` | Triton's own: 1 runs its kernels in its interpreter, on CPU tensors too, to test them | unset |
 """
 

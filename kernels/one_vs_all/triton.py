@@ -74,7 +74,7 @@ def info_nce_mean(
     positive_in_denominator: bool,
     wants_temperature: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean of one-vs-all InfoNCE over samples and modalities, and the gradients of `info_nce_backward`."""
+    """The mean of one-vs-all InfoNCE over samples and modalities, and its gradients in float32, still to be scaled."""
     _per_sample(keys)
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
     losses, d_temperature = [], []
@@ -92,7 +92,7 @@ def info_nce_mean(
         losses.append(loss)
         d_temperature.append(of_temperature)
     gradients = projection.unit_queries_and_keys_backward(
-        queries, projections, z, inverse, key_scales, weight=1.0 / len(z)
+        queries, projections, z, inverse, key_scales, weight=1.0 / len(z), dtype=torch.float32
     )
     return torch.stack(losses).mean(), [*gradients, torch.stack(d_temperature).mean(0)]
 

@@ -556,9 +556,10 @@ def unit_queries_and_keys_backward(
     inverse: Tensor,
     key_scales: Tensor,
     weight: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Gradients of `unit_queries_and_keys` with respect to the embeddings, times a weight."""
-    return _run_leave_one_out_backward(key_upstream, z, inverse, (query_upstream, key_scales), weight)
+    """Gradients of `unit_queries_and_keys` with respect to the embeddings, times a weight, in their dtype or another."""
+    return _run_leave_one_out_backward(key_upstream, z, inverse, (query_upstream, key_scales), weight, dtype)
 
 
 def _run_leave_one_out_backward(
@@ -567,10 +568,11 @@ def _run_leave_one_out_backward(
     inverse: Tensor,
     unit: tuple[Sequence[Tensor], Tensor] | None = None,
     weight: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     matrices, above, m, (n, d) = _matrices(z), _matrices(upstream), len(z), z[0].shape
     units, key_scales = (_matrices(unit[0]), unit[1]) if unit else (above, inverse)
-    gradients = [x.new_empty(n, d) for x in z]
+    gradients = [x.new_empty(n, d, dtype=dtype or x.dtype) for x in z]
     tile = sample_tile(d, m)
     with on_device_of(inverse):
         _leave_one_out_backward[(n,)](

@@ -59,10 +59,18 @@ def leave_one_out_projection(embeddings: Embeddings, ridge: float = 1e-8, *, bac
     """
     z, _ = _check.embeddings(_NAME, embeddings)
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
-    chosen = _backend.choose(_NAME, z[0].device, backend, offers_up_to_largest_m("M", len(z)))
+    offers = {**offers_up_to_largest_m("M", len(z)), "cuda": _not_by_cuda(len(z), z[0].shape[1])}
+    chosen = _backend.choose(_NAME, z[0].device, backend, offers)
     if chosen == "reference":
         return reference.leave_one_out_projection(z, ridge)
     return _LeaveOneOutProjection.apply(chosen, ridge, *z)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _not_by_cuda(m: int, d: int) -> str | None:
+    """Return why the CUDA kernel cannot take M embeddings of d numbers, None where it can."""
+    if m > 16:
+        return f"M = {m} > 16 modalities"
+    return f"d = {d} > 2^30" if d > 2**30 else None
 
 
 def _fake_forward(z: list[Tensor], ridge: float, backend: str) -> tuple[Tensor, Tensor]:
