@@ -231,6 +231,27 @@ def test_each_method_retrieves_by_its_own_score_at_any_scale() -> None:
         assert torch.equal(alone, (cosine.abs() if name == "ova-ib" else cosine).topk(5, dim=1).indices), name
 
 
+def test_learned_projectors_retrieve_by_what_they_predict(tmp_path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, **views(100))
+    run = train.fit("ova-ib-mlp", f"npz:{path}", output=tmp_path / "run", **SETTINGS)
+    found = evaluate(run, probes=(), progress=False)
+    z = {name: each.double() for name, each in run.embed("test").items()}
+    run.module.double()
+    names = list(z)
+    others = [z[name] for name in names[:-1]]
+    with torch.no_grad():
+        predicted = run.module.loss.predict(len(names) - 1, others)
+    cosines = torch.nn.functional.cosine_similarity(predicted[:, None], z[names[-1]][None], dim=2)
+    ranks = 1 + (cosines > cosines.diagonal()[:, None]).sum(1).double()
+    assert found.value("retrieval", "MRR", f"{'+'.join(names[:-1])} → {names[-1]}") == pytest.approx(
+        float((1 / ranks).mean())
+    )
+    # The loss is the InfoNCE of these cosines, each modality its own perceptron.
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(predicted, run.module.loss.predict(0, others))
+
+
 def test_ties_are_no_better_than_chance(tmp_path) -> None:
     """Embeddings that all coincide: the right candidate comes at a random place."""
     views = np.zeros((200, 4), np.float32)

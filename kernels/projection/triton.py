@@ -558,7 +558,7 @@ def unit_queries_and_keys_backward(
     weight: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Gradients of `unit_queries_and_keys` with respect to the embeddings, times a weight, in their dtype or another."""
+    """Gradients of `unit_queries_and_keys` by the embeddings, times a weight, in their dtype or another."""
     return _run_leave_one_out_backward(key_upstream, z, inverse, (query_upstream, key_scales), weight, dtype)
 
 

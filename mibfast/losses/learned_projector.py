@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -117,12 +118,21 @@ class LearnedProjectorOVAIBLoss(nn.Module):
             return {"alignment": alignment}
         return {"alignment": alignment, "minimality": F.one_vs_all_minimality(z, backend=self.backend)}
 
-    def _alignment(self, z: list[Tensor], m: int) -> Tensor:
+    def predict(self, m: int, others: Sequence[Tensor]) -> Tensor:
+        """Return what modality m's perceptron makes of the other modalities' embeddings, in their order: [N, d].
+
+        The score of the loss, and so of retrieval by all other modalities, is the cosine with it.
+        """
+        return self._predict(m, unit(others) if self.normalize else others)
+
+    def _predict(self, m: int, others: Sequence[Tensor]) -> Tensor:
         projector = self.projectors[m]
-        others = torch.cat([*z[:m], *z[m + 1 :]], dim=1)
         # The projector's dtype is its own, float32 as a rule; cosines are in that of the embeddings, at least float32.
-        key = projector(others.to(next(projector.parameters()).dtype)).to(z[m].dtype)
-        query, key = unit([z[m], key])
+        found: Tensor = projector(torch.cat(list(others), dim=1).to(next(projector.parameters()).dtype))
+        return found.to(others[0].dtype)
+
+    def _alignment(self, z: list[Tensor], m: int) -> Tensor:
+        query, key = unit([z[m], self._predict(m, [*z[:m], *z[m + 1 :]])])
         return F.info_nce(
             query,
             key,

@@ -22,7 +22,7 @@ from mibfast.train import pictures
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
-from mibfast.train.methods import Method
+from mibfast.train.methods import Method, by_cosines
 from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report
 from mibfast.train.retrieval import retrieved
@@ -299,7 +299,12 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         classes = _classes(run, chosen)
         given = [embeddings[name][at[queries]] for name in context]
         of_samples = None if classes is None else (classes[queries], classes)
-        yield key, retrieved(run.method.retrieve, embeddings[missing][at], given, queries, of_samples)
+        retrieve = run.method.retrieve
+        if run.method.predicts and len(context) == len(run.module.modalities) - 1:
+            with torch.no_grad():
+                given = [run.module.loss.predict(run.module.modalities.index(missing), given)]
+            retrieve = by_cosines
+        yield key, retrieved(retrieve, embeddings[missing][at], given, queries, of_samples)
 
 
 def _classes(run: Run, samples: Tensor) -> Tensor | None:

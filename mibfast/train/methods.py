@@ -36,6 +36,8 @@ class Method:
         Whether the loss has parameters for a number of modalities and features, its first arguments.
     unit : str
         Of the loss.
+    predicts : bool
+        Whether the loss predicts each modality from all others; those retrieve by the cosine with its prediction.
     joint : bool
         Whether the loss is over the samples that have all modalities; of one that lacks any it takes nothing.
     """
@@ -47,6 +49,7 @@ class Method:
     sized: bool = False
     unit: str = "nats"
     settings_beyond_three: Mapping[str, Any] = field(default_factory=dict)
+    predicts: bool = False
     joint: bool = False
 
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
@@ -79,8 +82,8 @@ def _unit(z: Tensor) -> Tensor:
     return nn.functional.normalize(z, dim=1)
 
 
-def _by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    """By the cosines of a candidate with the embeddings at hand, summed."""
+def by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
+    """Retrieve by the cosines of a candidate with the embeddings at hand, summed."""
     return F.top_k(torch.stack([_unit(z) for z in context]).sum(0), _unit(candidates), k)[1]
 
 
@@ -96,7 +99,7 @@ def _by_volume(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
 def _by_area(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     """By the smallest area of a candidate's triangle with two embeddings; with one, which has none, by the cosine."""
     if len(context) == 1:
-        return _by_cosines(candidates, context, k)
+        return by_cosines(candidates, context, k)
     return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="triangle_area")[1]
 
 
@@ -113,11 +116,17 @@ _LEARNED = {"learnable_temperature": True}
 
 METHODS = {
     "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, _by_projection),
-    "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, _by_cosines),
-    "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, _by_cosines),
-    # Retrieval by OVA-IB's score: a learned projector takes all other modalities, and no fewer.
+    "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, by_cosines),
+    "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, by_cosines),
+    # A learned projector takes all other modalities, and no fewer: those retrieve by OVA-IB's score.
     "ova-ib-mlp": Method(
-        "OVA-IB with learned projectors", losses.LearnedProjectorOVAIBLoss, {}, _by_projection, sized=True, joint=True
+        "OVA-IB with learned projectors",
+        losses.LearnedProjectorOVAIBLoss,
+        {},
+        _by_projection,
+        sized=True,
+        predicts=True,
+        joint=True,
     ),
     # A batch of 128 has 2 million combinations of three modalities and 268 million of four.
     "symile": Method(
@@ -130,8 +139,8 @@ METHODS = {
     ),
     "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume, joint=True),
     "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area, joint=True),
-    "siglip": Method("SigLIP", losses.SigLIPLoss, {}, _by_cosines),
-    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, _by_cosines, unit="", joint=True),
+    "siglip": Method("SigLIP", losses.SigLIPLoss, {}, by_cosines),
+    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, by_cosines, unit="", joint=True),
 }
 
 
