@@ -268,7 +268,7 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
             checked=partial(_embeddings, 2, size(n), 256, bf16, unit=True),
             contenders={OURS: symmetric, **eager_info_nce},
             truth=info_nce_truth,
-            bars=[Bar("eager", least=1.0), Bar("eager, in a CUDA graph", least=1.5)],
+            bars=[Bar("eager", least=1.0)],
             rounds=30,
             calls=20,
             graphed=True,
