@@ -296,6 +296,12 @@ def negatives(operation: str, n_columns: int) -> None:
         )
 
 
+def pairs(operation: str, count: int) -> None:
+    """Check that there are pairs of different samples."""
+    if count < 2:
+        raise ValueError(f"{operation}: a batch of N = 1 has no pairs of different samples; expected N >= 2")
+
+
 def smoothing(operation: str, label_smoothing: Any, positive_in_denominator: bool) -> float:
     """Check label smoothing, which is defined only where the positive is in the denominator."""
     value = number(operation, "label_smoothing", label_smoothing, 0.0, 1.0)
