@@ -140,7 +140,7 @@ class Pairs(Protocol):
     count: int
 
     def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
-        """Return positives [N] and log-sum-exps [N] of rows and, where asked for, columns, the positives part of them."""
+        """Return positives [N] and log-sum-exps [N] of rows and, where asked for, columns, positives included."""
 
     def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
         """Return positives [N], and the logarithm of the mean of e^s over the negatives, which are clamped first."""
@@ -183,7 +183,9 @@ def estimate(
         return -torch.nn.functional.softplus(-positives).mean() - softplus
     if estimator in OBJECTIVES:
         with torch.no_grad():
-            value = estimate(pairs, {"js": "nwj", "smile": "dv"}[estimator], clip=clip if estimator == "smile" else None)
+            value = estimate(
+                pairs, {"js": "nwj", "smile": "dv"}[estimator], clip=clip if estimator == "smile" else None
+            )
         return _differentiated_as(value, estimate(pairs, OBJECTIVES[estimator], clip=None))
     positives, log_mean = pairs.log_mean_exp(clip if estimator == "dv" else None)
     if estimator == "dv":
