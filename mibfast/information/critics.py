@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -257,12 +256,12 @@ class ConcatenatedCritic(Critic):
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the first layer's part of x, its part of y, and the other layers."""
-        of_x, of_y = self.first.weight.split([self.x_features, self.first.in_features - self.x_features], 1)
+        of_x, of_y = torch.split(self.first.weight, [self.x_features, self.first.in_features - self.x_features], 1)
         hidden = None if self.second is None else (self.second.weight, self.second.bias)
         return Factors(
             nn.functional.linear(x, of_x, self.first.bias),
             nn.functional.linear(y, of_y),
-            cast(Tensor, self.last.weight)[0],
-            cast(Tensor, self.last.bias)[0],
+            self.last.weight[0],
+            self.last.bias[0],
             hidden,
         )

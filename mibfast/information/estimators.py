@@ -168,7 +168,7 @@ class MutualInformation(nn.Module):
         assert isinstance(self.critic, Critic)
         wide = torch.promote_types(x.dtype, torch.float32)
         scores = self.critic.pairs(torch.cat([x, x[drawn[0]]]), torch.cat([y, y[drawn[1]]])).to(wide)
-        return _ShuffledPairs(*scores.split(n))
+        return _ShuffledPairs(*torch.split(scores, n))
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""
