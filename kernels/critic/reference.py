@@ -23,9 +23,9 @@ def _without_positives(s: Tensor, value: float) -> Tensor:
     return s.masked_fill(torch.eye(*s.shape, dtype=torch.bool, device=s.device), value)
 
 
-def log_sum_exp(s: Tensor, positive: bool, clip: float | None, columns: bool) -> tuple[Tensor, ...]:
+def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool) -> tuple[Tensor, ...]:
     """Positives [N], log-sum-exps of rows [N] and, where asked for, of columns [N']."""
-    clamped = s if clip is None else s.clamp(-clip, clip)
+    clamped = s.clamp(-clip, clip)
     if not positive:
         clamped = _without_positives(clamped, float("-inf"))
     rows = torch.logsumexp(clamped, 1)
@@ -34,5 +34,5 @@ def log_sum_exp(s: Tensor, positive: bool, clip: float | None, columns: bool) ->
 
 def softplus(s: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
     """Positives [N], and sums of log(1 + e^s) over rows [N]."""
-    terms = torch.nn.functional.softplus(s)
+    terms = torch.logaddexp(s, torch.zeros_like(s))
     return s.diagonal(), (terms if positive else _without_positives(terms, 0.0)).sum(1)

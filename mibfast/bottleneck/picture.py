@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from mibfast.bottleneck.formulation import Bottleneck
 
-_RADIUS = 0.28
+_RADIUS, _COLUMN, _ROW = 0.28, 1.2, 1.4
 
 
 def draw(bottleneck: Bottleneck, path: Any = None) -> Figure:
@@ -29,14 +29,13 @@ def draw(bottleneck: Bottleneck, path: Any = None) -> Figure:
         (panels[1], "decoder: predict", bottleneck.decoder_edges),
     ):
         shown = {name for edge in edges for name in (edge.source, edge.target)}
+        circles = {name: _draw_node(axes, places[name], name, name in bottleneck.latents) for name in shown}
         for edge in edges:
-            _draw_edge(axes, places[edge.source], places[edge.target], edge.arrow)
-        for name in shown:
-            _draw_node(axes, places[name], name, name in bottleneck.latents)
+            _draw_edge(axes, circles[edge.source], circles[edge.target], edge.arrow)
         axes.set(title=title, xlim=(-0.7, width - 0.7), ylim=(-0.7, height - 0.7), aspect="equal")
         axes.axis("off")
     if path is not None:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
     return figure
 
 
@@ -50,32 +49,38 @@ def _places(bottleneck: Bottleneck) -> dict[str, tuple[float, float]]:
         rows.setdefault(row, []).append(name)
     widest = max(map(len, rows.values()))
     return {
-        name: (1.2 * (position + (widest - len(names)) / 2), 1.4 * row)
+        name: (_COLUMN * (position + (widest - len(names)) / 2), _ROW * row)
         for row, names in rows.items()
         for position, name in enumerate(names)
     }
 
 
-def _draw_edge(axes: Any, start: tuple[float, float], end: tuple[float, float], arrow: str) -> None:
-    # Neighbours apart in a row would be joined through what stands between them.
-    bent = start[1] == end[1] and abs(start[0] - end[0]) > 1.3
-    axes.annotate(
-        "",
-        xy=end,
-        xytext=start,
-        arrowprops={
-            "arrowstyle": "-" if arrow == "--" else "-|>",
-            "linestyle": "--" if arrow == "=>" else "-",
-            "connectionstyle": f"arc3,rad={-0.4 if bent else 0.0}",
-            "color": "black",
-            "shrinkA": 20,
-            "shrinkB": 20,
-        },
+def _draw_edge(axes: Any, start: Any, end: Any, arrow: str) -> None:
+    """Draw an edge between two circles."""
+    from matplotlib.patches import FancyArrowPatch
+
+    (x, y), (other_x, other_y) = start.center, end.center
+    # A straight line could pass through what stands between two that are not neighbours.
+    bent = abs(other_y - y) > 1.5 * _ROW or (y == other_y and abs(other_x - x) > 1.5 * _COLUMN)
+    axes.add_patch(
+        FancyArrowPatch(
+            start.center,
+            end.center,
+            patchA=start,
+            patchB=end,
+            arrowstyle="-" if arrow == "--" else "-|>",
+            linestyle="--" if arrow == "=>" else "-",
+            connectionstyle=f"arc3,rad={0.35 if bent else 0.0}",
+            mutation_scale=12,
+            color="black",
+        )
     )
 
 
-def _draw_node(axes: Any, place: tuple[float, float], name: str, latent: bool) -> None:
+def _draw_node(axes: Any, place: tuple[float, float], name: str, latent: bool) -> Any:
     from matplotlib.patches import Circle
 
-    axes.add_patch(Circle(place, _RADIUS, facecolor="white" if latent else "#D9D9D9", edgecolor="black"))
-    axes.text(*place, name, ha="center", va="center", fontsize=9, parse_math=False)
+    circle = Circle(place, _RADIUS, facecolor="white" if latent else "#D9D9D9", edgecolor="black", zorder=2)
+    axes.add_patch(circle)
+    axes.text(*place, name, ha="center", va="center", fontsize=9, parse_math=False, zorder=3)
+    return circle

@@ -13,7 +13,7 @@ from mibfast._check import InputError
 def derive(
     encoder: Annotated[str, typer.Option(help='What is compressed: "X -> ZX, Y -> ZY".')],
     decoder: Annotated[str, typer.Option(help='What is predicted: "ZX -> X, ZY -> Y, ZX -- ZY".')],
-    beta: Annotated[float, typer.Option(help="Weight of what is predicted.")] = 1.0,
+    beta: Annotated[float, typer.Option(min=0.0, help="Weight of what is predicted.")] = 1.0,
     latex: Annotated[bool, typer.Option("--latex", help="Print the loss as LaTeX.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw both graphs into this file.")] = None,
 ) -> None:

@@ -269,7 +269,7 @@ def _trained(
         seen = []
         for rows in _batches(torch.randperm(len(train[0]), generator=generator), data.batch_size):
             x, y = (z[rows.to(z.device)] for z in train)
-            objective = model.objective(x, y) if model.estimator != "mine" else model(x, y)
+            objective = model.objective(x, y)
             optimizer.zero_grad()
             (-objective).backward()
             optimizer.step()

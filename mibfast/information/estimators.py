@@ -54,7 +54,7 @@ class _ShuffledPairs:
         return self.positives, torch.logsumexp(scores, 0) - math.log(self.count)
 
     def softplus(self) -> tuple[Tensor, Tensor]:
-        return self.positives, nn.functional.softplus(self.negatives).mean()
+        return self.positives, -nn.functional.logsigmoid(-self.negatives).mean()
 
 
 class MutualInformation(nn.Module):
@@ -138,7 +138,7 @@ class MutualInformation(nn.Module):
     def objective(self, x: Tensor, y: Tensor, permutations: Tensor | None = None) -> Tensor:
         """Return what the gradient of the estimate is the gradient of, to be compared across batches.
 
-        For "smile" and "js" that is the value of "js_fgan", for "mine" that of "dv", else the estimate.
+        For "smile" and "js" that is the value of "js_fgan", else the estimate.
         """
         return self._estimate(x, y, OBJECTIVES.get(self.estimator, self.estimator), permutations)
 

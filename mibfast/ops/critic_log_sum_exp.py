@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,4 +54,4 @@ def critic_log_sum_exp(
 ) -> tuple[Tensor, ...]:
     """Positives [N], log-sum-exps of rows [N] and, where asked for, of columns [N], of a critic's scores."""
     scores = critic_scores(_NAME, x, y, weight, bias, hidden, score)
-    return reference.log_sum_exp(scores, positive, clip, columns)
+    return reference.log_sum_exp(scores, positive, math.inf if clip is None else clip, columns)

@@ -154,10 +154,10 @@ class _DensePairs:
         self.scores, self.count = scores, scores.shape[0]
 
     def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
-        return reference.log_sum_exp(self.scores, True, None, columns)
+        return reference.log_sum_exp(self.scores, True, math.inf, columns)
 
     def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        positives, rows = reference.log_sum_exp(self.scores, False, clip, False)
+        positives, rows = reference.log_sum_exp(self.scores, False, math.inf if clip is None else clip, False)
         return positives, mean_of_rows(rows)
 
     def softplus(self) -> tuple[Tensor, Tensor]:
@@ -180,14 +180,16 @@ def estimate(
         return math.log(pairs.count) + (positives - torch.stack(sums).mean(0)).mean()
     if estimator == "js_fgan":
         positives, softplus = pairs.softplus()
-        return -torch.nn.functional.softplus(-positives).mean() - softplus
+        return torch.nn.functional.logsigmoid(positives).mean() - softplus
     if estimator in OBJECTIVES:
         with torch.no_grad():
-            value = estimate(
-                pairs, {"js": "nwj", "smile": "dv"}[estimator], clip=clip if estimator == "smile" else None
-            )
+            if estimator == "js":
+                value = estimate(pairs, "nwj", clip=None)
+            else:
+                positives, log_mean = pairs.log_mean_exp(clip)
+                value = positives.mean() - log_mean
         return _differentiated_as(value, estimate(pairs, OBJECTIVES[estimator], clip=None))
-    positives, log_mean = pairs.log_mean_exp(clip if estimator == "dv" else None)
+    positives, log_mean = pairs.log_mean_exp(None)
     if estimator == "dv":
         return positives.mean() - log_mean
     if estimator == "tuba":
@@ -222,5 +224,5 @@ def _moved_average(log_mean: Tensor, buffer: Tensor | None, momentum: float) -> 
         after = torch.logaddexp(before + math.log(momentum), after)
     after = after.clamp(min=_LEAST_LOG_AVERAGE)
     if buffer is not None:
-        buffer.copy_(torch.where(after.isfinite(), after, before))
+        buffer.copy_(torch.where(after.isfinite(), after.to(buffer.dtype), buffer))
     return after
