@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mibfast import functional as F
@@ -519,6 +519,7 @@ def read_or_refused(encoder: str, decoder: str) -> Bottleneck | None:
     return None
 
 
+@settings(deadline=None)
 @given(st.lists(EDGE, max_size=5), st.lists(EDGE, max_size=5))
 def test_any_graphs_are_refused_in_one_line_or_make_a_loss(encoder, decoder) -> None:
     texts = [", ".join(" ".join(edge) for edge in edges) for edges in (encoder, decoder)]
@@ -533,6 +534,7 @@ def test_any_graphs_are_refused_in_one_line_or_make_a_loss(encoder, decoder) -> 
     assert b.latex().count("{") == b.latex().count("}")
 
 
+@settings(deadline=None)
 @given(st.text("XYZ_ab1 ->=,;\n.-", max_size=30))
 def test_any_text_is_refused_in_one_line_or_read(text) -> None:
     b = read_or_refused(text, "Z -> X")
@@ -603,6 +605,31 @@ def test_the_command_refuses_in_one_line(arguments, message, capsys) -> None:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_autocast() -> None:
+    b = methods.dvsib_private()
+    loss = b.build(**networks(b))
+    inputs = {name: torch.randn(64, 5) for name in b.observed}
+    noise = {name: torch.randn(64, 3) for name in b.latents}
+    expected = loss(**inputs, noise=noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(**inputs, noise=noise)
+    found.backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
+
+
+def test_a_compiled_loss_is_the_same() -> None:
+    b = methods.dvsib()
+    loss = b.build(**networks(b))
+    inputs = {name: torch.randn(5, 5) for name in b.observed}
+    noise = {name: torch.randn(5, 3) for name in b.latents}
+    expected = torch.autograd.grad(loss(**inputs, noise=noise), list(loss.parameters()))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(**inputs, noise=noise), list(loss.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_state_is_kept() -> None:

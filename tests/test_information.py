@@ -214,6 +214,16 @@ BAD_MODULES = [
         ValueError,
         r"permutations are for",
     ),
+    (
+        lambda: MutualInformation(CRITIC, "dv", negatives="shuffled")(S, S, torch.zeros(2, 3).long()),
+        ValueError,
+        r"permutations must be \[2, N\], of x and of y, for N = 4, got a tensor of shape \[2, 3\]",
+    ),
+    (
+        lambda: MutualInformation(CRITIC, "dv", negatives="shuffled")(S, S, torch.zeros(2, 4).long()),
+        ValueError,
+        r"each row of permutations must hold 0..N - 1 once",
+    ),
     (lambda: information.SeparableCritic(0, 3), ValueError, r"SeparableCritic: x_features must be at least 1, got 0"),
     (lambda: information.ConcatenatedCritic(3, 3, 4, 3), ValueError, r"hidden_layers must be 1 or 2, got 3"),
     (lambda: information.CosineCritic(0.0), ValueError, r"CosineCritic: temperature must be positive and finite"),
@@ -341,6 +351,34 @@ def test_clip_is_donsker_varadhan_and_a_correction() -> None:
     # Every row and every column has the same partition function.
     same = information.clip_terms(critic, torch.eye(5), torch.eye(5))
     assert abs(same.correction) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["smile", "mine", "clip"])
+def test_a_compiled_estimator_is_the_same(estimator) -> None:
+    module = MutualInformation(information.ConcatenatedCritic(3, 2, 6), estimator).eval()
+    inputs = [z.detach().float() for z in views("", 9)]
+    parameters = list(module.parameters())
+    expected = torch.autograd.grad(module(*inputs), parameters, allow_unused=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*inputs), parameters, allow_unused=True), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("negatives", ["all", "shuffled"])
+@CRITICS
+def test_scores_are_not_of_short_dtypes(name, negatives) -> None:
+    """Neither under autocast nor of a model in bfloat16: beside float64 on the same rounded embeddings."""
+    critic, inputs = critics(torch.float32)[name], [z.detach().float() for z in views(name, 9)]
+    module = MutualInformation(critic, "dv", negatives=negatives)
+    order = None if negatives == "all" else torch.stack([torch.arange(9).roll(k) for k in (1, 3)])
+    expected = module(*inputs, order)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, dense = module(*inputs, order), critic(*inputs)
+    assert found.dtype == dense.dtype == torch.float32
+    assert abs(found - expected) < 0.1
+    short = module.to(torch.bfloat16)(*(z.bfloat16() for z in inputs), order)
+    assert short.dtype == torch.float32
+    assert abs(short - expected) < 0.1
 
 
 def test_a_cosine_of_nothing_is_zero_with_gradient_zero() -> None:

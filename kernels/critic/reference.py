@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
 
+
+@without_autocast
 def scores(
     x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: tuple[Tensor, Tensor] | None
 ) -> Tensor:

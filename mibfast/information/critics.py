@@ -30,6 +30,16 @@ class Factors:
         """Return the name of the score in :func:`mibfast.functional.critic_log_sum_exp`."""
         return "inner_product" if self.weight is None else "additive"
 
+    def in_float32(self) -> Factors:
+        """Return the factors in float32 at least: scores do not live in less."""
+
+        def wide(x: Tensor) -> Tensor:
+            return x.to(torch.promote_types(x.dtype, torch.float32))
+
+        weight, bias = (None if x is None else wide(x) for x in (self.weight, self.bias))
+        hidden = None if self.hidden is None else (wide(self.hidden[0]), wide(self.hidden[1]))
+        return Factors(wide(self.x), wide(self.y), weight, bias, hidden)
+
     def of_pairs(self) -> Tensor:
         """Return the scores [...] of x [..., d] with y [..., d], which are broadcast."""
         if self.weight is None:
@@ -49,23 +59,25 @@ class Critic(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the scores [N, N'] of x [N, dx] with y [N', dy], all of them in memory."""
+        """Return the scores [N, N'] of x [N, dx] with y [N', dy], in float32 at least, all of them in memory."""
         found = self._checked(x, y)
-        if found.weight is None:
-            return found.x @ found.y.mT
-        columns = Factors(found.x[:, None], found.y, found.weight, found.bias, found.hidden)
-        return columns.of_pairs()
+        with torch.autocast(x.device.type, enabled=False):
+            if found.weight is None:
+                return found.x @ found.y.mT
+            return Factors(found.x[:, None], found.y, found.weight, found.bias, found.hidden).of_pairs()
 
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the scores [N] of the rows of x [N, dx] with those of y [N, dy]."""
+        """Return the scores [N] of the rows of x [N, dx] with those of y [N, dy], in float32 at least."""
         _check.size(type(self).__name__, "y", y, 0, x.shape[0])
-        return self._checked(x, y).of_pairs()
+        found = self._checked(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return found.of_pairs()
 
     def _checked(self, x: Tensor, y: Tensor) -> Factors:
         name = type(self).__name__
         _check.tensor(name, "x", x, "N dx")
         _check.tensor(name, "y", y, "N' dy")
-        return self.factors(x, y)
+        return self.factors(x, y).in_float32()
 
 
 def _perceptron(sizes: list[int]) -> nn.Sequential:
@@ -206,7 +218,7 @@ class CosineCritic(Critic):
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return unit vectors, x's divided by the temperature."""
         learned = self.log_temperature
-        temperature = self.initial_temperature if learned is None else learned.exp().to(x.dtype)
+        temperature = self.initial_temperature if learned is None else learned.exp()
         return Factors(_unit(x) / temperature, _unit(y))
 
 

@@ -164,10 +164,9 @@ class MutualInformation(nn.Module):
         if permutations is None:
             drawn = torch.stack([torch.randperm(n, device=x.device), torch.randperm(n, device=x.device)])
         else:
-            drawn = _check.permutations(type(self).__name__, permutations, 2, n, x.device)
+            drawn = _check.two_permutations(type(self).__name__, permutations, n, x.device)
         assert isinstance(self.critic, Critic)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        scores = self.critic.pairs(torch.cat([x, x[drawn[0]]]), torch.cat([y, y[drawn[1]]])).to(wide)
+        scores = self.critic.pairs(torch.cat([x, x[drawn[0]]]), torch.cat([y, y[drawn[1]]]))
         return _ShuffledPairs(*torch.split(scores, n))
 
     def extra_repr(self) -> str:
