@@ -271,7 +271,7 @@ def _trained(
             x, y = (z[rows.to(z.device)] for z in train)
             objective = model.objective(x, y)
             optimizer.zero_grad()
-            (-objective).backward()
+            (-objective).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             seen.append(objective.detach())
         found = {
