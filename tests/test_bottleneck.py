@@ -632,6 +632,14 @@ def test_a_compiled_loss_is_the_same() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_loss_compiles_where_no_gradient_is_needed() -> None:
+    loss = methods.beta_vae().build(**VAE)
+    noise = {"Z": torch.randn(6, 2)}
+    with torch.no_grad():
+        found = torch.compile(loss, fullgraph=True, backend="aot_eager")(X=A, noise=noise)
+        torch.testing.assert_close(found, loss(X=A, noise=noise))
+
+
 def test_state_is_kept() -> None:
     b = methods.dvsib()
     first, second = (b.build(**networks(b), estimator="mine") for _ in range(2))
