@@ -218,18 +218,29 @@ def scale(operation: str, x: Any, device: torch.device) -> float | Tensor:
 
 def permutations(operation: str, x: Any, m: int, n: int, device: torch.device) -> Tensor:
     """Check m (m - 1) permutations of 0..n - 1, and return them as int64 [m, m - 1, n] on `device`."""
+    expected = f"[M, M - 1, N], {m * (m - 1)} permutations of N = {n}"
+    return _permutations(operation, x, ((m, m - 1, n), (m * (m - 1), n)), expected, device)
+
+
+def two_permutations(operation: str, x: Any, n: int, device: torch.device) -> Tensor:
+    """Check two permutations of 0..n - 1, of x and of y, and return them as int64 [2, n] on `device`."""
+    return _permutations(operation, x, ((2, n),), f"[2, N], of x and of y, for N = {n}", device)
+
+
+def _permutations(
+    operation: str, x: Any, shapes: Sequence[tuple[int, ...]], expected: str, device: torch.device
+) -> Tensor:
+    """Check permutations of one of these shapes, and return them in the first."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{operation}: permutations must be a tensor of integers, got {described(x)}")
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
         raise TypeError(f"{operation}: permutations must be integers, got {described(x)}")
-    if x.shape not in ((m, m - 1, n), (m * (m - 1), n)):
-        raise ValueError(
-            f"{operation}: permutations must be [M, M - 1, N], {m * (m - 1)} permutations of N = {n}, "
-            f"got {described(x)}"
-        )
-    result = x.reshape(m, m - 1, n).to(device, torch.int64)
+    if x.shape not in shapes:
+        raise ValueError(f"{operation}: permutations must be {expected}, got {described(x)}")
+    result = x.reshape(shapes[0]).to(device, torch.int64)
+    n = result.shape[-1]
     # Under torch.compile values are not there to be read.
-    if not torch.compiler.is_compiling() and not bool((result.sort(2).values == torch.arange(n, device=device)).all()):
+    if not torch.compiler.is_compiling() and not bool((result.sort(-1).values == torch.arange(n, device=device)).all()):
         raise ValueError(f"{operation}: each row of permutations must hold 0..N - 1 once, for N = {n}")
     return result
 
@@ -294,6 +305,12 @@ def negatives(operation: str, n_columns: int) -> None:
             f"{operation}: with the positive left out of the denominator a batch of N = 1 has no negatives; "
             "expected N >= 2, or positive_in_denominator=True"
         )
+
+
+def pairs(operation: str, count: int) -> None:
+    """Check that there are pairs of different samples."""
+    if count < 2:
+        raise ValueError(f"{operation}: a batch of N = 1 has no pairs of different samples; expected N >= 2")
 
 
 def smoothing(operation: str, label_smoothing: Any, positive_in_denominator: bool) -> float:

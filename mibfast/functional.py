@@ -4,11 +4,14 @@ Each is documented where it is defined, in `mibfast.ops`.
 """
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
+from mibfast.ops.critic_log_sum_exp import critic_log_sum_exp
+from mibfast.ops.critic_softplus import critic_softplus
 from mibfast.ops.gaussian_kl import gaussian_kl
 from mibfast.ops.gram_info_nce import gram_info_nce
 from mibfast.ops.gram_volume import gram_volume
 from mibfast.ops.info_nce import info_nce
 from mibfast.ops.leave_one_out_projection import leave_one_out_projection
+from mibfast.ops.mutual_information import mutual_information
 from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
 from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
@@ -23,11 +26,14 @@ from mibfast.ops.triangle_info_nce import triangle_info_nce
 __all__ = [
     "barlow_twins",
     "barlow_twins_terms",
+    "critic_log_sum_exp",
+    "critic_softplus",
     "gaussian_kl",
     "gram_info_nce",
     "gram_volume",
     "info_nce",
     "leave_one_out_projection",
+    "mutual_information",
     "one_vs_all_info_nce",
     "one_vs_all_minimality",
     "product_of_experts",

@@ -1,6 +1,7 @@
 """What the README shows runs, and its table is that of the newest results."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_commands_in_the_documents_exist() -> None:
 
     commands = typer.main.get_command(app).commands
     shown = [
-        line.split()[1:]
+        shlex.split(line)[1:]
         for document in DOCUMENTS
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL)
         for line in block.replace("\\\n", " ").splitlines()

@@ -111,7 +111,10 @@ def kl_backward(upstream: Tensor, tensors: list[Tensor], backend: str) -> list[T
 
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: str, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, backend: str, mean: Tensor, *others: Tensor) -> Tensor:
+        # torch.compile, where no gradient is needed, leaves ctx out if there are as many arguments as parameters here,
+        # ctx and *others counted: 4, and the arguments are 3 or 5.
+        tensors = (mean, *others)
         ctx.save_for_backward(*tensors)
         ctx.backend = backend
         return kl(list(tensors), backend)  # type: ignore[no-any-return]

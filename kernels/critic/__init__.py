@@ -1,0 +1,1 @@
+"""Scores of a critic over all pairs, and their sums."""

@@ -1,0 +1,54 @@
+"""Encoders whose output is a Gaussian."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+
+
+class GaussianEncoder(nn.Module):
+    """A perceptron with two heads, the mean and the log-variance of a diagonal Gaussian: DVMIB's encoder.
+
+    Parameters
+    ----------
+    in_features : int
+        Length of all parents together, each flattened.
+    latent_features : int
+        Length of the latent.
+    hidden_features : int
+        Width of the hidden layers.
+    depth : int
+        Number of hidden layers, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.bottleneck import GaussianEncoder
+    >>> mean, logvar = GaussianEncoder(8, 3)(torch.zeros(5, 6), torch.zeros(5, 2))
+    >>> mean.shape, logvar.shape
+    (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, in_features: int, latent_features: int, hidden_features: int = 1024, depth: int = 2) -> None:
+        super().__init__()
+        sizes = {"in_features": in_features, "latent_features": latent_features, "hidden_features": hidden_features}
+        for argument, size in {**sizes, "depth": depth}.items():
+            _check.count("GaussianEncoder", argument, size)
+        layers = pairwise([in_features, *[hidden_features] * depth])
+        self.layers = nn.Sequential(*(layer for pair in layers for layer in (nn.Linear(*pair), nn.ReLU())))
+        self.mean = nn.Linear(hidden_features, latent_features)
+        self.logvar = nn.Linear(hidden_features, latent_features)
+
+    def forward(self, *parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance [N, latent_features] for parents [N, ...]."""
+        hidden = self.layers(torch.cat([x.flatten(1) for x in parents], 1))
+        return self.mean(hidden), self.logvar(hidden)

@@ -1,0 +1,279 @@
+"""Critics: networks that score pairs, in the factors that let sums over all pairs be streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a critic makes of N rows and N' columns; the score of each pair follows from one row of either.
+
+    Without a weight the score is the inner product of x [N, d] and y [N', d]. With w [h] it is
+    w . relu(x_i + y_j) + b, and with hidden (W, c) as well, w . relu(W relu(x_i + y_j) + c) + b.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    hidden: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def score(self) -> str:
+        """Return the name of the score in :func:`mibfast.functional.critic_log_sum_exp`."""
+        return "inner_product" if self.weight is None else "additive"
+
+    def in_float32(self) -> Factors:
+        """Return the factors in float32 at least: scores do not live in less."""
+
+        def wide(x: Tensor) -> Tensor:
+            return x.to(torch.promote_types(x.dtype, torch.float32))
+
+        weight, bias = (None if x is None else wide(x) for x in (self.weight, self.bias))
+        hidden = None if self.hidden is None else (wide(self.hidden[0]), wide(self.hidden[1]))
+        return Factors(wide(self.x), wide(self.y), weight, bias, hidden)
+
+    def of_pairs(self) -> Tensor:
+        """Return the scores [...] of x [..., d] with y [..., d], which are broadcast."""
+        if self.weight is None:
+            return (self.x * self.y).sum(-1)
+        units = torch.relu(self.x + self.y)
+        if self.hidden is not None:
+            units = torch.relu(nn.functional.linear(units, *self.hidden))
+        scores = units @ self.weight
+        return scores if self.bias is None else scores + self.bias
+
+
+class Critic(nn.Module):
+    """A critic whose scores follow from :class:`Factors`; a subclass defines `factors`."""
+
+    def factors(self, x: Tensor, y: Tensor) -> Factors:
+        """Return the factors of x [N, dx] and y [N', dy]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the scores [N, N'] of x [N, dx] with y [N', dy], in float32 at least, all of them in memory."""
+        found = self._checked(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            if found.weight is None:
+                return found.x @ found.y.mT
+            return Factors(found.x[:, None], found.y, found.weight, found.bias, found.hidden).of_pairs()
+
+    def pairs(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the scores [N] of the rows of x [N, dx] with those of y [N, dy], in float32 at least."""
+        _check.size(type(self).__name__, "y", y, 0, x.shape[0])
+        found = self._checked(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return found.of_pairs()
+
+    def _checked(self, x: Tensor, y: Tensor) -> Factors:
+        name = type(self).__name__
+        _check.tensor(name, "x", x, "N dx")
+        _check.tensor(name, "y", y, "N' dy")
+        return self.factors(x, y).in_float32()
+
+
+def _perceptron(sizes: list[int]) -> nn.Sequential:
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def _counts(critic: nn.Module, **sizes: int) -> None:
+    for argument, size in sizes.items():
+        _check.count(type(critic).__name__, argument, size)
+
+
+class SeparableCritic(Critic):
+    r"""The inner product of two networks' embeddings: s(x, y) = g(x) . h(y).
+
+    The cheapest over all pairs, a GEMM; an embedding of few features limits what it can tell apart.
+
+    Parameters
+    ----------
+    x_features, y_features : int
+        Lengths dx and dy of the vectors.
+    embedding_features : int
+        Length of the embeddings.
+    hidden_features : int
+        Width of the hidden layers.
+    depth : int
+        Number of linear layers of each network, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import information
+    >>> information.SeparableCritic(5, 3)(torch.zeros(8, 5), torch.zeros(6, 3)).shape
+    torch.Size([8, 6])
+    """
+
+    def __init__(
+        self,
+        x_features: int,
+        y_features: int,
+        embedding_features: int = 32,
+        hidden_features: int = 256,
+        depth: int = 2,
+    ) -> None:
+        super().__init__()
+        _counts(
+            self,
+            x_features=x_features,
+            y_features=y_features,
+            embedding_features=embedding_features,
+            hidden_features=hidden_features,
+            depth=depth,
+        )
+        inner = [hidden_features] * (depth - 1)
+        self.x_network = _perceptron([x_features, *inner, embedding_features])
+        self.y_network = _perceptron([y_features, *inner, embedding_features])
+
+    def factors(self, x: Tensor, y: Tensor) -> Factors:
+        """Return the embeddings of x and of y."""
+        return Factors(self.x_network(x), self.y_network(y))
+
+
+class BilinearCritic(Critic):
+    r"""A learned inner product: :math:`s(x, y) = x^\top W y`.
+
+    Enough for jointly Gaussian vectors with equal marginals before the terms in x alone and y alone; for latents that
+    networks make, which bring the nonlinearity themselves.
+
+    Parameters
+    ----------
+    x_features, y_features : int
+        Lengths dx and dy of the vectors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import information
+    >>> information.BilinearCritic(5, 3)(torch.zeros(8, 5), torch.zeros(6, 3)).shape
+    torch.Size([8, 6])
+    """
+
+    def __init__(self, x_features: int, y_features: int) -> None:
+        super().__init__()
+        _counts(self, x_features=x_features, y_features=y_features)
+        self.map = nn.Linear(x_features, y_features, bias=False)
+
+    def factors(self, x: Tensor, y: Tensor) -> Factors:
+        """Return x W and y."""
+        return Factors(self.map(x), y)
+
+
+class CosineCritic(Critic):
+    """CLIP's critic: the cosine of x and y, divided by a temperature.
+
+    Parameters
+    ----------
+    temperature : float
+        Positive; the initial value where it is learned.
+    learnable_temperature : bool
+        Learn it, as its logarithm.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a temperature that is not a positive number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import information
+    >>> information.CosineCritic(0.5)(torch.eye(2), 3 * torch.eye(2))
+    tensor([[2., 0.],
+            [0., 2.]])
+    """
+
+    def __init__(self, temperature: float = 0.07, learnable_temperature: bool = False) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if isinstance(temperature, Tensor):
+            raise TypeError(
+                f"{name}: temperature must be a positive number, got {_check.described(temperature)}; "
+                "learnable_temperature=True makes it a parameter"
+            )
+        self.initial_temperature = float(_check.temperature(name, temperature, torch.device("cpu")))
+        logarithm = torch.tensor(self.initial_temperature).log()
+        self.log_temperature = nn.Parameter(logarithm) if learnable_temperature else None
+
+    def factors(self, x: Tensor, y: Tensor) -> Factors:
+        """Return unit vectors, x's divided by the temperature."""
+        learned = self.log_temperature
+        temperature = self.initial_temperature if learned is None else learned.exp()
+        return Factors(_unit(x) / temperature, _unit(y))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of Euclidean norm 1; a row of zeros stays zero, with gradient zero."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(norm == 0, 0.0, x / norm.masked_fill(norm == 0, 1.0))
+
+
+class ConcatenatedCritic(Critic):
+    """A perceptron of the concatenated pair: s(x, y) = f([x, y]), with ReLU after each hidden layer.
+
+    The first layer is applied to x and to y apart, and its parts are added for each pair: N + N' rows in place of
+    N N'. The rest is evaluated for every pair, N N' h multiplications, and h times as many with a second hidden layer.
+
+    Parameters
+    ----------
+    x_features, y_features : int
+        Lengths dx and dy of the vectors.
+    hidden_features : int
+        Width h of the hidden layers.
+    hidden_layers : {1, 2}
+        How many there are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers, or another number of layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import information
+    >>> information.ConcatenatedCritic(5, 3)(torch.zeros(8, 5), torch.zeros(6, 3)).shape
+    torch.Size([8, 6])
+    """
+
+    def __init__(self, x_features: int, y_features: int, hidden_features: int = 256, hidden_layers: int = 1) -> None:
+        super().__init__()
+        _counts(self, x_features=x_features, y_features=y_features, hidden_features=hidden_features)
+        if hidden_layers not in (1, 2):
+            raise ValueError(f"ConcatenatedCritic: hidden_layers must be 1 or 2, got {hidden_layers!r}")
+        self.x_features = x_features
+        self.first = nn.Linear(x_features + y_features, hidden_features)
+        self.second = nn.Linear(hidden_features, hidden_features) if hidden_layers == 2 else None
+        self.last = nn.Linear(hidden_features, 1)
+
+    def factors(self, x: Tensor, y: Tensor) -> Factors:
+        """Return the first layer's part of x, its part of y, and the other layers."""
+        of_x, of_y = torch.split(self.first.weight, [self.x_features, self.first.in_features - self.x_features], 1)
+        hidden = None if self.second is None else (self.second.weight, self.second.bias)
+        return Factors(
+            nn.functional.linear(x, of_x, self.first.bias),
+            nn.functional.linear(y, of_y),
+            self.last.weight[0],
+            self.last.bias[0],
+            hidden,
+        )
