@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mibfast
 from mibfast.data import DataError
+from mibfast.losses import LearnedProjectorOVAIBLoss
 from mibfast.train import pictures
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
@@ -300,9 +301,11 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         given = [embeddings[name][at[queries]] for name in context]
         of_samples = None if classes is None else (classes[queries], classes)
         retrieve = run.method.retrieve
-        if run.method.predicts and len(context) == len(run.module.modalities) - 1:
+        loss = run.module.loss
+        if isinstance(loss, LearnedProjectorOVAIBLoss) and len(context) == len(run.module.modalities) - 1:
+            # Perceptrons take all others, and no fewer: those retrieve by what the loss predicts of them.
             with torch.no_grad():
-                given = [run.module.loss.predict(run.module.modalities.index(missing), given)]
+                given = [loss.predict(run.module.modalities.index(missing), given)]
             retrieve = by_cosines
         yield key, retrieved(retrieve, embeddings[missing][at], given, queries, of_samples)
 

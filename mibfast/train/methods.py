@@ -36,8 +36,6 @@ class Method:
         Whether the loss has parameters for a number of modalities and features, its first arguments.
     unit : str
         Of the loss.
-    predicts : bool
-        Whether the loss predicts each modality from all others; those retrieve by the cosine with its prediction.
     joint : bool
         Whether the loss is over the samples that have all modalities; of one that lacks any it takes nothing.
     """
@@ -49,7 +47,6 @@ class Method:
     sized: bool = False
     unit: str = "nats"
     settings_beyond_three: Mapping[str, Any] = field(default_factory=dict)
-    predicts: bool = False
     joint: bool = False
 
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
@@ -118,14 +115,13 @@ METHODS = {
     "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, _by_projection),
     "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, by_cosines),
     "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, by_cosines),
-    # A learned projector takes all other modalities, and no fewer: those retrieve by OVA-IB's score.
+    # A learned projector takes all other modalities and retrieves by its prediction; fewer do by OVA-IB's score.
     "ova-ib-mlp": Method(
         "OVA-IB with learned projectors",
         losses.LearnedProjectorOVAIBLoss,
         {},
         _by_projection,
         sized=True,
-        predicts=True,
         joint=True,
     ),
     # A batch of 128 has 2 million combinations of three modalities and 268 million of four.
