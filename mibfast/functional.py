@@ -4,6 +4,8 @@ Each is documented where it is defined, in `mibfast.ops`.
 """
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
+from mibfast.ops.critic_log_sum_exp import critic_log_sum_exp
+from mibfast.ops.critic_softplus import critic_softplus
 from mibfast.ops.gaussian_kl import gaussian_kl
 from mibfast.ops.gram_info_nce import gram_info_nce
 from mibfast.ops.gram_volume import gram_volume
@@ -23,6 +25,8 @@ from mibfast.ops.triangle_info_nce import triangle_info_nce
 __all__ = [
     "barlow_twins",
     "barlow_twins_terms",
+    "critic_log_sum_exp",
+    "critic_softplus",
     "gaussian_kl",
     "gram_info_nce",
     "gram_volume",

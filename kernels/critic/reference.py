@@ -1,0 +1,44 @@
+"""Critics' scores of all pairs and their reductions in plain PyTorch, with [N, N', h] in memory for additive scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mibfast.kernels.pairwise.reference import accumulation_dtype, inner_product
+
+
+def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Scores [N, N'] of x [N, d] and y [N', d].
+
+    Inner products without parameters; with a weight [h] and a bias, w . relu(x_i + y_j) + b; with W [g, h] and c [g]
+    too and a weight [g], w . relu(W relu(x_i + y_j) + c) + b.
+    """
+    if not parameters:
+        return inner_product(x, y)
+    dtype = accumulation_dtype(x.dtype)
+    weight, bias, *hidden = (p.to(dtype) for p in parameters)
+    units = torch.relu(x.to(dtype)[:, None] + y.to(dtype))
+    if hidden:
+        units = torch.relu(units @ hidden[0].mT + hidden[1])
+    return units @ weight + bias
+
+
+def _without_positives(s: Tensor, positive: bool, fill: float) -> Tensor:
+    return s if positive else s.masked_fill(torch.eye(*s.shape, dtype=torch.bool, device=s.device), fill)
+
+
+def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool) -> tuple[Tensor, ...]:
+    """Positives [N], and log-sum-exps of scores in [-clip, clip] over rows [N] and, where asked, columns [N']."""
+    clamped = _without_positives(s.clamp(-clip, clip), positive, -torch.inf)
+    sums = [torch.logsumexp(clamped, dim) for dim in ((1, 0) if columns else (1,))]
+    return s.diagonal(), *sums
+
+
+def softplus(s: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
+    """Positives [N], and sums of softplus over rows [N]."""
+    # max(s, 0) + log(1 + e^-|s|): torch's softplus is s itself above 20, which float64 shows.
+    terms = torch.logaddexp(s, torch.zeros_like(s))
+    return s.diagonal(), _without_positives(terms, positive, 0.0).sum(1)
