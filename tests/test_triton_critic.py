@@ -1,6 +1,6 @@
 """Critics' Triton kernels: against the reference and the CPU's kernels, and compiled for GPUs that are not there.
 
-Without a GPU they run in Triton's interpreter, a second for 70 rows, so shapes are small.
+Without a GPU they run in Triton's interpreter, so shapes and tiles are small.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from triton_compilation import SHARED_MEMORY, resources
 from mibfast import functional as F
 
 pytest.importorskip("triton")
+from mibfast.kernels.critic import triton as kernels
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 NAMES = [
@@ -25,6 +26,18 @@ NAMES = [
     "critic_softplus, additive",
 ]
 MODULE = "mibfast.kernels.critic.triton"
+SCORES = {"fp32": kernels._SCORES[torch.float32], "fp64": kernels._SCORES[torch.float64]}
+SUMS = kernels._SUMS
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles_in_the_interpreter(monkeypatch) -> None:
+    """So that small inputs have many, and few units of padding."""
+    if not torch.cuda.is_available():
+        tiles = dict.fromkeys(kernels._SCORES, (8, 16, 4))
+        names = {"_SCORES": tiles, "_SUMS": (8, 8, 4), "_PADDING": 16, "_UNIT_PADDING": 8, "_PIECE": 16}
+        for name, value in names.items():
+            monkeypatch.setattr(kernels, name, value)
 
 
 def _parameters(h: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, object]:
@@ -34,7 +47,7 @@ def _parameters(h: int, dtype: torch.dtype = torch.float32, device: str = "cpu")
 
 
 @interpreted
-@pytest.mark.parametrize(("n", "h"), [(1, 1), (2, 3), (65, 9), (70, 70)])
+@pytest.mark.parametrize(("n", "h"), [(1, 1), (2, 3), (17, 9), (35, 20)])
 @pytest.mark.parametrize("name", NAMES)
 def test_float64_agrees_with_reference_and_cpu(name, n, h) -> None:
     leaves = inputs(n, h)
@@ -87,10 +100,8 @@ def test_strides(layout) -> None:
 
 @interpreted
 def test_chunks_and_shares_join(monkeypatch) -> None:
-    """A chunk of 64 of 130 rows, and shares of 64 of 140 columns."""
-    from mibfast.kernels.critic import triton as kernels
-
-    x, y = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (130, 140))
+    """Chunks of 16 of 30 rows, and shares of 16 of 40 columns."""
+    x, y = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (30, 40))
     parameters = _parameters(5, torch.float64)
     leaves = (x, y, parameters["weight"], parameters["bias"])
 
@@ -149,14 +160,17 @@ def test_what_has_no_kernel_says_why() -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability) -> None:
-    constants = {"POSITIVE": False, "CLIPPED": True, "ROWS": 64, "COLUMNS": 64, "TOGETHER": 8}
-    sums = {"ADD": True, "PIECE": 64, "OWNERS": 32, "UNITS": 64}
+    constants = {"POSITIVE": False, "CLIPPED": True, "TOGETHER": kernels._UNITS_TOGETHER}
+    sums = {"ADD": True, "PIECE": 64, "OWNERS": SUMS[0], "UNITS": SUMS[1]}
     names, compilations = [], []
 
     def add(kernel: str, element: str, pointers: str, doubles: str, integers: str, **constexprs: object) -> None:
-        types = {name: f"*{element}:16" for name in pointers.split()} | dict.fromkeys(doubles.split(), "*fp64:16")
+        types = dict.fromkeys(pointers.split(), f"*{element}:16") | dict.fromkeys(doubles.split(), "*fp64:16")
         types |= dict.fromkeys(integers.split(), "i32") | ({} if kernel == "_sum_active" else {"clip": "fp32"})
-        compilations.append((MODULE, kernel, types, constexprs, {"num_warps": 4}))
+        warps = SUMS[2]
+        if kernel != "_sum_active":
+            constexprs["ROWS"], constexprs["COLUMNS"], warps = SCORES[element]
+        compilations.append((MODULE, kernel, types, constexprs, {"num_warps": warps}))
         names.append(f"{kernel} {element} {constexprs}")
 
     scores = "u n weight row_offsets column_offsets"

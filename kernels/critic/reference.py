@@ -32,7 +32,9 @@ def _without_positives(s: Tensor, positive: bool, fill: float) -> Tensor:
 
 def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool) -> tuple[Tensor, ...]:
     """Positives [N], and log-sum-exps of scores in [-clip, clip] over rows [N] and, where asked, columns [N']."""
-    clamped = _without_positives(s.clamp(-clip, clip), positive, -torch.inf)
+    # As `clamp`, but with the gradient of a NaN, which it takes for zero.
+    clamped = torch.where(s.abs() > clip, s.detach().clamp(-clip, clip), s)
+    clamped = _without_positives(clamped, positive, -torch.inf)
     sums = [torch.logsumexp(clamped, dim) for dim in ((1, 0) if columns else (1,))]
     return s.diagonal(), *sums
 

@@ -27,8 +27,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Tiles of scores, [rows, columns] and warps; of the sums, [owners, units] and warps. Sizes divide _PADDING.
-_SCORES, _SUMS = (64, 64, 4), (32, 64, 4)
+# Tiles of scores by dtype, [rows, columns] and warps; of the sums, [owners, units] and warps. Sizes divide _PADDING, no
+# kernel spills registers on sm_80 and sm_90.
+_SCORES = {torch.float32: (64, 64, 8), torch.float64: (32, 32, 4)}
+_SUMS = (32, 64, 4)
 # Rows, columns and units are padded to multiples of these, so that no load in an inner loop has a mask.
 _PADDING, _UNITS_TOGETHER, _UNIT_PADDING = 64, 8, 64
 # Pairs that a sum takes before it is added to the whole.
@@ -119,6 +121,13 @@ def _reduce(
 
 
 @triton.jit
+def _parts(lse, dtype: tl.constexpr):
+    """A float64 log-sum-exp in two numbers of a dtype: that of large scores has no digits to spare."""
+    high = lse.to(dtype)
+    return high, tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(dtype)
+
+
+@triton.jit
 def _weigh(
     u,
     n,
@@ -158,13 +167,12 @@ def _weigh(
     if SOFTPLUS:
         weights = upstream[:, None] / (1.0 + tl.exp(-s))
     else:
-        # Differences in float64: log-sum-exps of large scores have no digits to spare.
-        level = tl.load(row_lse + row, mask=in_rows, other=0.0)
-        weights = upstream[:, None] * tl.exp((s.to(tl.float64) - level[:, None]).to(s.dtype))
+        high, low = _parts(tl.load(row_lse + row, mask=in_rows, other=0.0), s.dtype)
+        weights = upstream[:, None] * tl.exp((s - high[:, None]) - low[:, None])
         if BOTH_WAYS:
-            level = tl.load(column_lse + column, mask=in_columns, other=0.0)
+            high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
             factor = tl.load(of_columns + column, mask=in_columns, other=0.0)
-            weights += factor[None, :] * tl.exp((s.to(tl.float64) - level[None, :]).to(s.dtype))
+            weights += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
     own = row[:, None] == column[None, :]
     if CLIPPED:
         weights = tl.where(tl.abs(s) > clip, 0.0, weights)
@@ -246,7 +254,7 @@ class _Operands:
             (self.n_transposed, self.column_offsets, self.columns),
         ]
         (u, row_offsets, rows), (n, column_offsets, columns) = reversed(sides) if transposed else sides
-        size, width, warps = _SCORES
+        size, width, warps = _SCORES[self.u.dtype]
         blocks = triton.cdiv(rows, size)
         share = _multiple(triton.cdiv(columns, max(1, _PROGRAMS // blocks)), width)
         shares = triton.cdiv(columns, share)
@@ -306,7 +314,7 @@ class _Operands:
         of_columns = of_columns.to(self.u.dtype).contiguous() if both_ways else of_rows
         row_lse = of_rows if softplus else _without_minus_infinity(row_lse)
         column_lse = _without_minus_infinity(column_lse) if both_ways else row_lse
-        size, width, warps = _SCORES
+        size, width, warps = _SCORES[self.u.dtype]
         padded_rows, padded_columns = self.u.shape[0], self.n.shape[0]
         at_once = max(1, _CHUNK_BYTES // (2 * padded_columns * self.u.element_size()) // _PADDING) * _PADDING
         at_once = min(at_once, padded_rows)
