@@ -96,10 +96,10 @@ def _gaussians(n: int, d: int = 256) -> list[Tensor]:
 
 
 def _hidden_units(n: int, h: int) -> list[Tensor]:
-    """Both halves of a concatenated critic's first layer, its weight and its bias."""
+    """Both halves of a concatenated critic's first layer, its weight, and its bias, which InfoNCE does not see."""
     generator = torch.Generator().manual_seed(0)
-    units = [torch.randn(n, h, generator=generator) for _ in range(2)]
-    return [x.requires_grad_() for x in (*units, torch.randn(h, generator=generator) / h**0.5, torch.tensor(0.1))]
+    leaves = [*(torch.randn(n, h, generator=generator) for _ in range(2)), torch.randn(h, generator=generator) / h**0.5]
+    return [*(x.requires_grad_() for x in leaves), torch.tensor(0.1)]
 
 
 def _critic_info_nce(*inputs: Tensor, **options: Any) -> Tensor:

@@ -308,12 +308,11 @@ class _Operands:
     ) -> list[Tensor]:
         """Gradients of x, y, weight and bias, in their dtypes; those of softplus sums without `row_lse`."""
         of_positives, of_rows = (z.to(self.u.dtype).contiguous() for z in (of_positives, of_rows))
-        both_ways = of_columns is not None
-        softplus = row_lse is None
+        softplus, both_ways = row_lse is None, column_lse is not None
         # What has no part in a kernel may be any tensor.
-        of_columns = of_columns.to(self.u.dtype).contiguous() if both_ways else of_rows
-        row_lse = of_rows if softplus else _without_minus_infinity(row_lse)
-        column_lse = _without_minus_infinity(column_lse) if both_ways else row_lse
+        of_columns = of_rows if of_columns is None else of_columns.to(self.u.dtype).contiguous()
+        row_lse = of_rows if row_lse is None else _without_minus_infinity(row_lse)
+        column_lse = row_lse if column_lse is None else _without_minus_infinity(column_lse)
         size, width, warps = _SCORES[self.u.dtype]
         padded_rows, padded_columns = self.u.shape[0], self.n.shape[0]
         at_once = max(1, _CHUNK_BYTES // (2 * padded_columns * self.u.element_size()) // _PADDING) * _PADDING
@@ -426,9 +425,9 @@ def log_sum_exp_backward(
     columns: bool,
 ) -> list[Tensor]:
     """As `cpu.log_sum_exp_backward`; all gradients are formed."""
-    given = (of_columns, row_lse, column_lse) if columns else (None, row_lse, None)
+    both = (of_columns, column_lse) if columns else (None, None)
     operands = _Operands(x, y, *parameters)
-    return operands.gradients(of_positives, of_rows, *given, positive, clip, (x, y, *parameters))
+    return operands.gradients(of_positives, of_rows, both[0], row_lse, both[1], positive, clip, (x, y, *parameters))
 
 
 def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
