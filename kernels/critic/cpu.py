@@ -11,8 +11,9 @@ G = dL/ds and D_ijk = 1[u_ik > -v_jk], two sums carry all gradients,
 
 at a comparison and two masked additions for each unit of a pair. In vectors of 16: 2 operations forward, 5 backward
 (the scores again, and the sums), 7 N N' h / 16 in all; at two a cycle and 3 GHz on two cores the floor is 10 ms for N =
-1024, h = 256. Measured: 40 ms, 11 of them forward; LLVM takes vectors of 8, whose floor is 20 ms. Units are taken eight at a time over a row's columns, rows eight at a time for the sums: what is loaded and stored
-is shared by eight. Memory beyond operands and gradients: the columns' [h, N'] and their sums, and a tile of 1 MiB.
+1024, h = 256. Measured: 37 to 44 ms, 11 of them forward; LLVM takes vectors of 8, whose floor is 20 ms. Units are taken
+eight at a time over a row's columns, rows eight at a time for the sums: what is loaded and stored is shared by eight.
+Memory beyond operands and gradients: the columns' [h, N'] and their sums, and a tile of 1 MiB.
 
 With a second hidden layer a block of pairs' relu(u_i + v_j) [P, h] goes through `torch.mm` by W, 1 GEMM of 2 N N' h g
 FLOPs for the results and 3 for the gradients; nothing but a block is kept.

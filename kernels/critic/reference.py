@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mibfast.kernels.autocast import without_autocast
 from mibfast.kernels.pairwise.reference import accumulation_dtype, inner_product
 
 
+@without_autocast
 def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Scores [N, N'] of x [N, d] and y [N', d].
 
