@@ -95,6 +95,18 @@ def _gaussians(n: int, d: int = 256) -> list[Tensor]:
     return [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
 
 
+def _hidden_units(n: int, h: int) -> list[Tensor]:
+    """Both halves of a concatenated critic's first layer, its weight, and its bias, which InfoNCE does not see."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [*(torch.randn(n, h, generator=generator) for _ in range(2)), torch.randn(h, generator=generator) / h**0.5]
+    return [*(x.requires_grad_() for x in leaves), torch.tensor(0.1)]
+
+
+def _critic_info_nce(*inputs: Tensor, **options: Any) -> Tensor:
+    positives, rows = F.critic_log_sum_exp(*inputs, positive=True, **options)
+    return (rows - positives).mean()
+
+
 def gemms(forward: int, backward: int, n: int) -> Callable[[list[Tensor]], Callable[[], object]]:
     """GEMMs of 2 n^2 d FLOPs: `forward` of the scores' shape and `backward` of each gradient's, into ready memory."""
 
@@ -389,6 +401,37 @@ def rows() -> dict[str, Row]:
         ),
     }
     table["symile"] = _symile_row(192)
+    # Results are one a row, so gradients take a second sweep: 4 GEMMs.
+    table["separable-critic"] = Row(
+        title="separable critic, InfoNCE from log-sum-exps, N=4096, d=128",
+        inputs=partial(_unit_embeddings, 2, 4096, 128),
+        contenders={
+            OURS: _critic_info_nce,
+            "linear_cross_entropy": peers.one_way_info_nce_by_linear_cross_entropy,
+            "torch.compile": peers.compiled(peers.one_way_info_nce),
+        },
+        floor=("4 GEMMs", gemms(2, 1, 4096)),
+        bars=[
+            Bar("linear_cross_entropy", least=0.9),
+            Bar("torch.compile", least=1.0),
+            Bar("4 GEMMs", most=1.25),
+        ],
+        workspace_bytes=24 * 2**20,
+        workspace_of=("torch.compile",),
+    )
+    table["concatenated-critic"] = Row(
+        title="concatenated critic, one hidden layer, InfoNCE, N=1024, h=256",
+        inputs=partial(_hidden_units, 1024, 256),
+        contenders={
+            OURS: partial(_critic_info_nce, score="additive"),
+            "eager": peers.info_nce_of_concatenated,
+            "torch.compile": peers.compiled(peers.info_nce_of_concatenated),
+        },
+        bars=[Bar("eager", least=30.0), Bar("torch.compile", least=10.0)],
+        rounds=3,
+        workspace_bytes=24 * 2**20,
+        workspace_of=("torch.compile",),
+    )
     table["barlow-twins"] = Row(
         title="Barlow Twins, N=256, d=8192",
         inputs=partial(_embeddings, 2, 256, 8192),

@@ -91,6 +91,26 @@ def _slice_of_siglip(a, b, c, d, tau, backend=None):
     return F.siglip(a[:rows], b, tau, -1.0, offset=len(a) - rows, reduction="none", backend=backend)
 
 
+def _critic_parameters(c, d, layers):
+    """The weight and bias of one hidden layer of d units, or two layers of d and up to 3 units; all of c and d."""
+    if layers == 1:
+        return {"weight": c[0], "bias": d[0, 0], "score": "additive"}
+    g = min(3, *c.shape)
+    return {"weight": d[-1, :g], "bias": c[-1, 0], "hidden": (c[:g], d[:g, 0]), "score": "additive"}
+
+
+def _critic_log_sum_exp(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
+    parameters = _critic_parameters(c, d, layers) if layers else {}
+    rows = a[: max(1, len(a) - spared)]
+    return torch.cat(F.critic_log_sum_exp(rows, b, **parameters, backend=backend, **options))
+
+
+def _critic_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
+    parameters = _critic_parameters(c, d, layers) if layers else {}
+    rows = a[: max(1, len(a) - spared)]
+    return torch.cat(F.critic_softplus(rows, b, **parameters, backend=backend, **options))
+
+
 OPERATIONS: dict[str, Operation] = {
     "info_nce": _info_nce,
     "info_nce, each": partial(_info_nce, reduction="none"),
@@ -134,6 +154,18 @@ OPERATIONS: dict[str, Operation] = {
     "siglip": _siglip,
     "siglip, each": partial(_siglip, reduction="none"),
     "siglip, slice": _slice_of_siglip,
+    "critic_log_sum_exp": partial(_critic_log_sum_exp, positive=True, spared=1),
+    "critic_log_sum_exp, columns, positive out": partial(_critic_log_sum_exp, columns=True),
+    "critic_log_sum_exp, columns, clipped": partial(_critic_log_sum_exp, columns=True, clip=0.7, positive=True),
+    "critic_log_sum_exp, clipped, positive out": partial(_critic_log_sum_exp, clip=0.7),
+    "critic_log_sum_exp, additive": partial(_critic_log_sum_exp, layers=1, spared=1, positive=True),
+    "critic_log_sum_exp, additive, columns, clipped, positive out": partial(
+        _critic_log_sum_exp, layers=1, columns=True, clip=2.0
+    ),
+    "critic_log_sum_exp, two layers, positive out": partial(_critic_log_sum_exp, layers=2),
+    "critic_softplus": partial(_critic_softplus, spared=1),
+    "critic_softplus, additive": partial(_critic_softplus, layers=1, positive=True, spared=1),
+    "critic_softplus, two layers": partial(_critic_softplus, layers=2),
 }
 NAMES = list(OPERATIONS)
 

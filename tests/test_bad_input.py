@@ -292,6 +292,26 @@ ERRORS = [
         r"BarlowTwinsLoss: presence must be None with a group, .* got a tensor of shape \[6, 2\], torch.bool",
     ),
     (lambda: losses.InfoNCELoss()(A[:5], B, BOTH), ValueError, r"InfoNCELoss: query and key must have one shape"),
+    (lambda: F.critic_log_sum_exp(A, B[:5]), ValueError, r"critic_log_sum_exp: .*y must have as many rows .*\[5, 4\]"),
+    (lambda: F.critic_log_sum_exp(A[:5], B, columns=True), ValueError, r"columns=True needs .* N = 5 and N' = 6"),
+    (lambda: F.critic_log_sum_exp(A, B, clip=0.0), ValueError, r"clip must be positive, got 0.0"),
+    (lambda: F.critic_log_sum_exp(A, B, clip=-1.0), ValueError, r"clip must be finite and at least 0, got -1.0"),
+    (lambda: F.critic_log_sum_exp(A, B, A[0]), ValueError, r"weight must be None for score='inner_product', got a ten"),
+    (lambda: F.critic_log_sum_exp(A, B, score="bilinear"), ValueError, r"score must be one of 'inner_product', 'addit"),
+    (
+        lambda: F.critic_softplus(A, B, score="additive"),
+        ValueError,
+        r"score='additive' needs a weight",
+    ),
+    (lambda: F.critic_softplus(A, B, A[0, :3], score="additive"), ValueError, r"weight must have the size 4 .*\[3\]"),
+    (lambda: F.critic_softplus(A, B, A[0], 1.0, score="additive"), ValueError, r"bias must be a 0-d .* got float 1.0"),
+    (lambda: F.critic_softplus(A, B, A[0].double(), score="additive"), TypeError, r"x and weight must have one dtype"),
+    (lambda: F.critic_softplus(A, B, A[0], hidden=A, score="additive"), TypeError, r"hidden must be a pair .*\[6, 4\]"),
+    (
+        lambda: F.critic_softplus(A, B, A[0], hidden=(A, A[0]), score="additive"),
+        ValueError,
+        r"hidden\[1\] must have the size 6 in dimension 0, got a tensor of shape \[4\]",
+    ),
 ]
 
 

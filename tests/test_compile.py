@@ -1,5 +1,7 @@
 """`torch.compile(fullgraph=True)`: the same numbers, whole graphs."""
 
+import math
+
 import pytest
 import torch
 from operations import OPERATIONS, inputs
@@ -29,6 +31,9 @@ from mibfast import losses
         "triangle_info_nce",
         "siglip",
         "siglip, each",
+        "critic_log_sum_exp, columns, clipped",
+        "critic_log_sum_exp, additive",
+        "critic_softplus, two layers",
     ],
 )
 def test_operations(name) -> None:
@@ -88,6 +93,21 @@ def test_registered_operations_are_what_torch_expects(dtype) -> None:
         "siglip_losses": (z[0], z[1], tau, tau, 0, "cpu"),
         "siglip_losses_backward": (torch.randn(5), z[0], z[1], tau, tau, [True, True], 0, "cpu"),
         "siglip_mean": (z[0], z[1], tau, tau, [True, True], 0, "cpu"),
+        "critic_log_sum_exps": (z[0], z[1], [z[2][0], tau], True, math.inf, True, "cpu"),
+        "critic_log_sum_exps_backward": (
+            *(z[0][:, 0] for _ in range(3)),
+            z[0],
+            z[1],
+            [z[2][0], tau],
+            *(torch.zeros(5, dtype=torch.float64) for _ in range(2)),
+            [True, False, True, True],
+            False,
+            2.0,
+            True,
+            "cpu",
+        ),
+        "critic_softplus_sums": (z[0], z[1], [], False, "cpu"),
+        "critic_softplus_sums_backward": (z[0][:, 0], z[1][:, 0], z[0], z[1], [], [True, True], False, "cpu"),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(

@@ -1,41 +1,48 @@
-"""Scores of a critic over all pairs, and their sums, in plain PyTorch, with the whole [N, N'] matrix in memory."""
+"""Critics' scores of all pairs and their reductions in plain PyTorch, with [N, N', h] in memory for additive scores."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mibfast.kernels.autocast import without_autocast
+from mibfast.kernels.pairwise.reference import accumulation_dtype, inner_product
 
 
 @without_autocast
-def scores(
-    x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Inner products of x [N, d] and y [N', d], or where there is a weight w . relu(u_i + v_j) + b: [N, N']."""
-    if weight is None:
-        return x @ y.mT
-    units = torch.relu(x[:, None] + y)
-    if hidden is not None:
+def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Scores [N, N'] of x [N, d] and y [N', d].
+
+    Inner products without parameters; with a weight [h] and a bias, w . relu(x_i + y_j) + b; with W [g, h] and c [g]
+    too and a weight [g], w . relu(W relu(x_i + y_j) + c) + b.
+    """
+    if not parameters:
+        return inner_product(x, y)
+    dtype = accumulation_dtype(x.dtype)
+    weight, bias, *hidden = (p.to(dtype) for p in parameters)
+    units = torch.relu(x.to(dtype)[:, None] + y.to(dtype))
+    if hidden:
         units = torch.relu(units @ hidden[0].mT + hidden[1])
-    result = units @ weight
-    return result if bias is None else result + bias
+    return units @ weight + bias
 
 
-def _without_positives(s: Tensor, value: float) -> Tensor:
-    return s.masked_fill(torch.eye(*s.shape, dtype=torch.bool, device=s.device), value)
+def _without_positives(s: Tensor, positive: bool, fill: float) -> Tensor:
+    return s if positive else s.masked_fill(torch.eye(*s.shape, dtype=torch.bool, device=s.device), fill)
 
 
 def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool) -> tuple[Tensor, ...]:
-    """Positives [N], log-sum-exps of rows [N] and, where asked for, of columns [N']."""
-    clamped = s.clamp(-clip, clip)
-    if not positive:
-        clamped = _without_positives(clamped, float("-inf"))
-    rows = torch.logsumexp(clamped, 1)
-    return (s.diagonal(), rows, torch.logsumexp(clamped, 0)) if columns else (s.diagonal(), rows)
+    """Positives [N], and log-sum-exps of scores in [-clip, clip] over rows [N] and, where asked, columns [N']."""
+    # As `clamp`, but with the gradient of a NaN, which it takes for zero.
+    clamped = torch.where(s.abs() > clip, s.detach().clamp(-clip, clip), s)
+    clamped = _without_positives(clamped, positive, -torch.inf)
+    sums = [torch.logsumexp(clamped, dim) for dim in ((1, 0) if columns else (1,))]
+    return s.diagonal(), *sums
 
 
 def softplus(s: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
-    """Positives [N], and sums of log(1 + e^s) over rows [N]."""
+    """Positives [N], and sums of softplus over rows [N]."""
+    # max(s, 0) + log(1 + e^-|s|): torch's softplus is s itself above 20, which float64 shows.
     terms = torch.logaddexp(s, torch.zeros_like(s))
-    return s.diagonal(), (terms if positive else _without_positives(terms, 0.0)).sum(1)
+    return s.diagonal(), _without_positives(terms, positive, 0.0).sum(1)

@@ -40,15 +40,22 @@ _UNSEEN_SHRINKAGE = 2e-8
 
 @dataclass(frozen=True)
 class Objective:
-    """What InfoNCE to compute; the positive of row i is column i + offset."""
+    """What InfoNCE to compute; the positive of row i is column i + offset.
+
+    Log-sum-exps are of scores brought into [-clip, clip], where there is a bound; positives are not.
+    """
 
     offset: int = 0
     positive_in_denominator: bool = True
     symmetric: bool = False
     label_smoothing: float = 0.0
+    clip: float = math.inf
 
     @property
     def reduction(self) -> int:
+        if self.clip < math.inf:
+            clamped, both_ways = reductions.CLAMPED_LOG_SUM_EXP, reductions.TWO_WAY_CLAMPED_LOG_SUM_EXP
+            return both_ways if self.symmetric else clamped
         return reductions.TWO_WAY_LOG_SUM_EXP if self.symmetric else reductions.LOG_SUM_EXP
 
     @property
@@ -59,20 +66,31 @@ class Objective:
 
 def losses(score: int, rows: Rows, columns: engine.Columns, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N] in the engine's dtype, and log-sum-exps of rows [N] and columns [N' or 0], float64."""
-    arguments = (score, objective.reduction, rows, columns, objective.offset, objective.flags)
-    row_state, column_state, reference = engine.reduce(*arguments)
-    column_lse = np.empty(0)
-    if objective.symmetric:
-        column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
-        # A NaN is no sign of a column far below the reference.
-        if np.nanmin(column_lse, initial=np.inf) < reference - _DEEPEST_COLUMN[rows.dtype]:
-            column_lse = _column_lse_exactly(score, rows, columns, objective)
+    row_state, column_state, column_lse = log_sum_exps(score, rows, columns, objective)
     result = _losses(row_state, column_state, column_lse, objective)
     return (
         torch.from_numpy(result).to(rows.dtype),
         torch.from_numpy(row_state[reductions.LSE]),
         torch.from_numpy(column_lse),
     )
+
+
+def log_sum_exps(
+    score: int, rows: Rows, columns: engine.AnyColumns, objective: Objective
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The row state [5, N], the column state [2, N'] and the log-sum-exps of columns [N' or 0], float64."""
+    row_state = np.zeros((reductions.ROW_STATES, rows.n))
+    if objective.clip < math.inf:
+        row_state[reductions.CLIP] = objective.clip
+    arguments = (score, objective.reduction, rows, columns, objective.offset, objective.flags, row_state)
+    _, column_state, reference = engine.reduce(*arguments)
+    column_lse = np.empty(0)
+    if objective.symmetric:
+        column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
+        # A NaN is no sign of a column far below the reference.
+        if np.nanmin(column_lse, initial=np.inf) < reference - _DEEPEST_COLUMN[rows.dtype]:
+            column_lse = _column_lse_exactly(score, rows, columns, objective)
+    return row_state, column_state, column_lse
 
 
 @_QUIET
@@ -99,9 +117,10 @@ def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dt
     return lse
 
 
-def _column_lse_exactly(score: int, rows: Rows, columns: engine.Columns, objective: Objective) -> np.ndarray:
+def _column_lse_exactly(score: int, rows: Rows, columns: engine.AnyColumns, objective: Objective) -> np.ndarray:
     """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
-    maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, not objective.positive_in_denominator)
+    excluded = not objective.positive_in_denominator
+    maxima, sums = engine.reduce_columns(score, rows, columns, objective.offset, excluded, objective.clip)
     lse = _column_lse(sums, maxima, rows.dtype)
     return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, lse)
 
@@ -186,28 +205,59 @@ def losses_gradient(
     gradients: engine.Gradients,
 ) -> None:
     """Gradients of `losses` for an upstream gradient [N]."""
-    flags, smoothing, n_columns = objective.flags, objective.label_smoothing, columns.count
-    g, lse = upstream.double().numpy(), row_lse.numpy()
+    smoothing, g = objective.label_smoothing, upstream.double().numpy()
     half = 0.5 if objective.symmetric else 1.0
-    row_weights = np.zeros((5, g.size))
+    log_sum_exps_gradient(
+        score,
+        rows,
+        columns,
+        objective,
+        row_lse=row_lse.numpy(),
+        column_lse=column_lse.numpy(),
+        of_rows=half * g,
+        of_columns=half * g,
+        of_positives=-(1.0 - smoothing) * g,
+        of_totals=-smoothing / columns.count * half * g,
+        gradients=gradients,
+    )
+
+
+@_QUIET
+def log_sum_exps_gradient(
+    score: int,
+    rows: Rows,
+    columns: engine.AnyColumns,
+    objective: Objective,
+    *,
+    row_lse: np.ndarray,
+    column_lse: np.ndarray,
+    of_rows: np.ndarray,
+    of_columns: np.ndarray,
+    of_positives: np.ndarray,
+    of_totals: np.ndarray | float = 0.0,
+    gradients: engine.Gradients,
+) -> None:
+    """Gradients for those of the log-sum-exps of rows [N] and columns [N'], of the positives, and of sums of scores."""
+    flags = objective.flags
+    row_weights = np.zeros((5, rows.n))
     # A row of -inf has no softmax: exp(s - inf) = 0.
-    row_weights[reductions.ROW_LSE] = np.where(lse == -np.inf, np.inf, lse)
-    row_weights[reductions.ROW_SOFTMAX] = half * g
-    row_weights[reductions.ROW_SHIFT] = -smoothing / n_columns * half * g
-    row_weights[reductions.ROW_POSITIVE] = -(1.0 - smoothing) * g
-    column_weights = np.zeros((3, n_columns if objective.symmetric or smoothing else 1))
+    row_weights[reductions.ROW_LSE] = np.where(row_lse == -np.inf, np.inf, row_lse)
+    row_weights[reductions.ROW_SOFTMAX] = of_rows
+    row_weights[reductions.ROW_POSITIVE] = of_positives
+    clamped = objective.clip < math.inf
+    row_weights[reductions.ROW_CLIP if clamped else reductions.ROW_SHIFT] = objective.clip if clamped else of_totals
+    column_weights = np.zeros((3, columns.count if objective.symmetric or objective.label_smoothing else 1))
     if objective.symmetric:
-        c = column_lse.numpy()
-        column_weights[reductions.COLUMN_SHIFT] = -smoothing / n_columns * half * g
-        highest, lowest = float(lse.max()), float(c.min())
-        if highest - lowest <= _LARGEST_EXCESS[rows.dtype]:
+        column_weights[reductions.COLUMN_SHIFT] = of_totals
+        highest, lowest = float(row_lse.max()), float(column_lse.min())
+        if highest - lowest <= _LARGEST_EXCESS[rows.dtype] and not clamped:
             middle = 0.5 * (highest + lowest)
-            row_weights[reductions.ROW_FACTOR] = np.exp(lse - middle)
-            column_weights[reductions.COLUMN_SOFTMAX] = half * g * np.exp(middle - c)
+            row_weights[reductions.ROW_FACTOR] = np.exp(row_lse - middle)
+            column_weights[reductions.COLUMN_SOFTMAX] = of_columns * np.exp(middle - column_lse)
         else:
             flags |= reductions.SEPARATE_EXPONENTIALS
-            column_weights[reductions.COLUMN_LSE] = np.where(c == -np.inf, np.inf, c)
-            column_weights[reductions.COLUMN_SOFTMAX] = half * g
+            column_weights[reductions.COLUMN_LSE] = np.where(column_lse == -np.inf, np.inf, column_lse)
+            column_weights[reductions.COLUMN_SOFTMAX] = of_columns
     numpy_dtype = np.float64 if rows.dtype == torch.float64 else np.float32
     engine.gradient(
         score,

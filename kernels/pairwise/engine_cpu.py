@@ -16,9 +16,10 @@ Scores and reductions are plug-ins: `scores_cpu.py`, `reductions_cpu.py`. This f
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -235,21 +236,25 @@ def _reduce_columns(score: int) -> Callable[..., None]:
         positives: Any,
         offset: int,
         excluded: bool,
+        clip: float,
         state: Any,
         scratch: Any,
     ) -> None:
         maxima, sums = state[0], state[1]
+        bound = tile.dtype.type(clip)
         maxima[:] = -np.inf
         sums[:] = 0.0
         for local in range(begin, end):
             s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
             _put_positive(s, first + local, first + local + offset, positives)
+            reductions.clamp(s, bound)
             if excluded:
                 s[first + local + offset] = -np.inf
             reductions.raise_maxima(s, maxima)
         for local in range(begin, end):
             s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
             _put_positive(s, first + local, first + local + offset, positives)
+            reductions.clamp(s, bound)
             if excluded:
                 s[first + local + offset] = -np.inf
             reductions.add_to_sums(s, maxima, sums)
@@ -309,6 +314,17 @@ def _score_gradient_rows(score: int) -> Callable[..., None]:
     return score_gradient_rows
 
 
+class AnyColumns(Protocol):
+    """The columns of a score, which know how its tiles come about."""
+
+    @property
+    def count(self) -> int: ...
+
+    def tiles(self, score: int, rows: Rows) -> Tiles:
+        """The blocks of a sweep over all pairs with these rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of one dtype."""
@@ -319,6 +335,9 @@ class Columns:
     @property
     def count(self) -> int:
         return int(self.operands.shape[1])
+
+    def tiles(self, score: int, rows: Rows) -> Tiles:
+        return ProductTiles(score, rows, self)
 
 
 @dataclass
@@ -335,31 +354,27 @@ def _tile_rows(row_bytes: int, most: int = _MOST_ROWS) -> int:
     return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
 
 
-class _Tiles:
-    """The blocks of a sweep: their GEMMs, and the slots that their rows are cut into."""
+class Tiles:
+    """The blocks of a sweep, and the slots that their rows are cut into; how a tile comes about is a subclass's matter.
+
+    `load` fills the tile [B, K, N'] for a block of rows, row functions turn it into scores and dL/dtile, and
+    `bring_back` and `finish` turn that into gradients.
+    """
 
     def __init__(
-        self, score: int, rows: Rows, columns: Columns, size: int | None = None, most_rows: int = _MOST_ROWS
+        self, rows: Rows, columns: AnyColumns, size: int, statistics: Tensor, *, k: int = 1, scratch: int = 1, work: int
     ) -> None:
-        self.rows, self.columns = rows, columns
-        k, n_columns, self.d = columns.operands.shape
-        self.n = rows.n
-        width = k * n_columns
-        dtype = columns.operands.dtype
-        self.size = min(self.n, _tile_rows(width * dtype.itemsize, most_rows)) if size is None else size
-        numpy_dtype = rows.numpy_dtype
-        rows.start(self.size)
-        self._tile = torch.from_numpy(_buffers.empty((self.size, width), numpy_dtype))
-        self.tile = self._tile.numpy().reshape(self.size, k, n_columns)
-        self.slots = slots(self.size, max(1, _GRAIN // width))
-        self.scratch = np.empty(
-            (self.slots, scores.scratch_rows(score, k), n_columns if k > 1 or score else 1), numpy_dtype
-        )
-        self.factors = np.ones(self.size, numpy_dtype)
-        self.statistics = columns.statistics.numpy()
-        self.statistics_gradient = np.zeros((self.slots, *columns.statistics.shape), numpy_dtype)
-        self._flat = columns.operands.view(width, self.d)
-        self._row_gradient: Tensor | None = None
+        """`work`: what a score of all its tiles takes, in passes over the tile."""
+        self.rows, self.columns, self.n, self.size = rows, columns, rows.n, size
+        n_columns = columns.count
+        rows.start(size)
+        self.flat_tile = torch.from_numpy(_buffers.empty((size, k * n_columns), rows.numpy_dtype))
+        self.tile = self.flat_tile.numpy().reshape(size, k, n_columns)
+        self.slots = slots(size, max(1, _GRAIN // (n_columns * work)))
+        self.scratch = np.empty((self.slots, scratch, n_columns if scratch > 1 else 1), rows.numpy_dtype)
+        self.factors = np.ones(size, rows.numpy_dtype)
+        self.statistics = statistics.numpy()
+        self.statistics_gradient = np.zeros((self.slots, *statistics.shape), rows.numpy_dtype)
 
     def run(
         self,
@@ -367,7 +382,7 @@ class _Tiles:
         gradients: Gradients | None = None,
         after_tile: Callable[[], None] = lambda: None,
     ) -> None:
-        """Call `rows_function(first, begin, end, slot)` for every slot of every block, between the GEMMs."""
+        """Call `rows_function(first, begin, end, slot)` for every slot of every block, once its tile is there."""
         for first in range(0, self.n, self.size):
             count = min(self.size, self.n - first)
             self.load(first, count)
@@ -378,18 +393,43 @@ class _Tiles:
         if gradients is not None:
             self.finish(gradients)
 
-    def load(self, first: int, count: int) -> None:
-        """Form the inner products of a block of rows: the first GEMM."""
-        torch.mm(self.rows.block(first, first + count), self._flat.T, out=self._tile[:count])
-
     def each_slot(self, rows_function: Callable[[int, int, int, int], None], first: int, count: int) -> None:
         """Call `rows_function(first, begin, end, slot)` for the rows of a block, cut into slots."""
         bounds = [count * slot // self.slots for slot in range(self.slots + 1)]
         parallel(lambda slot: rows_function(first, bounds[slot], bounds[slot + 1], slot), self.slots)
 
+    def load(self, first: int, count: int) -> None:
+        """Form the tile of a block of rows."""
+        raise NotImplementedError
+
     def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
-        """Turn a tile of gradients into those of columns and rows: the other two GEMMs."""
-        tile = self._tile[:count]
+        """Turn a tile of gradients into those of columns and rows."""
+        raise NotImplementedError
+
+    def finish(self, gradients: Gradients) -> None:
+        """Add up what is left when all blocks are done."""
+        raise NotImplementedError
+
+
+class ProductTiles(Tiles):
+    """Tiles of inner products, one GEMM each, and two for their gradients."""
+
+    def __init__(
+        self, score: int, rows: Rows, columns: Columns, size: int | None = None, most_rows: int = _MOST_ROWS
+    ) -> None:
+        k, n_columns, self.d = columns.operands.shape
+        row_bytes = k * n_columns * columns.operands.dtype.itemsize
+        size = min(rows.n, _tile_rows(row_bytes, most_rows)) if size is None else size
+        scratch = scores.scratch_rows(score, k)
+        super().__init__(rows, columns, size, columns.statistics, k=k, scratch=scratch, work=k)
+        self._flat = columns.operands.view(k * n_columns, self.d)
+        self._row_gradient: Tensor | None = None
+
+    def load(self, first: int, count: int) -> None:
+        torch.mm(self.rows.block(first, first + count), self._flat.T, out=self.flat_tile[:count])
+
+    def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
+        tile = self.flat_tile[:count]
         if gradients.columns is not None:
             flat_gradient = gradients.columns.view(self._flat.shape)
             weighted = self.rows.weighted(self.factors, count)
@@ -412,8 +452,8 @@ class _Tiles:
 class _ColumnStates:
     """Partial results over rows, one a slot and tile, merged into float64 after each tile."""
 
-    def __init__(self, tiles: _Tiles, reduction: int, flags: int) -> None:
-        self.wanted = reduction == reductions.TWO_WAY_LOG_SUM_EXP or bool(flags & reductions.TOTALS)
+    def __init__(self, tiles: Tiles, reduction: int, flags: int) -> None:
+        self.wanted = reduction in reductions.OVER_COLUMNS or bool(flags & reductions.TOTALS)
         width = tiles.columns.count if self.wanted else 1
         self.slots = np.zeros((tiles.slots, 2, width), tiles.factors.dtype)
         self.references = np.full((tiles.slots, 1), -np.inf, tiles.factors.dtype)
@@ -431,7 +471,7 @@ def reduce(
     score: int,
     reduction: int,
     rows: Rows,
-    columns: Columns,
+    columns: AnyColumns,
     offset: int,
     flags: int,
     row_state: np.ndarray | None = None,
@@ -440,7 +480,7 @@ def reduce(
 
     A reduction that is given something for each row finds it in `row_state`, which is zeros otherwise.
     """
-    tiles = _Tiles(score, rows, columns)
+    tiles = columns.tiles(score, rows)
     row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
     states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows, nothing = _reduce_rows(score, reduction), np.empty((0, 0), tiles.factors.dtype)
@@ -468,10 +508,13 @@ def reduce(
 
 
 def reduce_columns(
-    score: int, rows: Rows, columns: Columns, offset: int, excluded: bool
+    score: int, rows: Rows, columns: AnyColumns, offset: int, excluded: bool, clip: float = math.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima of the columns and sums of exp_weight(score - maximum), [N'] float64, with a maximum for each column."""
-    tiles = _Tiles(score, rows, columns)
+    """Maxima of the columns and sums of exp_weight(score - maximum), [N'] float64, with a maximum for each column.
+
+    Of scores brought into [-clip, clip].
+    """
+    tiles = columns.tiles(score, rows)
     states = np.empty((tiles.slots, 2, columns.count), tiles.factors.dtype)
     maxima, sums = np.full(columns.count, -np.inf), np.zeros(columns.count)
     kernel_of_rows = _reduce_columns(score)
@@ -487,6 +530,7 @@ def reduce_columns(
             rows.positives,
             offset,
             excluded,
+            clip,
             states[slot],
             tiles.scratch[slot],
         )
@@ -507,7 +551,7 @@ def reduce_with_gradient(
     score: int,
     reduction: int,
     rows: Rows,
-    columns: Columns,
+    columns: AnyColumns,
     offset: int,
     flags: int,
     *,
@@ -520,7 +564,7 @@ def reduce_with_gradient(
 
     `row_state` as in :func:`reduce`.
     """
-    tiles = _Tiles(score, rows, columns)
+    tiles = columns.tiles(score, rows)
     row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
     states = _ColumnStates(tiles, reduction, flags)
     kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
@@ -579,7 +623,7 @@ def reduce_both_ways_with_gradient(
     None where the tile cannot serve: then no gradient is formed, as the last result says. The others are those of
     `reduce`.
     """
-    tiles = _Tiles(score, rows, columns, rows.n)
+    tiles = ProductTiles(score, rows, columns, rows.n)
     row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
     add_rows, weigh_rows = _reduce_rows(score, reduction), _weigh_merged_rows(score, reduction)
     kept = _buffers.empty((0, 0) if scores.is_tile(score) else (tiles.n, columns.count), tiles.factors.dtype)
@@ -640,7 +684,7 @@ def gradient(
     score: int,
     reduction: int,
     rows: Rows,
-    columns: Columns,
+    columns: AnyColumns,
     offset: int,
     flags: int,
     *,
@@ -649,7 +693,7 @@ def gradient(
     gradients: Gradients,
 ) -> None:
     """Form gradients from the results of an earlier reduction: `row_weights` [5, N], `column_weights` [3, N']."""
-    tiles = _Tiles(score, rows, columns)
+    tiles = columns.tiles(score, rows)
     kernel_of_rows = _weigh_rows(score, reduction)
 
     def of_rows(first: int, begin: int, end: int, slot: int) -> None:
@@ -680,7 +724,7 @@ def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.n
 
     For reductions that a row at a time does not serve: those that keep more of a column than a number.
     """
-    tiles = _Tiles(score, rows, columns, _MOST_ROWS_OF_BLOCKS)
+    tiles = ProductTiles(score, rows, columns, _MOST_ROWS_OF_BLOCKS)
     kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
     out = tiles.tile[:, 0]
     if kernel_of_rows is not None:
@@ -711,7 +755,7 @@ def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.n
 
 def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
     """All scores [N, N'] of the engine's dtype: the one function whose result is N x N'."""
-    tiles = _Tiles(score, rows, columns)
+    tiles = ProductTiles(score, rows, columns)
     out = _buffers.empty((tiles.n, columns.count), tiles.factors.dtype)
     kernel_of_rows = _score_rows(score)
 
@@ -734,7 +778,7 @@ def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
 
 def dense_gradient(score: int, rows: Rows, columns: Columns, upstream: Tensor, gradients: Gradients) -> None:
     """Gradients of `dense` for an upstream gradient [N, N']."""
-    tiles = _Tiles(score, rows, columns)
+    tiles = ProductTiles(score, rows, columns)
     weights = upstream.to(columns.operands.dtype).contiguous().numpy()
     kernel_of_rows = _score_gradient_rows(score)
 

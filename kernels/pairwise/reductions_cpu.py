@@ -14,8 +14,9 @@ A reduction consists of
 - `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
   it returns, from the results of an earlier sweep.
 
-`flags` says what is asked for: the positive left out, running sums of scores. To add a reduction: write
-them, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and `_WEIGH_ROWS`.
+`flags` says what is asked for: the positive left out, running sums of scores. To add a reduction: write those of them
+whose sweeps it takes, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and
+`_WEIGH_ROWS`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from numba.extending import overload
 from mibfast.kernels.compilation import inline, inline_maximum
 from mibfast.kernels.vector_math import exp_weight, maximum, softplus_and_sigmoid, weight_scale
 
-# Log-sum-exps over rows alone, and over rows and columns in one sweep; softplus sums over rows.
-LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP, SOFTPLUS = 0, 1, 2
+# Log-sum-exps over rows alone, and over rows and columns in one sweep; SigLIP's losses of rows; softplus sums over
+# rows; both log-sum-exps of clamped scores.
+LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP, SIGMOID_LOSS, SOFTPLUS, CLAMPED_LOG_SUM_EXP, TWO_WAY_CLAMPED_LOG_SUM_EXP = range(6)
 
 # Bits of `flags`.
 POSITIVE_EXCLUDED = 1
@@ -42,12 +44,16 @@ SEPARATE_EXPONENTIALS = 4
 LSE, POSITIVE, TOTAL, ROW_MAXIMUM, ROW_SUM = 0, 1, 2, 3, 4
 ROW_STATES = 5
 COLUMN_SUM, COLUMN_TOTAL = 0, 1
-# Those of a softplus reduction: the first two are given, in `row_weights` too, the others found.
+# Those of SigLIP: the first two are given, in `row_weights` too, the others found.
 SCALE, BIAS, SOFTPLUS_SUM, SCALE_GRADIENT, BIAS_GRADIENT = 0, 1, 2, 3, 4
+# Clamped scores have no totals: the bound is given in their place.
+CLIP = TOTAL
 
 # Rows of `row_weights` and of `column_weights`; see `weigh_row`.
 ROW_LSE, ROW_SOFTMAX, ROW_FACTOR, ROW_SHIFT, ROW_POSITIVE = 0, 1, 2, 3, 4
-# After SCALE and BIAS.
+# Without totals there is no shift.
+ROW_CLIP = ROW_SHIFT
+# After SCALE and BIAS; of softplus sums, whose other weight is ROW_POSITIVE, the only one there.
 ROW_UPSTREAM = 2
 COLUMN_LSE, COLUMN_SOFTMAX, COLUMN_SHIFT = 0, 1, 2
 
@@ -138,6 +144,15 @@ def add_to_sums(scores: Any, maxima: Any, sums: Any) -> None:
 
 
 @inline
+def clamp(scores: Any, bound: Any) -> None:
+    """Bring scores into [-bound, bound]; NaN fails both comparisons and stays."""
+    for j in range(scores.size):
+        s = scores[j]
+        s = -bound if s < -bound else s
+        scores[j] = bound if s > bound else s
+
+
+@inline
 def _start_row(scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any) -> Any:
     """What rows have in common before their exponentials; returns the largest score."""
     row_state[POSITIVE, row] = scores[positive]
@@ -186,6 +201,29 @@ def _two_way_log_sum_exp_add_row(
     row_state[LSE, row] = total - np.inf
     row_state[ROW_MAXIMUM, row], row_state[ROW_SUM, row] = -np.inf, 1.0 + total
     return 1.0 + total
+
+
+@inline
+def _clamped_log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    """The positive is kept as it is, and clamped in the log-sum-exp like all others."""
+    own = scores[positive]
+    clamp(scores, scores.dtype.type(row_state[CLIP, row]))
+    total = _log_sum_exp_add_row(scores, row, positive, flags, row_state, column_state, reference)
+    row_state[POSITIVE, row] = own
+    return total
+
+
+@inline
+def _two_way_clamped_log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    own = scores[positive]
+    clamp(scores, scores.dtype.type(row_state[CLIP, row]))
+    total = _two_way_log_sum_exp_add_row(scores, row, positive, flags, row_state, column_state, reference)
+    row_state[POSITIVE, row] = own
+    return total
 
 
 @inline
@@ -298,6 +336,41 @@ def _two_way_log_sum_exp_weigh_row(
 
 
 @inline
+def _clamped_log_sum_exp_weigh_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    """Like `_log_sum_exp_weigh_row`, with zero for what the clamp changed; ROW_CLIP holds its bound."""
+    number, zero = scores.dtype.type, scores.dtype.type(0.0)
+    shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
+    bound = number(row_weights[ROW_CLIP, row])
+    for j in range(scores.size):
+        s = scores[j]
+        weight = exp_weight(s - shift) * a
+        scores[j] = zero if abs(s) > bound else weight
+    unscaled = number(weight_scale(shift))
+    _finish_weights(scores, row, positive, flags, row_weights, column_weights, unscaled)
+    return 1.0 / unscaled
+
+
+@inline
+def _two_way_clamped_log_sum_exp_weigh_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
+    """Like `_clamped_log_sum_exp_weigh_row`, plus b_j e^(s - C_j) by an exponential of its own."""
+    number, zero = scores.dtype.type, scores.dtype.type(0.0)
+    shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
+    bound = number(row_weights[ROW_CLIP, row])
+    c, b = column_weights[COLUMN_LSE], column_weights[COLUMN_SOFTMAX]
+    for j in range(scores.size):
+        s = scores[j]
+        weight = exp_weight(s - shift) * a + exp_weight(s - c[j]) * b[j]
+        scores[j] = zero if abs(s) > bound else weight
+    unscaled = number(weight_scale(shift))
+    _finish_weights(scores, row, positive, flags, row_weights, column_weights, unscaled)
+    return 1.0 / unscaled
+
+
+@inline
 def _softplus_terms(scores: Any, scale: Any, bias: Any) -> Any:
     """Sums of softplus(z), w and w s for z = scale s + bias and w = sigmoid(z), which replaces s."""
     losses, weights, along = 0.0, 0.0, 0.0
@@ -319,7 +392,7 @@ def _softplus_terms(scores: Any, scale: Any, bias: Any) -> Any:
 
 
 @inline
-def _softplus_row(scores: Any, positive: Any, scale: Any, bias: Any) -> Any:
+def _sigmoid_loss_row(scores: Any, positive: Any, scale: Any, bias: Any) -> Any:
     """Replace scores by dL/dz, and return L, dL/dscale and dL/dbias of the row.
 
     L = softplus(-z_p) + sum over the others of softplus(z_j). The positive has another sign than its neighbours: in the
@@ -336,19 +409,19 @@ def _softplus_row(scores: Any, positive: Any, scale: Any, bias: Any) -> Any:
 
 
 @inline
-def _softplus_add_row(
+def _sigmoid_loss_add_row(
     scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
 ) -> Any:
     number = scores.dtype.type
     scale, bias = number(row_state[SCALE, row]), number(row_state[BIAS, row])
-    loss, scale_gradient, bias_gradient = _softplus_row(scores, positive, scale, bias)
+    loss, scale_gradient, bias_gradient = _sigmoid_loss_row(scores, positive, scale, bias)
     row_state[SOFTPLUS_SUM, row] = loss
     row_state[SCALE_GRADIENT, row], row_state[BIAS_GRADIENT, row] = scale_gradient, bias_gradient
     return row_state[SCALE, row]
 
 
 @inline
-def _softplus_weigh_added_row(
+def _sigmoid_loss_weigh_added_row(
     scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
 ) -> Any:
     """The row holds dL/dz, and its total is dz/ds."""
@@ -356,26 +429,76 @@ def _softplus_weigh_added_row(
 
 
 @inline
-def _softplus_weigh_row(scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any) -> Any:
+def _sigmoid_loss_weigh_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
+) -> Any:
     number = scores.dtype.type
     scale, bias = number(row_weights[SCALE, row]), number(row_weights[BIAS, row])
-    _softplus_row(scores, positive, scale, bias)
+    _sigmoid_loss_row(scores, positive, scale, bias)
     return row_weights[ROW_UPSTREAM, row] * row_weights[SCALE, row]
+
+
+@inline
+def _softplus_row(scores: Any, positive: Any, flags: Any) -> Any:
+    """Replace scores by the derivatives of their softplus, zero at a positive that is left out; return the sum."""
+    if flags & POSITIVE_EXCLUDED:
+        # Not taken off again: next to it a sum of small terms would be lost.
+        scores[positive] = -np.inf
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            softplus, piece[j] = softplus_and_sigmoid(piece[j])
+            partial += softplus
+        total += partial
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = 0.0
+    return total
+
+
+@inline
+def _softplus_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    row_state[POSITIVE, row] = scores[positive]
+    row_state[SOFTPLUS_SUM, row] = _softplus_row(scores, positive, flags)
+    return 1.0
+
+
+@inline
+def _softplus_weigh_row(scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any) -> Any:
+    """dL/ds_ij = a_i sigmoid(s), and p_i at the positive."""
+    number = scores.dtype.type
+    _softplus_row(scores, positive, flags)
+    a = number(row_weights[ROW_UPSTREAM, row])
+    for j in range(scores.size):
+        scores[j] *= a
+    scores[positive] += number(row_weights[ROW_POSITIVE, row])
+    return 1.0
 
 
 _ADD_ROWS = {
     LOG_SUM_EXP: _log_sum_exp_add_row,
     TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_add_row,
+    SIGMOID_LOSS: _sigmoid_loss_add_row,
     SOFTPLUS: _softplus_add_row,
+    CLAMPED_LOG_SUM_EXP: _clamped_log_sum_exp_add_row,
+    TWO_WAY_CLAMPED_LOG_SUM_EXP: _two_way_clamped_log_sum_exp_add_row,
 }
-_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row, SOFTPLUS: _softplus_weigh_added_row}
+_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row, SIGMOID_LOSS: _sigmoid_loss_weigh_added_row}
 # A column is not summed before the last row: with more than one tile two ways take a second sweep for the gradient.
 _WEIGH_MERGED_ROWS = {TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_merged_row}
 _WEIGH_ROWS = {
     LOG_SUM_EXP: _log_sum_exp_weigh_row,
     TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_row,
+    SIGMOID_LOSS: _sigmoid_loss_weigh_row,
     SOFTPLUS: _softplus_weigh_row,
+    CLAMPED_LOG_SUM_EXP: _clamped_log_sum_exp_weigh_row,
+    TWO_WAY_CLAMPED_LOG_SUM_EXP: _two_way_clamped_log_sum_exp_weigh_row,
 }
+# Those that sum columns too, in the same sweep.
+OVER_COLUMNS = (TWO_WAY_LOG_SUM_EXP, TWO_WAY_CLAMPED_LOG_SUM_EXP)
 
 
 @np.errstate(all="ignore")

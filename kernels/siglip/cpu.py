@@ -25,7 +25,7 @@ from mibfast.kernels.pairwise import reductions_cpu as reductions
 from mibfast.kernels.pairwise import scores_cpu as scores
 from mibfast.kernels.pairwise.rows_cpu import Rows
 
-_SCORE, _REDUCTION = scores.INNER_PRODUCT, reductions.SOFTPLUS
+_SCORE, _REDUCTION = scores.INNER_PRODUCT, reductions.SIGMOID_LOSS
 
 
 def _operands(query: Tensor, key: Tensor) -> tuple[Rows, engine.Columns]:

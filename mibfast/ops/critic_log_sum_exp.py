@@ -1,42 +1,21 @@
-"""Log-sum-exps of a critic's scores over all pairs."""
+"""Log-sum-exps of a critic's scores of all pairs."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mibfast import _check
+from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
-from mibfast.ops._boundary import accumulation_dtype
+from mibfast.ops import _critic
+from mibfast.ops._boundary import accumulation_dtype, first_order
 
 __all__ = ["critic_log_sum_exp"]
 
 _NAME = "critic_log_sum_exp"
-
-
-def critic_scores(
-    operation: str,
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    hidden: tuple[Tensor, Tensor] | None,
-    score: str,
-) -> Tensor:
-    """Check a critic's factors, and return its scores [N, N']."""
-    _check.choice(operation, "score", score, ("inner_product", "additive"))
-    _check.tensor(operation, "x", x, "N d")
-    _check.tensor(operation, "y", y, "N' d")
-    _check.same_dimension(operation, x=x, y=y)
-    wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-    x, y = x.to(wide), y.to(wide)
-    if weight is not None:
-        weight = weight.to(wide)
-        bias = None if bias is None else bias.to(wide)
-        hidden = None if hidden is None else (hidden[0].to(wide), hidden[1].to(wide))
-    return reference.scores(x, y, weight, bias, hidden)
 
 
 def critic_log_sum_exp(
@@ -52,6 +31,104 @@ def critic_log_sum_exp(
     columns: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """Positives [N], log-sum-exps of rows [N] and, where asked for, of columns [N], of a critic's scores."""
-    scores = critic_scores(_NAME, x, y, weight, bias, hidden, score)
-    return reference.log_sum_exp(scores, positive, math.inf if clip is None else clip, columns)
+    r"""Scores of positive pairs, and log-sum-exps of those of all pairs: what InfoNCE, NWJ, DV and SMILE are made of.
+
+    .. math:: p_i = s_{ii}, \qquad R_i = \log \sum_{j} e^{\operatorname{clamp}(s_{ij}, -t, t)}, \qquad
+       C_j = \log \sum_{i} e^{\operatorname{clamp}(s_{ij}, -t, t)}
+
+    over all pairs, or over all but the positives (`positive=False`). The score is an inner product, :math:`s_{ij} = x_i
+    \cdot y_j`, of separable and bilinear critics; or additive, :math:`s_{ij} = w \cdot \operatorname{relu}(x_i + y_j) +
+    b`, that of a concatenated critic whose first layer has been split by linearity, or :math:`w \cdot
+    \operatorname{relu}(W \operatorname{relu}(x_i + y_j) + c) + b` of one with two hidden layers. Poole et al. (2019,
+    arXiv 1905.06922), Eq. 7-10; the clamp: Song and Ermon (2020, arXiv 1910.06222), Eq. 7. Nothing of size N x N' is
+    stored, nor N x N' x h.
+
+    Parameters
+    ----------
+    x : Tensor [N, d], or [N, h] where additive
+        float64, float32, bfloat16 or float16, any strides.
+    y : Tensor [N', d] or [N', h]
+        Of the same dtype as all tensors here, N' >= N; the positive of row i is column i.
+    weight : Tensor [h], or [g] with `hidden`
+        w, of additive scores alone.
+    bias : 0-d Tensor, optional
+        b.
+    hidden : tuple of Tensor [g, h] and Tensor [g], optional
+        W and c.
+    score : {"inner_product", "additive"}
+    positive : bool
+        Whether positive pairs take part in the log-sum-exps.
+    clip : float, optional
+        t > 0: a score beyond it has no gradient. Positives are not clamped.
+    columns : bool
+        Give C too; needs N' = N.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    tuple of Tensor
+        p [N] and R [N], and C [N] with `columns`, in nats; float64 for float64 inputs, else float32. A sum of nothing
+        has the logarithm -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not match, unequal dtypes or devices, parameters that are missing or that the score does not
+        have, a clip that is not positive, N' < N, or `columns` with N' > N.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> positives, rows = F.critic_log_sum_exp(torch.eye(3), 2 * torch.eye(3), positive=True)
+    >>> positives - rows
+    tensor([-0.2395, -0.2395, -0.2395])
+    """
+    x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
+    bound = math.inf if clip is None else _check.number(_NAME, "clip", clip, 0.0)
+    if not bound:
+        raise ValueError(f"{_NAME}: clip must be positive, got {clip}")
+    if columns and x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"{_NAME}: columns=True needs as many rows of x as of y, got N = {x.shape[0]} and N' = {y.shape[0]}"
+        )
+    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(parameters))
+    if chosen == "reference":
+        return reference.log_sum_exp(reference.scores(x, y, parameters), bool(positive), bound, bool(columns))
+    objective = (bool(positive), bound, bool(columns))
+    found = _CriticLogSumExp.apply(chosen, objective, x, y, *parameters)  # type: ignore[no-untyped-call]
+    return found if columns else found[:2]  # type: ignore[no-any-return]
+
+
+class _CriticLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, objective: tuple[bool, float, bool], x: Tensor, y: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        positives, row_lse, column_lse = _critic.critic_log_sum_exps(x, y, list(parameters), *objective, backend)
+        ctx.save_for_backward(row_lse, column_lse, x, y, *parameters)
+        ctx.backend, ctx.objective = backend, objective
+        # Kept for the backward in float64: rounded, they would put an error of 1e-3 on weights of scores of 1e4.
+        dtype = accumulation_dtype(x.dtype)
+        return positives, row_lse.to(dtype, copy=True), column_lse.to(dtype, copy=True)
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, of_positives: Tensor, of_rows: Tensor, of_columns: Tensor) -> Any:
+        row_lse, column_lse, x, y, *parameters = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[2:])
+        gradients = _critic.critic_log_sum_exps_backward(
+            of_positives,
+            of_rows,
+            of_columns,
+            x,
+            y,
+            parameters,
+            row_lse,
+            column_lse,
+            needed,
+            *ctx.objective,
+            ctx.backend,
+        )
+        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))

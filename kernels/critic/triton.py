@@ -1,0 +1,450 @@
+"""Critics of one hidden layer over all pairs in Triton; `cpu.py` has the formulas.
+
+With n_jk = -v_jk a score is sum_k w_k max(u_ik, n_jk) and a number of its column; its gradients are made of
+A_ik = sum_j G_ij D_ijk and B_jk = sum_i G_ij D_ijk, D_ijk = 1[u_ik > n_jk], G = dL/ds. No tensor core serves: a score
+costs a maximum and a multiply-add a unit, a sum a comparison and a masked addition.
+
+`_reduce` holds a tile of scores in registers while it walks the units, and keeps a log-sum-exp or softplus sum of each
+row and share of the columns; sums over columns are those of the rows of the transpose. The backward forms the scores
+once more: `_weigh` writes G and its transpose for a chunk of rows, 64 MiB at most, and `_sum_active` gives A and B from
+it, each number by one program that takes all pairs in order. Every result has one owner: nothing is added atomically.
+Memory beyond operands and gradients: padded copies of u and n in both orders, the chunk, and vectors.
+
+Cost on an H200: the floor of 3 N N' h FLOPs over 67 TFLOP/s float32 is 0.2 ms forward for N = 4096, h = 256. A maximum
+runs at half the rate of a multiply-add (16.7 T/s), so the units of a tile take N N' h / 16.7e12 s, 0.26 ms; the
+backward is three of these, 0.8 ms. Bytes are no matter: a pair of a tile loads 1 / 32 of a number a unit, from the
+first cache. Prediction: forward and backward in 1.6 ms. Measured: not run.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Tiles of scores by dtype, [rows, columns] and warps; of the sums, [owners, units] and warps. Sizes divide _PADDING, no
+# kernel spills registers on sm_80 and sm_90.
+_SCORES = {torch.float32: (64, 64, 8), torch.float64: (32, 32, 4)}
+_SUMS = (32, 64, 4)
+# Rows, columns and units are padded to multiples of these, so that no load in an inner loop has a mask.
+_PADDING, _UNITS_TOGETHER, _UNIT_PADDING = 64, 8, 64
+# Pairs that a sum takes before it is added to the whole.
+_PIECE = 64
+# Programs that keep a GPU busy: rows are cut into shares of columns up to this number.
+_PROGRAMS = 528
+# Bytes of a chunk of G and its transpose.
+_CHUNK_BYTES = 2**26
+
+
+@triton.jit
+def _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER: tl.constexpr):
+    """Scores of a tile of pairs, from the transposes of u and n, [units, padded count]."""
+    s = tl.load(row_offsets + row)[:, None] + tl.load(column_offsets + column)[None, :]
+    for first in range(0, units, TOGETHER):
+        for k in tl.static_range(TOGETHER):
+            unit = tl.cast(first + k, tl.int64)
+            x, y = tl.load(u + unit * u_stride + row), tl.load(n + unit * n_stride + column)
+            s += tl.load(weight + unit) * tl.maximum(x[:, None], y[None, :])
+    return s
+
+
+@triton.jit
+def _log_sum_exp(s, maximum, total):
+    """A maximum and a sum of e^(s - maximum), after a tile of scores."""
+    raised = tl.maximum(maximum, tl.max(s, 1))
+    # Infinities are taken as they are: -inf adds nothing, +inf gives inf.
+    level = tl.where(tl.abs(raised) == float("inf"), 0.0, raised)
+    return raised, total * tl.exp(maximum - level) + tl.sum(tl.exp(s - level[:, None]), 1)
+
+
+@triton.jit
+def _softplus(s):
+    e = tl.exp(-tl.abs(s))
+    above = 1.0 + e
+    # log(1 + e) with the digits of a small e.
+    logarithm = tl.where(above == 1.0, e, tl.log(above) * (e / tl.where(above == 1.0, 1.0, above - 1.0)))
+    return tl.maximum(s, 0.0) + logarithm
+
+
+@triton.jit
+def _reduce(
+    u,
+    n,
+    weight,
+    row_offsets,
+    column_offsets,
+    positives,
+    maxima,
+    totals,
+    rows,
+    columns,
+    units,
+    u_stride,
+    n_stride,
+    share,
+    clip,
+    SOFTPLUS: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Maximum and sum of each row's scores over a share of the columns, and positives where they lie in it."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    begin = tl.program_id(1) * share
+    number = u.dtype.element_ty
+    maximum, total = tl.full((ROWS,), -float("inf"), number), tl.zeros((ROWS,), number)
+    for first in range(begin, tl.minimum(begin + share, columns), COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        s = _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER)
+        own = row[:, None] == column[None, :]
+        has_own = (row >= first) & (row < first + COLUMNS) & (row < rows)
+        tl.store(positives + row, tl.sum(tl.where(own, s, 0.0), 1), mask=has_own)
+        if CLIPPED:
+            s = tl.where(s < -clip, -clip, s)
+            s = tl.where(s > clip, clip, s)
+        counted = (column < columns)[None, :] & (POSITIVE or ~own)
+        s = tl.where(counted, s, -float("inf"))
+        if SOFTPLUS:
+            total += tl.sum(_softplus(s), 1)
+        else:
+            maximum, total = _log_sum_exp(s, maximum, total)
+    place = tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(maxima + place, maximum, mask=row < rows)
+    tl.store(totals + place, total, mask=row < rows)
+
+
+@triton.jit
+def _parts(lse, dtype: tl.constexpr):
+    """A float64 log-sum-exp in two numbers of a dtype: that of large scores has no digits to spare."""
+    high = lse.to(dtype)
+    return high, tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(dtype)
+
+
+@triton.jit
+def _weigh(
+    u,
+    n,
+    weight,
+    row_offsets,
+    column_offsets,
+    of_positives,
+    of_rows,
+    of_columns,
+    row_lse,
+    column_lse,
+    g,
+    g_transposed,
+    first,
+    rows,
+    columns,
+    units,
+    u_stride,
+    n_stride,
+    g_stride,
+    transposed_stride,
+    clip,
+    SOFTPLUS: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """dL/ds of a tile of pairs, and its transpose; zero where there is no pair."""
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row, column = first + local, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    s = _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER)
+    in_rows, in_columns = row < rows, column < columns
+    upstream = tl.load(of_rows + row, mask=in_rows, other=0.0)
+    if SOFTPLUS:
+        weights = upstream[:, None] / (1.0 + tl.exp(-s))
+    else:
+        high, low = _parts(tl.load(row_lse + row, mask=in_rows, other=0.0), s.dtype)
+        weights = upstream[:, None] * tl.exp((s - high[:, None]) - low[:, None])
+        if BOTH_WAYS:
+            high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
+            factor = tl.load(of_columns + column, mask=in_columns, other=0.0)
+            weights += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
+    own = row[:, None] == column[None, :]
+    if CLIPPED:
+        weights = tl.where(tl.abs(s) > clip, 0.0, weights)
+    if not POSITIVE:
+        weights = tl.where(own, 0.0, weights)
+    of_own = tl.load(of_positives + row, mask=in_rows, other=0.0)
+    weights += tl.where(own, of_own[:, None], 0.0)
+    weights = tl.where(in_rows[:, None] & in_columns[None, :], weights, 0.0)
+    tl.store(g + local[:, None].to(tl.int64) * g_stride + column[None, :], weights)
+    place = column[:, None].to(tl.int64) * transposed_stride + local[None, :]
+    tl.store(g_transposed + place, tl.trans(weights))
+
+
+@triton.jit
+def _sum_active(
+    owners,
+    others,
+    g,
+    sums,
+    first,
+    count,
+    units,
+    g_stride,
+    OF_ROWS: tl.constexpr,
+    ADD: tl.constexpr,
+    PIECE: tl.constexpr,
+    OWNERS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """sums_pk = sum_q g_qp 1[u > n] of owners p, rows (u) or columns (n), over `count` others q from `first`."""
+    owner, unit = tl.program_id(0) * OWNERS + tl.arange(0, OWNERS), tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    place = owner[:, None].to(tl.int64) * units + unit[None, :]
+    mine = tl.load(owners + place)
+    total = tl.load(sums + place) if ADD else tl.zeros((OWNERS, UNITS), mine.dtype)
+    for start in range(0, count, PIECE):
+        partial = tl.zeros((OWNERS, UNITS), mine.dtype)
+        for q in range(start, start + PIECE):
+            other = tl.cast(q, tl.int64)
+            theirs = tl.load(others + (first + other) * units + unit)[None, :]
+            weights = tl.load(g + other * g_stride + owner)[:, None]
+            # At a tie there is no gradient; a NaN is no reason to leave one out.
+            inactive = (mine <= theirs) if OF_ROWS else (theirs <= mine)
+            partial += tl.where(inactive, 0.0, weights)
+        total += partial
+    tl.store(sums + place, total)
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of
+
+
+class _Operands:
+    """u, n = -v and the weight, padded with zeros, and what a score has of its row and column alone."""
+
+    def __init__(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> None:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        (self.rows, self.h), self.columns = x.shape, y.shape[0]
+        self.units = _multiple(self.h, _UNIT_PADDING)
+        self.u, self.n = self._padded(x.to(dtype)), self._padded(-y.to(dtype))
+        self.u_transposed, self.n_transposed = self.u.mT.contiguous(), self.n.mT.contiguous()
+        self.weight = self.u.new_zeros(self.units)
+        self.weight[: self.h] = weight
+        # A NaN of v comes with this sum; one of u would be lost in the maxima.
+        self.column_offsets = torch.mv(self.n, self.weight, out=self.n.new_empty(self.n.shape[0]))
+        self.column_offsets = bias.to(dtype) - self.column_offsets
+        self.row_offsets = torch.where(self.u.isnan().any(1), torch.nan, 0.0).to(dtype)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        padded = x.new_zeros(_multiple(x.shape[0], _PADDING), self.units)
+        padded[: x.shape[0], : x.shape[1]] = x
+        return padded
+
+    def reduce(
+        self, softplus: bool, positive: bool, clip: float, transposed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Positives, and maxima and sums of rows [shares, N], or of columns, the rows of the transpose."""
+        sides = [
+            (self.u_transposed, self.row_offsets, self.rows),
+            (self.n_transposed, self.column_offsets, self.columns),
+        ]
+        (u, row_offsets, rows), (n, column_offsets, columns) = reversed(sides) if transposed else sides
+        size, width, warps = _SCORES[self.u.dtype]
+        blocks = triton.cdiv(rows, size)
+        share = _multiple(triton.cdiv(columns, max(1, _PROGRAMS // blocks)), width)
+        shares = triton.cdiv(columns, share)
+        positives = u.new_empty(rows)
+        maxima, totals = u.new_empty(shares, rows), u.new_empty(shares, rows)
+        with torch.cuda.device_of(u):
+            _reduce[(blocks, shares)](
+                u,
+                n,
+                self.weight,
+                row_offsets,
+                column_offsets,
+                positives,
+                maxima,
+                totals,
+                rows,
+                columns,
+                self.units,
+                u.shape[1],
+                n.shape[1],
+                share,
+                clip,
+                softplus,
+                positive,
+                clip < math.inf,
+                size,
+                width,
+                _UNITS_TOGETHER,
+                num_warps=warps,
+            )
+        return positives, maxima, totals
+
+    def log_sum_exp(self, positive: bool, clip: float, transposed: bool = False) -> tuple[Tensor, Tensor]:
+        """Positives, and log-sum-exps in float64, of rows or of columns."""
+        positives, maxima, totals = self.reduce(False, positive, clip, transposed)
+        maxima, totals = maxima.double(), totals.double()
+        highest = maxima.amax(0)
+        level = torch.where(highest.isinf(), 0.0, highest)
+        return positives, level + torch.log((totals * torch.exp(maxima - level)).sum(0))
+
+    def gradients(
+        self,
+        of_positives: Tensor,
+        of_rows: Tensor,
+        of_columns: Tensor | None,
+        row_lse: Tensor | None,
+        column_lse: Tensor | None,
+        positive: bool,
+        clip: float,
+        like: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Gradients of x, y, weight and bias, in their dtypes; those of softplus sums without `row_lse`."""
+        of_positives, of_rows = (z.to(self.u.dtype).contiguous() for z in (of_positives, of_rows))
+        softplus, both_ways = row_lse is None, column_lse is not None
+        # What has no part in a kernel may be any tensor.
+        of_columns = of_rows if of_columns is None else of_columns.to(self.u.dtype).contiguous()
+        row_lse = of_rows if row_lse is None else _without_minus_infinity(row_lse)
+        column_lse = row_lse if column_lse is None else _without_minus_infinity(column_lse)
+        size, width, warps = _SCORES[self.u.dtype]
+        padded_rows, padded_columns = self.u.shape[0], self.n.shape[0]
+        at_once = max(1, _CHUNK_BYTES // (2 * padded_columns * self.u.element_size()) // _PADDING) * _PADDING
+        at_once = min(at_once, padded_rows)
+        g, transposed = self.u.new_empty(at_once, padded_columns), self.u.new_empty(padded_columns, at_once)
+        of_u, of_n = torch.empty_like(self.u), torch.empty_like(self.n)
+        total = torch.zeros((), dtype=torch.float64, device=g.device)
+        owners, units, sum_warps = _SUMS
+        for first in range(0, padded_rows, at_once):
+            count = min(at_once, padded_rows - first)
+            with torch.cuda.device_of(g):
+                _weigh[(count // size, padded_columns // width)](
+                    self.u_transposed,
+                    self.n_transposed,
+                    self.weight,
+                    self.row_offsets,
+                    self.column_offsets,
+                    of_positives,
+                    of_rows,
+                    of_columns,
+                    row_lse,
+                    column_lse,
+                    g,
+                    transposed,
+                    first,
+                    self.rows,
+                    self.columns,
+                    self.units,
+                    padded_rows,
+                    padded_columns,
+                    padded_columns,
+                    at_once,
+                    clip,
+                    softplus,
+                    positive,
+                    clip < math.inf,
+                    both_ways,
+                    size,
+                    width,
+                    _UNITS_TOGETHER,
+                    num_warps=warps,
+                )
+                _sum_active[(count // owners, self.units // units)](
+                    self.u[first:],
+                    self.n,
+                    transposed,
+                    of_u[first:],
+                    0,
+                    padded_columns,
+                    self.units,
+                    at_once,
+                    True,
+                    False,
+                    _PIECE,
+                    owners,
+                    units,
+                    num_warps=sum_warps,
+                )
+                _sum_active[(padded_columns // owners, self.units // units)](
+                    self.n,
+                    self.u,
+                    g,
+                    of_n,
+                    first,
+                    count,
+                    self.units,
+                    padded_columns,
+                    False,
+                    first > 0,
+                    _PIECE,
+                    owners,
+                    units,
+                    num_warps=sum_warps,
+                )
+            total += g[:count].sum(dtype=torch.float64)
+        of_weight = ((self.u * of_u).sum(0, dtype=torch.float64) - (self.n * of_n).sum(0, dtype=torch.float64))[
+            : self.h
+        ]
+        found = ((of_u * self.weight)[: self.rows, : self.h], (of_n * self.weight)[: self.columns, : self.h])
+        return [z.to(x.dtype).contiguous() for z, x in zip((*found, of_weight[: self.h], total), like, strict=True)]
+
+
+def _without_minus_infinity(lse: Tensor) -> Tensor:
+    """+inf for -inf: what has no softmax has weights e^(s - inf) = 0."""
+    return torch.where(lse == -torch.inf, torch.inf, lse)
+
+
+def log_sum_exp(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `cpu.log_sum_exp`, of parameters weight and bias."""
+    operands = _Operands(x, y, *parameters)
+    positives, row_lse = operands.log_sum_exp(positive, clip)
+    column_lse = operands.log_sum_exp(positive, clip, transposed=True)[1] if columns else row_lse.new_empty(0)
+    return positives, row_lse, column_lse
+
+
+def log_sum_exp_backward(
+    of_positives: Tensor,
+    of_rows: Tensor,
+    of_columns: Tensor,
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    positive: bool,
+    clip: float,
+    columns: bool,
+) -> list[Tensor]:
+    """As `cpu.log_sum_exp_backward`; all gradients are formed."""
+    both = (of_columns, column_lse) if columns else (None, None)
+    operands = _Operands(x, y, *parameters)
+    return operands.gradients(of_positives, of_rows, both[0], row_lse, both[1], positive, clip, (x, y, *parameters))
+
+
+def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
+    """As `cpu.softplus`."""
+    positives, _, totals = _Operands(x, y, *parameters).reduce(True, positive, math.inf)
+    return positives, totals.sum(0, dtype=torch.float64).to(totals.dtype)
+
+
+def softplus_backward(
+    of_positives: Tensor,
+    of_rows: Tensor,
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    needed: list[bool],
+    positive: bool,
+) -> list[Tensor]:
+    """As `cpu.softplus_backward`; all gradients are formed."""
+    operands = _Operands(x, y, *parameters)
+    return operands.gradients(of_positives, of_rows, None, None, None, positive, math.inf, (x, y, *parameters))

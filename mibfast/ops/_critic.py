@@ -1,0 +1,152 @@
+"""The boundary of critics over all pairs, which log-sum-exps and softplus sums share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _check
+from mibfast.ops._boundary import accumulation_dtype, kernels, operation
+
+_SCORES = ("inner_product", "additive")
+
+
+def operands(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    hidden: Sequence[Tensor] | None,
+    score: str,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Check what a score is of; return x, y and the parameters: none, or weight and bias, and W and c where given."""
+    _check.tensor(name, "x", x, "N h" if score == "additive" else "N d")
+    _check.tensor(name, "y", y, "N' h" if score == "additive" else "N' d")
+    _check.choice(name, "score", score, _SCORES)
+    _check.alike(name, x=x, y=y)
+    _check.same_dimension(name, x=x, y=y)
+    if y.shape[0] < x.shape[0]:
+        raise ValueError(
+            f"{name}: the positive of row i is column i, so y must have as many rows as x or more, "
+            f"got {_check.described(x)} and {_check.described(y)}"
+        )
+    if score == "inner_product":
+        for argument, given in (("weight", weight), ("bias", bias), ("hidden", hidden)):
+            if given is not None:
+                raise ValueError(f"{name}: {argument} must be None for score='inner_product', got {_of(given)}")
+        x, y = _check.promoted([x, y])
+        return x, y, []
+    if weight is None:
+        raise ValueError(f"{name}: score='additive' needs a weight [h], got None")
+    _check.tensor(name, "weight", weight, "h" if hidden is None else "g")
+    _check.alike(name, x=x, weight=weight)
+    if bias is None:
+        bias = weight.new_zeros(())
+    _check.alike(name, x=x, bias=_zero_dimensional(name, bias))
+    if hidden is None:
+        _check.size(name, "weight", weight, 0, x.shape[1])
+        x, y, *parameters = _check.promoted([x, y, weight, bias])
+        return x, y, parameters
+    if not isinstance(hidden, (tuple, list)) or len(hidden) != 2:
+        raise TypeError(f"{name}: hidden must be a pair of tensors (W [g, h], c [g]), got {_of(hidden)}")
+    matrix, offset = hidden
+    _check.tensor(name, "hidden[0]", matrix, "g h")
+    _check.tensor(name, "hidden[1]", offset, "g")
+    _check.alike(name, x=x, **{"hidden[0]": matrix, "hidden[1]": offset})
+    _check.size(name, "hidden[0]", matrix, 1, x.shape[1])
+    _check.size(name, "hidden[1]", offset, 0, matrix.shape[0])
+    _check.size(name, "weight", weight, 0, matrix.shape[0])
+    x, y, *parameters = _check.promoted([x, y, weight, bias, matrix, offset])
+    return x, y, parameters
+
+
+def _of(x: Any) -> str:
+    return f"{type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else _check.described(x)
+
+
+def _zero_dimensional(name: str, bias: Any) -> Tensor:
+    if not isinstance(bias, Tensor) or bias.ndim or not bias.dtype.is_floating_point:
+        raise ValueError(f"{name}: bias must be a 0-d floating-point tensor or None, got {_check.described(bias)}")
+    return bias
+
+
+def offers(parameters: Sequence[Tensor]) -> dict[str, str | None]:
+    """The backends with kernels of critics, and why one cannot take these arguments."""
+    if not parameters:
+        return {"cpu": None, "triton": "its kernels are of additive scores"}
+    return {"cpu": None, "triton": "its kernels have one hidden layer" if len(parameters) > 2 else None}
+
+
+def _fake_gradients(x: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    return [z.new_empty(z.shape) for z in (x, y, *parameters)]
+
+
+def _fake_log_sum_exp(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, n_columns = x.shape[0], y.shape[0] if columns else 0
+    return (
+        x.new_empty(n, dtype=accumulation_dtype(x.dtype)),
+        x.new_empty(n, dtype=torch.float64),
+        x.new_empty(n_columns, dtype=torch.float64),
+    )
+
+
+@operation(fake=_fake_log_sum_exp)
+def critic_log_sum_exps(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return kernels("critic", backend).log_sum_exp(x, y, parameters, positive, clip, columns)  # type: ignore[no-any-return]
+
+
+@operation(fake=lambda _, __, ___, x, y, parameters, *____: _fake_gradients(x, y, parameters))
+def critic_log_sum_exps_backward(
+    of_positives: Tensor,
+    of_rows: Tensor,
+    of_columns: Tensor,
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    positive: bool,
+    clip: float,
+    columns: bool,
+    backend: str,
+) -> list[Tensor]:
+    launcher = kernels("critic", backend).log_sum_exp_backward
+    return launcher(  # type: ignore[no-any-return]
+        of_positives, of_rows, of_columns, x, y, parameters, row_lse, column_lse, needed, positive, clip, columns
+    )
+
+
+def _fake_softplus(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    return x.new_empty(x.shape[0], dtype=dtype), x.new_empty(x.shape[0], dtype=dtype)
+
+
+@operation(fake=_fake_softplus)
+def critic_softplus_sums(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return kernels("critic", backend).softplus(x, y, parameters, positive)  # type: ignore[no-any-return]
+
+
+@operation(fake=lambda _, __, x, y, parameters, *___: _fake_gradients(x, y, parameters))
+def critic_softplus_sums_backward(
+    of_positives: Tensor,
+    of_rows: Tensor,
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    needed: list[bool],
+    positive: bool,
+    backend: str,
+) -> list[Tensor]:
+    launcher = kernels("critic", backend).softplus_backward
+    return launcher(of_positives, of_rows, x, y, parameters, needed, positive)  # type: ignore[no-any-return]

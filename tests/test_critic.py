@@ -1,0 +1,172 @@
+"""Critics over all pairs: what the tests of all operations leave out."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from mibfast import functional as F
+
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+LAYERS = pytest.mark.parametrize("layers", [0, 1, 2])
+
+
+def _leaves(n: int, columns: int, d: int, layers: int, dtype=torch.float64, scale: float = 1.0) -> list[torch.Tensor]:
+    """x and y, a weight and a bias, W [3, d] and c."""
+    shapes = [(n, d), (columns, d), (3 if layers == 2 else d,), (), (3, d), (3,)][: 2 + 2 * layers]
+    return [(scale * torch.randn(s, dtype=torch.float64)).to(dtype).requires_grad_() for s in shapes]
+
+
+def _call(function, leaves, **options):
+    if len(leaves) == 2:
+        return function(*leaves, **options)
+    hidden = tuple(leaves[4:]) or None
+    return function(*leaves[:4], hidden, score="additive", **options)
+
+
+def _step(function, leaves, **options):
+    """Results and gradients for uneven upstream ones."""
+    results = _call(function, leaves, **options)
+    upstream = [torch.linspace(-0.4 - k, 1.1, r.numel(), dtype=r.dtype) for k, r in enumerate(results)]
+    return [*(r.detach() for r in results), *torch.autograd.grad(results, leaves, upstream)]
+
+
+@LAYERS
+@pytest.mark.parametrize(("n", "columns", "d"), [(1, 1, 1), (1, 3, 9), (7, 8, 1), (33, 1500, 17), (300, 301, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_ragged_sizes(n, columns, d, layers, dtype) -> None:
+    leaves = _leaves(n, columns, d, layers)
+    narrow = [x.detach().to(dtype).requires_grad_() for x in leaves]
+    for function in (partial(F.critic_log_sum_exp, clip=3.0), partial(F.critic_softplus, positive=True)):
+        found, expected = _step(function, narrow, backend="cpu"), _step(function, leaves, backend="reference")
+        for result, truth in zip(found, expected, strict=True):
+            a, b = (x.double().masked_fill(x == -math.inf, 0.0) for x in (result, truth))
+            # A unit or a score within a rounding of a kink may lie on its other side in float32.
+            assert (a - b).norm() <= (1e-11 if dtype == torch.float64 else 1e-3) * max(1e-6, b.norm())
+
+
+@BACKENDS
+def test_without_a_negative_there_is_minus_infinity_and_no_gradient(backend) -> None:
+    x, y = (torch.randn(1, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    positives, rows, columns = F.critic_log_sum_exp(x, y, columns=True, backend=backend)
+    assert rows.item() == columns.item() == -math.inf
+    found = torch.autograd.grad((positives + rows.clamp(min=-1.0) + columns.clamp(min=-1.0)).sum(), (x, y))
+    torch.testing.assert_close(found, (y.detach(), x.detach()))
+    assert F.critic_softplus(x, y, backend=backend)[1].item() == 0.0
+
+
+@BACKENDS
+@LAYERS
+def test_many_columns_and_rows_share_no_state(layers, backend) -> None:
+    """Estimators as one writes them down."""
+    leaves = _leaves(40, 40, 5, layers)
+    s = _call_scores(leaves)
+    off = ~torch.eye(40, dtype=torch.bool)
+    positives, rows = _call(F.critic_log_sum_exp, leaves, backend=backend)
+    smile = positives.mean() - torch.logsumexp(_call(F.critic_log_sum_exp, leaves, clip=0.5, backend=backend)[1], 0)
+    torch.testing.assert_close(torch.logsumexp(rows, 0), torch.logsumexp(s[off], 0))
+    torch.testing.assert_close(smile, s.diagonal().mean() - torch.logsumexp(s.clamp(-0.5, 0.5)[off], 0))
+    positives, sums = _call(F.critic_softplus, leaves, backend=backend)
+    jensen_shannon = sums.sum() + softplus(-positives).sum()
+    labels = torch.eye(40, dtype=torch.float64)
+    torch.testing.assert_close(jensen_shannon, binary_cross_entropy_with_logits(s, labels, reduction="sum"))
+
+
+def _call_scores(leaves):
+    x, y, *parameters = (z.detach() for z in leaves)
+    if not parameters:
+        return x @ y.T
+    units = torch.relu(x[:, None] + y)
+    if len(parameters) == 4:
+        units = torch.relu(units @ parameters[2].T + parameters[3])
+    return units @ parameters[0] + parameters[1]
+
+
+@LAYERS
+@pytest.mark.parametrize("clip", [None, 5.0, 200.0])
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_small_and_large_scores(size, clip, layers) -> None:
+    """Scores of 1e4 in float32 are known to 1e-3, and so are their weights."""
+    leaves = _leaves(50, 50, 6, layers, scale=size ** (1 / (2 if layers < 2 else 3)))
+    narrow = [x.detach().float().requires_grad_() for x in leaves]
+    exact = [x.detach().double().requires_grad_() for x in narrow]
+    function = partial(F.critic_log_sum_exp, columns=True, clip=clip)
+    for a, b in zip(_step(function, narrow, backend="cpu"), _step(function, exact, backend="reference"), strict=True):
+        assert a.isfinite().all()
+        assert (a.double() - b).abs().max() <= 2e-2 * b.abs().max()
+    found, expected = (_step(F.critic_softplus, x, backend=b) for x, b in ((narrow, "cpu"), (exact, "reference")))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double() - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_softplus_of_very_negative_scores_keeps_its_digits() -> None:
+    x, y = torch.full((3, 1), 5.0, requires_grad=True), torch.full((4, 1), -5.0)
+    _, sums = F.critic_softplus(x, y, backend="cpu")
+    torch.testing.assert_close(sums, torch.full((3,), 3 * math.exp(-25.0)), rtol=1e-5, atol=0.0)
+
+
+@BACKENDS
+def test_a_clamped_score_has_no_gradient_and_positives_are_not_clamped(backend) -> None:
+    x = torch.tensor([[3.0], [0.5]], requires_grad=True)
+    y = torch.tensor([[2.0], [1.0], [-4.0]], requires_grad=True)
+    positives, rows = F.critic_log_sum_exp(x, y, positive=True, clip=1.0, backend=backend)
+    assert positives.tolist() == [6.0, 0.5]
+    # The scores are 6, 3, -12 and 1, 0.5, -2: what lies at the bound keeps its gradient.
+    (of_x,) = torch.autograd.grad(rows.sum(), x)
+    weights = torch.softmax(torch.tensor([1.0, 0.5, -1.0]), 0)
+    torch.testing.assert_close(of_x, torch.tensor([[0.0], [2.0 * weights[0] + 1.0 * weights[1]]]))
+
+
+@BACKENDS
+def test_a_tie_of_relu_has_gradient_zero(backend) -> None:
+    x, y = torch.tensor([[1.0, -2.0]], requires_grad=True), torch.tensor([[-1.0, 3.0]], requires_grad=True)
+    weight = torch.tensor([5.0, 7.0], requires_grad=True)
+    positives, _ = F.critic_log_sum_exp(x, y, weight, score="additive", positive=True, backend=backend)
+    found = torch.autograd.grad(positives.sum(), (x, y, weight))
+    for a, b in zip(found, ([[0.0, 7.0]], [[0.0, 7.0]], [0.0, 1.0]), strict=True):
+        torch.testing.assert_close(a, torch.tensor(b))
+
+
+@BACKENDS
+@LAYERS
+@pytest.mark.parametrize("side", [0, 1])
+def test_nan_is_not_lost(side, layers, backend) -> None:
+    leaves = _leaves(6, 6, 3, layers)
+    with torch.no_grad():
+        leaves[side][2, 1] = math.nan
+    for function in (F.critic_log_sum_exp, F.critic_softplus, partial(F.critic_log_sum_exp, clip=1.0)):
+        positives, rows = _call(function, leaves, backend=backend)
+        where = torch.arange(6) == 2
+        assert torch.equal(positives.isnan(), where)
+        # A column that is NaN is part of every row but that whose positive it is.
+        assert torch.equal(rows.isnan(), ~where if side else where)
+        of_x, of_y = torch.autograd.grad(rows.sum(), leaves[:2])
+        assert of_x.isnan().any()
+        assert of_y.isnan().any()
+
+
+@LAYERS
+def test_results_repeat_bit_for_bit_and_hardly_depend_on_threads(layers) -> None:
+    leaves = _leaves(200, 210, 40, layers, torch.float32)
+    function = partial(F.critic_log_sum_exp, backend="cpu")
+    first, threads = _step(function, leaves), torch.get_num_threads()
+    assert all(torch.equal(a, b) for a, b in zip(_step(function, leaves), first, strict=True))
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        for a, b in zip(_step(function, leaves), first, strict=True):
+            assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_columns_far_below_the_others_keep_their_digits() -> None:
+    """Clamped to 60, columns may lie 120 nats apart."""
+    x = torch.ones(40, 1)
+    y = torch.where(torch.arange(40) % 2 == 0, -70.0, 70.0)[:, None]
+    for clip in (None, 60.0):
+        found = F.critic_log_sum_exp(x, y, positive=True, columns=True, clip=clip, backend="cpu")
+        expected = F.critic_log_sum_exp(x, y, positive=True, columns=True, clip=clip, backend="reference")
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)

@@ -1,0 +1,250 @@
+"""Critics' Triton kernels: against the reference and the CPU's kernels, and compiled for GPUs that are not there.
+
+Without a GPU they run in Triton's interpreter, so shapes and tiles are small.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from operations import OPERATIONS, inputs, value_and_gradients
+from torch import Tensor
+from triton_compilation import SHARED_MEMORY, resources
+
+from mibfast import functional as F
+
+pytest.importorskip("triton")
+from mibfast.kernels.critic import triton as kernels
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
+NAMES = [
+    "critic_log_sum_exp, additive",
+    "critic_log_sum_exp, additive, columns, clipped, positive out",
+    "critic_softplus, additive",
+]
+MODULE = "mibfast.kernels.critic.triton"
+SCORES = {"fp32": kernels._SCORES[torch.float32], "fp64": kernels._SCORES[torch.float64]}
+SUMS = kernels._SUMS
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles_in_the_interpreter(monkeypatch) -> None:
+    """So that small inputs have many, and few units of padding."""
+    if not torch.cuda.is_available():
+        tiles = dict.fromkeys(kernels._SCORES, (8, 16, 4))
+        names = {"_SCORES": tiles, "_SUMS": (8, 8, 4), "_PADDING": 16, "_UNIT_PADDING": 8, "_PIECE": 16}
+        for name, value in names.items():
+            monkeypatch.setattr(kernels, name, value)
+
+
+def _parameters(h: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, object]:
+    weight = torch.randn(h, dtype=torch.float64).to(device, dtype).requires_grad_()
+    bias = torch.tensor(0.3, dtype=dtype, device=device, requires_grad=True)
+    return {"weight": weight, "bias": bias, "score": "additive"}
+
+
+@interpreted
+@pytest.mark.parametrize(("n", "h"), [(1, 1), (2, 3), (17, 9), (35, 20)])
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_agrees_with_reference_and_cpu(name, n, h) -> None:
+    leaves = inputs(n, h)
+    found = value_and_gradients(OPERATIONS[name], leaves, "triton")
+    for backend in ("reference", "cpu"):
+        for a, b in zip(found, value_and_gradients(OPERATIONS[name], leaves, backend), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12 * max(1.0, b.nan_to_num(0, 0, 0).abs().max()))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
+    leaves = inputs(33, 24, dtype)
+    truth = value_and_gradients(OPERATIONS[name], [x.detach().double() for x in leaves], "reference")
+    plain = value_and_gradients(OPERATIONS[name], leaves, "reference")
+    for a, b, exact in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), plain, truth, strict=True):
+        assert a.dtype == b.dtype
+        scale = exact.abs().max()
+        allowed = 3 * (b.double() - exact).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
+        assert (a.double() - exact).abs().max() <= allowed
+
+
+@interpreted
+@pytest.mark.parametrize("name", NAMES)
+def test_every_subset_of_inputs_that_need_gradients(name) -> None:
+    full = inputs(3, 2)[:4]
+    expected = torch.autograd.grad(OPERATIONS[name](*full, None, backend="triton").sum(), full)
+    for needed in product([False, True], repeat=4):
+        leaves = [x.detach().clone().requires_grad_(need) for x, need in zip(full, needed, strict=True)]
+        result = OPERATIONS[name](*leaves, None, backend="triton")
+        assert result.requires_grad == any(needed)
+        if any(needed):
+            result.sum().backward()
+        for x, g in zip(leaves, expected, strict=True):
+            assert (x.grad is None) == (not x.requires_grad)
+            if x.grad is not None:
+                torch.testing.assert_close(x.grad, g, rtol=1e-12, atol=1e-13)
+
+
+@interpreted
+@pytest.mark.parametrize("layout", [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 1)[:, ::2]])
+def test_strides(layout) -> None:
+    leaves = inputs(9, 6, torch.float32)
+    expected = value_and_gradients(OPERATIONS[NAMES[0]], leaves, "triton")
+    strided = [layout(x.detach()) for x in leaves[:4]] + [leaves[4]]
+    for a, b in zip(value_and_gradients(OPERATIONS[NAMES[0]], strided, "triton"), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@interpreted
+def test_chunks_and_shares_join(monkeypatch) -> None:
+    """Chunks of 16 of 30 rows, and shares of 16 of 40 columns."""
+    x, y = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (30, 40))
+    parameters = _parameters(5, torch.float64)
+    leaves = (x, y, parameters["weight"], parameters["bias"])
+
+    def step(backend: str) -> list[Tensor]:
+        positives, rows = F.critic_log_sum_exp(x, y, **parameters, backend=backend)
+        return [rows, *torch.autograd.grad((rows * rows - positives).sum(), leaves)]
+
+    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(kernels, "_PROGRAMS", 9)
+    for a, b in zip(step("triton"), step("reference"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-4, 1e2])
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_small_and_large_scores(clip, scale) -> None:
+    """Up to 1e4: log-sum-exps have no digits to spare, and the weights of pairs come from their differences."""
+    x, y = (scale * torch.randn(20, 6).double() for _ in range(2))
+    weight = scale * torch.randn(6).double()
+    results = []
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaves = [z.to(dtype).requires_grad_() for z in (x, y, weight)]
+        options = {"score": "additive", "columns": True, "clip": clip, "backend": backend}
+        positives, rows, columns = F.critic_log_sum_exp(*leaves, **options)
+        results.append([rows, columns, *torch.autograd.grad((rows - positives + columns).sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b).abs().max() <= 3e-3 * b.abs().max()
+
+
+@interpreted
+def test_nan_is_kept_and_a_tie_has_no_gradient() -> None:
+    x, y = torch.randn(2, 5, 3)
+    x[1, 1] = math.nan
+    for leaves in ((x, y), (y, x)):
+        parameters = _parameters(3)
+        for function in (F.critic_log_sum_exp, F.critic_softplus):
+            found = function(*leaves, **parameters, backend="triton")
+            expected = function(*leaves, **parameters, backend="reference")
+            for a, b in zip(found, expected, strict=True):
+                assert torch.equal(a.isnan(), b.isnan())
+    x = torch.zeros(4, 3, requires_grad=True)
+    _, rows = F.critic_log_sum_exp(x, torch.zeros(4, 3), **_parameters(3), backend="triton")
+    rows.sum().backward()
+    assert torch.equal(x.grad, torch.zeros(4, 3))
+
+
+def test_what_has_no_kernel_says_why() -> None:
+    x = torch.randn(4, 3)
+    with pytest.raises(RuntimeError, match=r"critic_softplus: backend 'triton' cannot be used: .*additive|it serves"):
+        F.critic_softplus(x, x, backend="triton")
+    options = {"score": "additive", "hidden": (torch.randn(2, 3), torch.randn(2)), "backend": "triton"}
+    with pytest.raises(RuntimeError, match=r"'triton' cannot be used: .*one hidden layer|it serves"):
+        F.critic_log_sum_exp(x, x, torch.randn(2), **options)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_without_spills(capability) -> None:
+    constants = {"POSITIVE": False, "CLIPPED": True, "TOGETHER": kernels._UNITS_TOGETHER}
+    sums = {"ADD": True, "PIECE": 64, "OWNERS": SUMS[0], "UNITS": SUMS[1]}
+    names, compilations = [], []
+
+    def add(kernel: str, element: str, pointers: str, doubles: str, integers: str, **constexprs: object) -> None:
+        types = dict.fromkeys(pointers.split(), f"*{element}:16") | dict.fromkeys(doubles.split(), "*fp64:16")
+        types |= dict.fromkeys(integers.split(), "i32") | ({} if kernel == "_sum_active" else {"clip": "fp32"})
+        warps = SUMS[2]
+        if kernel != "_sum_active":
+            constexprs["ROWS"], constexprs["COLUMNS"], warps = SCORES[element]
+        compilations.append((MODULE, kernel, types, constexprs, {"num_warps": warps}))
+        names.append(f"{kernel} {element} {constexprs}")
+
+    scores = "u n weight row_offsets column_offsets"
+    for element, softplus in product(("fp32", "fp64"), (False, True)):
+        integers = "rows columns units u_stride n_stride share"
+        add("_reduce", element, f"{scores} positives maxima totals", "", integers, SOFTPLUS=softplus, **constants)
+        pointers = f"{scores} of_positives of_rows of_columns g g_transposed"
+        integers = "first rows columns units u_stride n_stride g_stride transposed_stride"
+        options = constants | {"SOFTPLUS": softplus, "BOTH_WAYS": not softplus}
+        add("_weigh", element, pointers, "row_lse column_lse", integers, **options)
+        integers = "first count units g_stride"
+        add("_sum_active", element, "owners others g sums", "", integers, OF_ROWS=softplus, **sums)
+    for name, found in zip(names, resources(compilations, capability), strict=True):
+        assert found.spilled == 0, (name, found)
+        assert found.shared <= SHARED_MEMORY[capability], (name, found)
+
+
+def _on_gpu(n: int, h: int, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.randn(n, h, device="cuda").to(dtype).requires_grad_() for _ in range(2)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("function", [F.critic_log_sum_exp, F.critic_softplus])
+def test_on_a_gpu_errs_no_more_than_plain_pytorch(function, dtype) -> None:
+    leaves = [*_on_gpu(300, 70, dtype)]
+    parameters = _parameters(70, dtype, "cuda")
+
+    def step(leaves: list[Tensor], parameters: dict[str, object], backend: str) -> list[Tensor]:
+        positives, sums = function(*leaves, **parameters, backend=backend)
+        sources = (*leaves, parameters["weight"], parameters["bias"])
+        return [positives, sums, *torch.autograd.grad((sums - 0.5 * positives).mean(), sources)]
+
+    wide = {k: v.detach().double().requires_grad_() if isinstance(v, Tensor) else v for k, v in parameters.items()}
+    exact = step([x.detach().double().requires_grad_() for x in leaves], wide, "reference")
+    plain, found = (step(leaves, parameters, backend) for backend in ("reference", "triton"))
+    for a, b, truth in zip(found, plain, exact, strict=True):
+        scale = truth.abs().max()
+        allowed = 3 * (b.double() - truth).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
+        assert (a.double() - truth).abs().max() <= allowed
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_many_rows_repeat_bit_for_bit_and_under_autocast() -> None:
+    leaves, parameters = _on_gpu(10000, 100, torch.float32), _parameters(100, device="cuda")
+
+    def step() -> list[Tensor]:
+        positives, rows, columns = F.critic_log_sum_exp(*leaves, **parameters, columns=True, backend="triton")
+        return [rows, columns, *torch.autograd.grad((rows + columns - positives).mean(), leaves)]
+
+    first = step()
+    with torch.autocast("cuda", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(step(), first, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_torch_compile_and_cuda_graphs() -> None:
+    leaves, parameters = _on_gpu(200, 40, torch.float32), _parameters(40, device="cuda")
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        positives, rows = F.critic_log_sum_exp(x, y, **parameters, backend="triton")
+        return (rows - positives).mean()
+
+    expected = torch.autograd.grad(step(*leaves), leaves)
+    compiled = torch.compile(step, fullgraph=True)
+    for a, b in zip(torch.autograd.grad(compiled(*leaves), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(step(*leaves), leaves)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = torch.autograd.grad(step(*leaves), leaves)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
