@@ -6,6 +6,7 @@ import pytest
 import torch
 from operations import OPERATIONS, inputs
 
+from mibfast import functional as F
 from mibfast import losses
 
 
@@ -113,3 +114,39 @@ def test_registered_operations_are_what_torch_expects(dtype) -> None:
         torch.library.opcheck(
             getattr(torch.ops.mibfast, name).default, arguments, test_utils=("test_schema", "test_faketensor")
         )
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_any_number_of_arguments_compiles_where_no_gradient_is_needed(m) -> None:
+    """`torch.compile` leaves the context out of a Function's forward that has as many parameters as arguments."""
+    z = [torch.randn(6, 4) for _ in range(m)]
+    operations = {
+        "one_vs_all_info_nce": lambda *z: F.one_vs_all_info_nce(z, reduction="none"),
+        "one_vs_all_minimality": lambda *z: F.one_vs_all_minimality(z),
+        "leave_one_out_projection": lambda *z: F.leave_one_out_projection(z),
+        "symile_info_nce": lambda *z: F.symile_info_nce(z, 2.0),
+        "product_of_experts": lambda *z: F.product_of_experts(z, z)[0],
+        "gram_volume": lambda a, *others: F.gram_volume(a, others),
+        "gram_info_nce": lambda a, *others: F.gram_info_nce(a, others),
+        "gaussian_kl": lambda *z: F.gaussian_kl(*z[:2], *(z[2:] if m == 4 else ())),
+        "critic_log_sum_exp": lambda *z: F.critic_log_sum_exp(*z[:2])[1],
+        "critic_softplus": lambda *z: F.critic_softplus(*z[:2])[1],
+    }
+    if m == 3:
+        operations["triangle_area"] = F.triangle_area
+        operations["triangle_info_nce"] = F.triangle_info_nce
+    if m > 2:
+        # A weight, and a bias.
+        operations["critic_log_sum_exp"] = lambda u, v, w, *b: F.critic_log_sum_exp(
+            u, v, w[0], *(x[0, 0] for x in b[:1]), score="additive"
+        )[1]
+    failed = []
+    for name, operation in operations.items():
+        torch.compiler.reset()
+        try:
+            with torch.no_grad():
+                found = torch.compile(operation, fullgraph=True, backend="eager")(*z)
+            torch.testing.assert_close(found, operation(*z))
+        except Exception as error:
+            failed.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+    assert not failed

@@ -170,3 +170,13 @@ def test_rows_of_minus_infinity_and_nan(symmetric) -> None:
     _, row_lse, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, objective)
     assert row_lse.isnan().all()
     assert np.array_equal(column_lse.isnan().numpy(), np.arange(6) == 2) or not symmetric
+
+
+def test_blocks_of_many_columns_are_shorter() -> None:
+    """Blocks hold at most 16 MiB, however many columns there are, and no more rows than there are."""
+    for n, count, height in ((6000, 1000, 3072), (6000, 4096, 1024), (40, 1000, 40)):
+        columns = engine_cpu.Columns(torch.randn(1, count, 4), torch.empty(0, count))
+        rows = Rows(torch.randn(n, 4))
+        found = [(first, block.shape) for first, block in engine_cpu.blocks(scores_cpu.INNER_PRODUCT, rows, columns)]
+        assert found[0] == (0, (height, count))
+        assert sum(shape[0] for _, shape in found) == n

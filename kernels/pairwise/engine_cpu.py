@@ -724,7 +724,7 @@ def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.n
 
     For reductions that a row at a time does not serve: those that keep more of a column than a number.
     """
-    tiles = ProductTiles(score, rows, columns, _MOST_ROWS_OF_BLOCKS)
+    tiles = ProductTiles(score, rows, columns, most_rows=_MOST_ROWS_OF_BLOCKS)
     kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
     out = tiles.tile[:, 0]
     if kernel_of_rows is not None:

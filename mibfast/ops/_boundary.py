@@ -97,6 +97,19 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
 
 
+def of_any_number(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the forward of a Function that takes any number of tensors, so that `torch.compile` passes its context.
+
+    Where no gradient is needed, it leaves the context out if there are as many arguments as parameters, `ctx` and
+    `*tensors` counted: here 2, and no Function has as few arguments. The signature must be this one, so not `wraps`.
+    """
+
+    def wrapped(ctx: Any, *arguments: Any) -> Any:
+        return forward(ctx, *arguments)
+
+    return wrapped
+
+
 class _Refused(torch.autograd.Function):
     """The identity, whose backward raises: stands where a second derivative would otherwise be silently zero."""
 

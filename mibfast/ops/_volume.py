@@ -15,6 +15,7 @@ from mibfast.ops._boundary import (
     accumulation_dtype,
     inverse_temperature,
     kernels,
+    of_any_number,
     operation,
     scaled,
     temperature_tensor,
@@ -89,6 +90,7 @@ def volume_info_nce_with_gradient(
 # Forward and backward of the operations' autograd functions. An operation makes a Function of them, under its own name.
 
 
+@of_any_number
 def volumes_forward(ctx: Any, backend: str, kind: str, anchor: Tensor, *others: Tensor) -> Tensor:
     ctx.save_for_backward(anchor, *others)
     ctx.backend, ctx.kind = backend, kind
@@ -101,6 +103,7 @@ def volumes_gradients(ctx: Any, upstream: Tensor) -> Any:
     return None, None, *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True))
 
 
+@of_any_number
 def loss_forward(
     ctx: Any, backend: str, settings: tuple[str, float], temperature: Tensor, anchor: Tensor, *others: Tensor
 ) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
-from mibfast.ops._boundary import accumulation_dtype, first_order
+from mibfast.ops._boundary import accumulation_dtype, first_order, of_any_number
 
 __all__ = ["critic_log_sum_exp"]
 
@@ -103,6 +103,7 @@ def critic_log_sum_exp(
 
 class _CriticLogSumExp(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(
         ctx: Any, backend: str, objective: tuple[bool, float, bool], x: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

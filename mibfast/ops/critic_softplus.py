@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
-from mibfast.ops._boundary import first_order
+from mibfast.ops._boundary import first_order, of_any_number
 
 __all__ = ["critic_softplus"]
 
@@ -68,6 +68,7 @@ def critic_softplus(
 
 class _CriticSoftplus(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(
         ctx: Any, backend: str, positive: bool, x: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:

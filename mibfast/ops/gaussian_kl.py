@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, of_any_number, operation
 
 __all__ = ["gaussian_kl"]
 
@@ -111,9 +111,8 @@ def kl_backward(upstream: Tensor, tensors: list[Tensor], backend: str) -> list[T
 
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, mean: Tensor, *others: Tensor) -> Tensor:
-        # torch.compile, where no gradient is needed, leaves ctx out if there are as many arguments as parameters here,
-        # ctx and *others counted: 4, and the arguments are 3 or 5.
         tensors = (mean, *others)
         ctx.save_for_backward(*tensors)
         ctx.backend = backend

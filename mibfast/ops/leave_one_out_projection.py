@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.projection import reference
-from mibfast.ops._boundary import first_order, kernels, offers_up_to_largest_m, operation
+from mibfast.ops._boundary import first_order, kernels, of_any_number, offers_up_to_largest_m, operation
 
 __all__ = ["leave_one_out_projection"]
 
@@ -90,6 +90,7 @@ def leave_one_out_backward(upstream: Tensor, z: list[Tensor], inverse: Tensor, b
 
 class _LeaveOneOutProjection(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, ridge: float, *z: Tensor) -> Tensor:
         projections, inverse = leave_one_out(list(z), ridge, backend)
         ctx.save_for_backward(inverse, *z)

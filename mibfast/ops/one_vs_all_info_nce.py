@@ -17,6 +17,7 @@ from mibfast.ops._boundary import (
     first_order,
     inverse_temperature,
     kernels,
+    of_any_number,
     offers_up_to_largest_m,
     operation,
     reduced,
@@ -265,6 +266,7 @@ def one_vs_all_mean(
 
 class _OneVsAllInfoNCE(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
         losses, lse = one_vs_all_losses(list(z), temperature, *settings, backend)
         ctx.save_for_backward(lse, temperature, *z)
@@ -286,6 +288,7 @@ class _MeanOneVsAllInfoNCE(torch.autograd.Function):
     """The mean: loss and gradient in one sweep, so that the backward has only to scale."""
 
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
         loss, gradients = one_vs_all_mean(list(z), temperature, *settings, ctx.needs_input_grad[2], backend)
         ctx.save_for_backward(gradients[-1], *gradients[:-1])

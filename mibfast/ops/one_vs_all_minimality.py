@@ -11,7 +11,14 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, offers_up_to_largest_m, operation
+from mibfast.ops._boundary import (
+    accumulation_dtype,
+    first_order,
+    kernels,
+    of_any_number,
+    offers_up_to_largest_m,
+    operation,
+)
 
 __all__ = ["one_vs_all_minimality"]
 
@@ -102,6 +109,7 @@ def minimality_backward(upstream: Tensor, z: list[Tensor], backend: str) -> list
 
 class _OneVsAllMinimality(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, *z: Tensor) -> Tensor:
         ctx.save_for_backward(*z)
         ctx.backend = backend

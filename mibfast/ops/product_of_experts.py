@@ -10,7 +10,14 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, offers_up_to_largest_m, operation
+from mibfast.ops._boundary import (
+    accumulation_dtype,
+    first_order,
+    kernels,
+    of_any_number,
+    offers_up_to_largest_m,
+    operation,
+)
 
 __all__ = ["product_of_experts"]
 
@@ -82,6 +89,7 @@ def product_backward(upstream: list[Tensor], tensors: list[Tensor], backend: str
 
 class _ProductOfExperts(torch.autograd.Function):
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*tensors)
         ctx.backend = backend

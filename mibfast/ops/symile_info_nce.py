@@ -11,7 +11,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.multilinear import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation, scaled
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, of_any_number, operation, scaled
 from mibfast.ops.info_nce import info_nce
 
 __all__ = ["symile_info_nce"]
@@ -159,6 +159,7 @@ class _Symile(torch.autograd.Function):
     """Loss and gradient from one sweep and its repetition, so that the backward has only to scale."""
 
     @staticmethod
+    @of_any_number
     def forward(ctx: Any, backend: str, scale: Tensor, *z: Tensor) -> Tensor:
         needed = [*ctx.needs_input_grad[2:], ctx.needs_input_grad[1]]
         loss, gradients = symile(list(z), scale, needed, backend)
