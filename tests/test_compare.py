@@ -151,6 +151,23 @@ def test_a_setting_that_diverges_is_not_chosen(npz, tmp_path, monkeypatch) -> No
         compare(["clip"], npz, tmp_path / "other", seeds=1, **SETTINGS)
 
 
+def test_a_score_that_is_no_number_chooses_nothing(npz, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    original = comparing.evaluate
+
+    def evaluated(run: object, **how: object) -> object:
+        found = original(run, **how)
+        if how.get("split") == "validation" and float(run.module.loss.temperature()) < 0.3:
+            for row in found.rows:
+                row["value"] = float("nan")
+        return found
+
+    monkeypatch.setattr(comparing, "evaluate", evaluated)
+    found = compare(["clip"], npz, tmp_path / "c", seeds=1, **SETTINGS)
+    assert [each["score"] is None for each in found.tried] == [True, False]
+    assert found.settings["clip"] == {"temperature": 0.5}
+
+
 def test_the_best_of_each_column_is_bold() -> None:
     def row(name: str, metric: str, value: float, modalities: str = "a+b") -> dict[str, object]:
         task = "linear probe" if metric == "accuracy" else "retrieval"

@@ -252,6 +252,17 @@ def test_learned_projectors_retrieve_by_what_they_predict(tmp_path) -> None:
         torch.testing.assert_close(predicted, run.module.loss.predict(0, others))
 
 
+def test_ova_ib_retrieves_by_the_ridge_that_it_was_trained_with(npz, tmp_path) -> None:
+    run = train.fit("ova-ib", npz, output=tmp_path / "run", loss={"ridge": 30.0, "beta": 0.0}, **SETTINGS)
+    found = evaluate(run, probes=(), progress=False)
+    z = run.embed("test")
+    scores = F.projection_score(z["c"], torch.stack([z["a"], z["b"]], 1), 30.0)
+    ranks = 1 + (scores > scores.diagonal()[:, None]).sum(1).double()
+    assert found.value("retrieval", "MRR", "a+b → c") == pytest.approx(float((1 / ranks).mean()), rel=1e-6)
+    other = F.projection_score(z["c"], torch.stack([z["a"], z["b"]], 1))
+    assert not torch.equal(scores.argsort(1), other.argsort(1))
+
+
 def test_ties_are_no_better_than_chance(tmp_path) -> None:
     """Embeddings that all coincide: the right candidate comes at a random place."""
     views = np.zeros((200, 4), np.float32)

@@ -48,7 +48,8 @@ class Comparison:
     settings : mapping from a method's name to its loss's arguments that were given or that the validation split chose
         Of a method whose settings vary, from names such as `ova-ib[beta=0.1]`, which `rows` and `tried` have as well.
     tried : list of dict
-        `method`, `loss` and the validation `score` of each setting, None where training diverged at once.
+        `method`, `loss` and the validation `score` of each setting, None where training diverged at once or a score is
+        not a number.
     title : str
     """
 
@@ -237,7 +238,7 @@ def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
 def _best(name: str, scores: Sequence[float | None]) -> int:
     """Return the position of the highest score; None is that of a setting that diverged at once."""
     if all(score is None for score in scores):
-        raise RunError(f"{name} diverged with every setting; a lower learning_rate may help")
+        raise RunError(f"{name} diverged with every setting, or none has a score; a lower learning_rate may help")
     return int(np.argmax([-np.inf if score is None else score for score in scores]))
 
 
@@ -277,7 +278,7 @@ class _Runner:
             return open_run(path, encoders=self._settings.get("encoders"))
 
     def validation_score(self, loss: Mapping[str, float]) -> float | None:
-        """Return the score to tune by, or None where training diverged before it had any weights to score."""
+        """Return the score to tune by; None where there is none, or training diverged before it had any weights."""
         how = {"probes": ("linear",), "split": "validation", "combinations": "whole"}
         try:
             rows = self._kept(loss, 0, "validation", how)
@@ -288,7 +289,9 @@ class _Runner:
         for metric in ("accuracy", "R2", "MRR"):
             found = [row["value"] for row in rows if row["metric"] == metric]
             if found:
-                return float(np.mean(found))
+                score = float(np.mean(found))
+                # R2 of labels that do not vary is NaN, which says nothing for a setting.
+                return score if np.isfinite(score) else None
         raise RunError(f"{self._data}: nothing to tune by")
 
     def tested(self, loss: Mapping[str, float], seed: int, combinations: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from torch import Tensor
 
 import mibfast
 from mibfast.data import DataError
-from mibfast.losses import LearnedProjectorOVAIBLoss
+from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
-from mibfast.train.methods import Method, by_cosines
+from mibfast.train.methods import Method, by_cosines, by_projection
 from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report
 from mibfast.train.retrieval import retrieved
@@ -300,8 +301,9 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         classes = _classes(run, chosen)
         given = [embeddings[name][at[queries]] for name in context]
         of_samples = None if classes is None else (classes[queries], classes)
-        retrieve = run.method.retrieve
-        loss = run.module.loss
+        retrieve, loss = run.method.retrieve, run.module.loss
+        if isinstance(loss, OVAIBLoss):
+            retrieve = partial(by_projection, ridge=loss.ridge)
         if isinstance(loss, LearnedProjectorOVAIBLoss) and len(context) == len(run.module.modalities) - 1:
             # Perceptrons take all others, and no fewer: those retrieve by what the loss predicts of them.
             with torch.no_grad():

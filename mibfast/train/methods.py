@@ -84,8 +84,9 @@ def by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     return F.top_k(torch.stack([_unit(z) for z in context]).sum(0), _unit(candidates), k)[1]
 
 
-def _by_projection(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="ridge_projection")[1]
+def by_projection(candidates: Tensor, context: Sequence[Tensor], k: int, ridge: float = 1e-8) -> Tensor:
+    """Retrieve by the cosine of a candidate with its ridge projection on the embeddings at hand."""
+    return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="ridge_projection", ridge=ridge)[1]
 
 
 def _by_volume(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
@@ -112,7 +113,7 @@ _BASELINE = {"temperature": 0.01, "positive_in_denominator": False}
 _LEARNED = {"learnable_temperature": True}
 
 METHODS = {
-    "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, _by_projection),
+    "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, by_projection),
     "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, by_cosines),
     "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, by_cosines),
     # A learned projector takes all other modalities and retrieves by its prediction; fewer do by OVA-IB's score.
@@ -120,7 +121,7 @@ METHODS = {
         "OVA-IB with learned projectors",
         losses.LearnedProjectorOVAIBLoss,
         {},
-        _by_projection,
+        by_projection,
         sized=True,
         joint=True,
     ),
