@@ -19,6 +19,7 @@ Predicted: forward 0.3 ms, both 0.7 ms. Measured: not run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -258,7 +259,8 @@ def _standardised(x: Tensor, other: Tensor | None, inverse: Tensor) -> tuple[Ten
     """Standardised x, and the mean over samples of its products with `other`, float64 [d]; fills `inverse` [d]."""
     x = x.detach()
     x = x if x.stride(1) == 1 else x.contiguous()
-    (n, d), wide = x.shape, {"dtype": torch.float64, "device": x.device}
+    n, d = x.shape
+    wide: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
     blocks, count, arguments = _ranges(n, d)
     z, partial = torch.empty((n, d), dtype=x.dtype, device=x.device), torch.empty(2, count, d, **wide)
     correlation = None if other is None else torch.empty(count, d, **wide)

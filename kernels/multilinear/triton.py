@@ -35,7 +35,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -312,7 +313,8 @@ def tile_of_reduction(device_capability: int, itemsize: int, dot: str) -> tiles_
     return tiles_triton.Tile(128, 128, 128 // itemsize, 8, 3)
 
 
-class _Block(NamedTuple):
+@dataclass(frozen=True)
+class _Block:
     """Groups that are taken together: where samples of each leading modality begin and end, and the first group."""
 
     ranges: tuple[tuple[int, int], ...]
@@ -480,7 +482,7 @@ def _gradients(
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients [N, d] of lifted weights for modalities, float32, and the sum of weights times scores, float64."""
     n, d, m, device, dtype = sweep.n, sweep.d, sweep.m, sweep.device, sweep.z[0].dtype
-    wide = {"dtype": torch.float32, "device": device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
     gradients = [torch.zeros(n, d, **wide) if need else None for need in needed]
     wants_rows, of_columns = any(needed[: m - 1]), gradients[m - 1]
     along = torch.zeros((), dtype=torch.float64, device=device) if of_scale else None
