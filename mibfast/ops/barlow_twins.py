@@ -15,6 +15,7 @@ from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, oper
 __all__ = ["barlow_twins", "barlow_twins_terms"]
 
 _NAME = "barlow_twins"
+_OFFERS: dict[str, str | None] = {"cpu": None, "triton": None}
 
 
 def barlow_twins(
@@ -108,7 +109,7 @@ def barlow_twins_terms(
         _check.process_group(_NAME, group)
         both: Tensor = _GatherRows.apply(torch.cat([a, b], 1), group)  # type: ignore[no-untyped-call]
         a, b = both[:, : a.shape[1]], both[:, a.shape[1] :]
-    chosen = _backend.choose(_NAME, a.device, backend)
+    chosen = _backend.choose(_NAME, a.device, backend, _OFFERS)
     if chosen == "reference":
         dtype = accumulation_dtype(a.dtype)
         values = reference.barlow_twins(a.to(dtype), b.to(dtype))
@@ -141,14 +142,16 @@ class _GatherRows(torch.autograd.Function):
 def _fake(a: Tensor, b: Tensor, backend: str) -> list[Tensor]:
     dtype, (n, d) = accumulation_dtype(a.dtype), a.shape
     side = min(n, d)
+    # Tensor cores multiply what is kept, in the dtype of the views.
+    kept = a.dtype if backend == "triton" else dtype
     return [
         a.new_empty(2, dtype=dtype),
-        a.new_empty(n, d, dtype=dtype),
-        a.new_empty(n, d, dtype=dtype),
+        a.new_empty(n, d, dtype=kept),
+        a.new_empty(n, d, dtype=kept),
         a.new_empty(2, d, dtype=torch.float64),
         a.new_empty(d, dtype=torch.float64),
-        a.new_empty(side, side, dtype=dtype),
-        a.new_empty((side, side) if n < d else (0,), dtype=dtype),
+        a.new_empty(side, side, dtype=kept),
+        a.new_empty((side, side) if n < d else (0,), dtype=kept),
     ]
 
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.multilinear import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, of_any_number, operation, scaled
+from mibfast.ops._boundary import (
+    accumulation_dtype,
+    first_order,
+    kernels,
+    of_any_number,
+    operation,
+    pairwise_offers,
+    scaled,
+)
 from mibfast.ops.info_nce import info_nce
 
 __all__ = ["symile_info_nce"]
@@ -91,7 +99,7 @@ def symile_info_nce(
     _check.choice(_NAME, "negatives", negatives, ("all", "shuffled"))
     if negatives == "shuffled":
         shuffles = _permutations(z, generator, permutations)
-        chosen = _backend.choose(_NAME, z[0].device, backend)
+        chosen = _backend.choose(_NAME, z[0].device, backend, pairwise_offers(z[0]))
         wide = [x.to(accumulation_dtype(x.dtype)) for x in z]
         if chosen == "reference":
             return reference.shuffled_negatives(wide, scale, shuffles)
@@ -103,7 +111,7 @@ def symile_info_nce(
             f'{_NAME}: negatives="all" forms all N^M combinations of samples and takes at most {_MOST_MODALITIES} '
             f'modalities, got {len(z)}; use negatives="shuffled"'
         )
-    chosen = _backend.choose(_NAME, z[0].device, backend)
+    chosen = _backend.choose(_NAME, z[0].device, backend, pairwise_offers(z[0]))
     if chosen == "reference":
         return reference.all_negatives(scale * reference.scores([x.to(accumulation_dtype(x.dtype)) for x in z]))
     if len(z) == 2:

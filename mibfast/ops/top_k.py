@@ -12,6 +12,8 @@ from mibfast.ops._boundary import accumulation_dtype, kernels, operation
 __all__ = ["top_k"]
 
 _NAME = "top_k"
+# Of Triton's kernels, which sort keys of candidates in registers.
+_MOST_KEPT = 1024
 # The scores of `kernels/retrieval`, and the shape of their queries.
 _QUERIES = {
     "inner_product": "Q d",
@@ -102,10 +104,24 @@ def top_k(
         raise ValueError(f"{_NAME}: k must be at most the number of candidates, got k = {k} and C = {key.shape[0]}")
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     query, key = (x.detach() for x in _check.promoted([query, key]))
-    chosen = _backend.choose(_NAME, query.device, backend)
+    chosen = _backend.choose(_NAME, query.device, backend, _offers(query, key, k, score))
     if chosen == "reference":
         return reference.top_k(query, key, k, score, ridge)
     return best_candidates(query, key, k, score, ridge, chosen)  # type: ignore[no-any-return]
+
+
+def _offers(query: Tensor, key: Tensor, k: int, score: str) -> dict[str, str | None]:
+    """Return the backends that have kernels, and why Triton's cannot take these arguments where it cannot."""
+    reason = None
+    if score not in ("inner_product", "cosine", "symile"):
+        reason = f"its kernels score by inner products, and have no {score!r}"
+    elif query.dtype == torch.float64:
+        reason = "its kernels are not for float64"
+    elif k > _MOST_KEPT:
+        reason = f"its kernels keep at most {_MOST_KEPT} candidates a query, got k = {k}"
+    elif key.shape[0] >= 2**31:
+        reason = f"its kernels number candidates in 31 bits, got C = {key.shape[0]}"
+    return {"cpu": None, "triton": reason}
 
 
 def _fake_candidates(
