@@ -309,7 +309,57 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
             bars=[Bar("eager", least=1.0)],
             rounds=5,
         )
+    n = size(512)
+    table["symile"] = GPURow(
+        title=f"Symile, all negatives, M=3, N={n}, d=256, float32",
+        inputs=partial(_embeddings, 3, n, 256, torch.float32, unit=True),
+        checked=partial(_embeddings, 3, size(4096) // 64 + 8, 256, torch.float32, unit=True),
+        contenders={
+            OURS: _listed(partial(F.symile_info_nce, scale=10.0)),
+            "torch.compile, logits shared": _listed(peers.compiled(peers.symile_shared)),
+        },
+        truth=_listed(_reference(F.symile_info_nce, scale=10.0)),
+        bars=[Bar("torch.compile, logits shared", least=1.0)],
+        flops=(6.0 * n**3 * 256, 8.0 * n**3 * 256),
+        rounds=5,
+    )
+    table["barlow-twins"] = GPURow(
+        title="Barlow Twins, N=256, d=8192, float32",
+        inputs=partial(_embeddings, 2, size(256), 8192, torch.float32),
+        checked=partial(_embeddings, 2, size(256), 512, torch.float32),
+        contenders={
+            OURS: F.barlow_twins,
+            "eager": peers.barlow_twins,
+            "torch.compile": peers.compiled(peers.barlow_twins),
+        },
+        truth=_reference(F.barlow_twins),
+        bars=[Bar("eager", least=1.0)],
+        rounds=10,
+    )
+    queries, candidates = size(1000), size(1_000_000)
+    table["top-k"] = GPURow(
+        title=f"top 10 of {candidates} candidates, {queries} queries, d=256",
+        inputs=partial(_queries_and_candidates, queries, candidates),
+        checked=partial(_queries_and_candidates, size(1000), size(8000)),
+        contenders={
+            OURS: _best_values,
+            **{f"matmul + topk, chunk {c}": partial(peers.top_k, chunk=c) for c in (65_536, 262_144)},
+        },
+        truth=partial(_best_values, backend="reference"),
+        work="forward",
+        bars=[Bar(f"matmul + topk, chunk {c}", least=1.0) for c in (65_536, 262_144)],
+        rounds=10,
+    )
     return table
+
+
+def _queries_and_candidates(queries: int, candidates: int) -> list[Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [torch.randn(n, 256, device=device).requires_grad_() for n in (queries, candidates)]
+
+
+def _best_values(query: Tensor, key: Tensor, **options: Any) -> Tensor:
+    return F.top_k(query, key, min(10, len(key)), **options)[0]
 
 
 def _siglip(function: Callable[..., Tensor], query: Tensor, key: Tensor, **options: Any) -> Tensor:

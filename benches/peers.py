@@ -182,7 +182,7 @@ def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def top_k(query: Tensor, key: Tensor, k: int = 10, *, chunk: int) -> Tensor:
     """The best k scores, chunk by chunk of candidates, by `torch.topk`; their indices are formed as well."""
-    values, indices = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)
+    values, indices = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     for first in range(0, len(key), chunk):
         scores = query @ key[first : first + chunk].T
         found, places = scores.topk(min(k, scores.shape[1]), dim=1)
