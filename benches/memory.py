@@ -40,7 +40,8 @@ def large_rows() -> dict[str, tuple[Row, str]]:
 def workspace(row: Row, contender: str) -> tuple[int, float]:
     """Bytes of workspace and seconds of one forward and backward."""
     # Small inputs first, so that code, compilers and thread stacks are not counted.
-    small = [(x.detach()[:32] if x.ndim else x.detach()).clone().requires_grad_() for x in row.inputs()]
+    # Weights of a critic are as they are.
+    small = [(x.detach()[:32] if x.ndim > 1 else x.detach()).clone().requires_grad_() for x in row.inputs()]
     upstream, row.upstream = row.upstream, None
     run = row.step(contender, small)
     if upstream is None:
