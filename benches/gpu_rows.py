@@ -309,6 +309,27 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
             bars=[Bar("eager", least=1.0)],
             rounds=5,
         )
+    n, h = size(8192), 512
+    table["critic-additive"] = GPURow(
+        title=f"InfoNCE of a concatenated critic, N={n}, h={h}, float32",
+        inputs=partial(_additive, n, h),
+        checked=partial(_additive, size(512), h),
+        contenders={OURS: _info_nce_of_additive, "eager": peers.info_nce_of_concatenated},
+        truth=partial(_info_nce_of_additive, backend="reference"),
+        bars=[Bar("eager", least=10.0)],
+        most_bytes=16 * n * h * 4 + 64 * 2**20,
+        rounds=5,
+    )
+    n, d = size(8192), 256
+    table["critic-inner-product"] = GPURow(
+        title=f"InfoNCE of a separable critic, N={n}, d={d}, bfloat16",
+        inputs=partial(_embeddings, 2, n, d, bf16, unit=True),
+        checked=partial(_embeddings, 2, size(4096), d, bf16, unit=True),
+        contenders={OURS: _info_nce_of_inner_products, "eager": peers.one_way_info_nce},
+        truth=partial(_info_nce_of_inner_products, backend="reference"),
+        bars=[Bar("eager", least=1.0)],
+        flops=(6.0 * n * n * d, 8.0 * n * n * d),
+    )
     n = size(512)
     table["symile"] = GPURow(
         title=f"Symile, all negatives, M=3, N={n}, d=256, float32",
@@ -351,6 +372,22 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
         rounds=10,
     )
     return table
+
+
+def _additive(n: int, h: int) -> list[Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    u, v, weight = (torch.randn(*shape, device=device) for shape in ((n, h), (n, h), (h,)))
+    return [x.requires_grad_() for x in (u, v, weight / h**0.5, torch.zeros((), device=device))]
+
+
+def _info_nce_of_additive(u: Tensor, v: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    positives, row_lse = F.critic_log_sum_exp(u, v, weight, bias, score="additive", positive=True, **options)
+    return (row_lse - positives).mean()
+
+
+def _info_nce_of_inner_products(query: Tensor, key: Tensor, **options: Any) -> Tensor:
+    positives, row_lse = F.critic_log_sum_exp(query, key, positive=True, **options)
+    return (row_lse - positives).mean()
 
 
 def _queries_and_candidates(queries: int, candidates: int) -> list[Tensor]:

@@ -18,12 +18,22 @@ from mibfast import functional as F
 
 pytest.importorskip("triton")
 from mibfast.kernels.critic import triton as kernels
+from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import reductions_triton as reductions
+from mibfast.kernels.pairwise import tiles_triton as tiles
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 NAMES = [
     "critic_log_sum_exp, additive",
     "critic_log_sum_exp, additive, columns, clipped, positive out",
     "critic_softplus, additive",
+]
+INNER_PRODUCTS = [
+    "critic_log_sum_exp",
+    "critic_log_sum_exp, columns, positive out",
+    "critic_log_sum_exp, columns, clipped",
+    "critic_log_sum_exp, clipped, positive out",
+    "critic_softplus",
 ]
 MODULE = "mibfast.kernels.critic.triton"
 SCORES = {"fp32": kernels._SCORES[torch.float32], "fp64": kernels._SCORES[torch.float64]}
@@ -69,6 +79,100 @@ def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
         scale = exact.abs().max()
         allowed = 3 * (b.double() - exact).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
         assert (a.double() - exact).abs().max() <= allowed
+
+
+def _inner_products_err_no_more_than_plain_pytorch(step, leaves: list[Tensor], absolute: float = 1e-7) -> None:
+    """`step(leaves, backend)` gives values and gradients; infinities and NaN must stand where they do in float64."""
+    truth = step([x.detach().double() for x in leaves], "reference")
+    for a, b, exact in zip(step(leaves, "triton"), step(leaves, "reference"), truth, strict=True):
+        assert a.dtype == b.dtype
+        finite = exact.isfinite()
+        torch.testing.assert_close(a[~finite].double(), exact[~finite], equal_nan=True, check_device=False)
+        if finite.any():
+            scale = exact[finite].abs().max()
+            allowed = 3 * (b.double() - exact)[finite].abs().max() + (8 * torch.finfo(a.dtype).eps + 1e-6) * scale
+            assert (a.double() - exact)[finite].abs().max() <= allowed + absolute
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (37, 20)])
+@pytest.mark.parametrize("name", INNER_PRODUCTS)
+def test_inner_products_err_no_more_than_plain_pytorch(name, n, d, dtype) -> None:
+    def step(leaves: list[Tensor], backend: str) -> list[Tensor]:
+        return value_and_gradients(OPERATIONS[name], leaves, backend)
+
+    _inner_products_err_no_more_than_plain_pytorch(step, inputs(n, d, dtype))
+
+
+def _uneven(leaves: list[Tensor], backend: str, **options: object) -> list[Tensor]:
+    """Upstream gradients of positives, rows and columns of both signs and 1e-3 to 1, and zeros among them."""
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    function = F.critic_log_sum_exp if options else F.critic_softplus
+    found = function(*leaves, **options, backend=backend)
+    upstreams = []
+    for scale, z in zip((1e-3, 1.0, -0.3), found, strict=False):
+        upstreams.append(scale * torch.linspace(-0.7, 1.3, len(z)).to(z) * (torch.arange(len(z)) % 5 > 0).to(z))
+    return [*found, *torch.autograd.grad(found, leaves, upstreams)]
+
+
+@interpreted
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"columns": True, "clip": 1.5}, {"positive": True}], ids=str)
+def test_inner_products_with_upstream_gradients_apart(options, dtype, recomputed, monkeypatch) -> None:
+    """In chunks of 16 x 16 pairs, or recomputed."""
+    monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
+    monkeypatch.setattr(engine, "_even", lambda count, size: size)
+    monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
+    leaves = [torch.randn(35, 7).to(dtype), torch.randn(35 if options.get("columns") else 43, 7).to(dtype)]
+    _inner_products_err_no_more_than_plain_pytorch(lambda x, backend: _uneven(x, backend, **options), leaves)
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+@pytest.mark.parametrize("options", [{}, {"columns": True}, {"columns": True, "clip": 5.0}], ids=str)
+def test_inner_products_small_large_and_repeated(options, scale) -> None:
+    """Scores up to 1e4, some of pairs that are duplicates or zero, and the same result twice."""
+    x, y = scale * torch.randn(33, 6), scale * torch.randn(33, 6)
+    x[20:], y[::7] = x[:13].clone(), 0.0
+    _inner_products_err_no_more_than_plain_pytorch(
+        lambda leaves, backend: _uneven(leaves, backend, **options), [x, y], 1e-6 * scale
+    )
+    pairs = zip(_uneven([x, y], "triton", **options), _uneven([x, y], "triton", **options), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@interpreted
+@pytest.mark.parametrize("name", [INNER_PRODUCTS[2], INNER_PRODUCTS[4]])
+def test_inner_products_with_every_subset_of_inputs_that_need_gradients(name) -> None:
+    full = inputs(5, 3, torch.float32)[:2]
+    expected = torch.autograd.grad(OPERATIONS[name](*full, None, None, None, backend="triton").sum(), full)
+    for needed in product([False, True], repeat=2):
+        leaves = [x.detach().clone().requires_grad_(need) for x, need in zip(full, needed, strict=True)]
+        result = OPERATIONS[name](*leaves, None, None, None, backend="triton")
+        assert result.requires_grad == any(needed)
+        if any(needed):
+            result.sum().backward()
+        for x, g in zip(leaves, expected, strict=True):
+            assert (x.grad is None) == (not x.requires_grad)
+            if x.grad is not None:
+                assert torch.equal(x.grad, g)
+
+
+@interpreted
+@pytest.mark.parametrize("name", INNER_PRODUCTS)
+def test_inner_products_with_nan(name) -> None:
+    a, b, *others = inputs(21, 4, torch.float32)
+    with torch.no_grad():
+        a[7, 2] = torch.nan
+    found = value_and_gradients(OPERATIONS[name], [a, b, *others], "triton")
+    expected = value_and_gradients(OPERATIONS[name], [a, b, *others], "reference")
+    assert torch.equal(found[0].isnan(), expected[0].isnan())
+    assert found[1][7].isnan().all()
+    # In row 7 of b the reference multiplies a NaN by the zero of a positive that is left out.
+    for x, y in zip(found[1:3], expected[1:3], strict=True):
+        assert torch.equal(x.isnan()[torch.arange(21) != 7], y.isnan()[torch.arange(21) != 7])
 
 
 @interpreted
@@ -151,8 +255,9 @@ def test_nan_is_kept_and_a_tie_has_no_gradient() -> None:
 
 def test_what_has_no_kernel_says_why() -> None:
     x = torch.randn(4, 3)
-    with pytest.raises(RuntimeError, match=r"critic_softplus: backend 'triton' cannot be used: .*additive|it serves"):
-        F.critic_softplus(x, x, backend="triton")
+    for function in (F.critic_softplus, F.critic_log_sum_exp):
+        with pytest.raises(RuntimeError, match=r"'triton' cannot be used: .*not for float64|it serves"):
+            function(x.double(), x.double(), backend="triton")
     options = {"score": "additive", "hidden": (torch.randn(2, 3), torch.randn(2)), "backend": "triton"}
     with pytest.raises(RuntimeError, match=r"'triton' cannot be used: .*one hidden layer|it serves"):
         F.critic_log_sum_exp(x, x, torch.randn(2), **options)
@@ -188,6 +293,73 @@ def test_kernels_compile_without_spills(capability) -> None:
         assert found.shared <= SHARED_MEMORY[capability], (name, found)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_inner_products_compile_without_spills(capability) -> None:
+    """The heaviest: both ways and clipped, upstream gradients apart, the positive out; and softplus sums."""
+    log_sum_exp = reductions.CLIPPED.value | reductions.TWO_WAY.value | reductions.POSITIVE_EXCLUDED.value
+    cases = [
+        ("_reduce", 512, log_sum_exp, False),
+        ("_reduce", 128, log_sum_exp, False),
+        ("_reduce", 512, reductions.POSITIVE_EXCLUDED.value, True),
+        ("_weigh_chunk", 512, log_sum_exp | reductions.APART.value, False),
+        ("_weigh_chunk", 512, reductions.POSITIVE_EXCLUDED.value, True),
+        ("_recompute", 128, log_sum_exp | reductions.APART.value, False),
+        ("_recompute", 128, reductions.POSITIVE_EXCLUDED.value, True),
+    ]
+    compilations = []
+    for kernel, d, flags, softplus in cases:
+        reduction = reductions.SOFTPLUS_SUM if softplus else reductions.log_sum_exp(flags)
+        name = "SOFTPLUS_SUM." if softplus else ""
+        module = f"mibfast.kernels.pairwise.reductions_triton:{name}"
+        choice, whole = (capability, 2, "tf32"), False
+        if kernel == "_reduce":
+            tile, whole = tiles.of_reduction(*choice, d, 1, reduction.light)
+        elif kernel == "_weigh_chunk":
+            tile = tiles.of_chunk(*choice, 1, reduction.light)
+        else:
+            tile = tiles.of_recomputation(*choice, d)
+        constants = {
+            "SCORE": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.value",
+            "SCORE_GRADIENT": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.gradient",
+            "ADD": module + ("add" if softplus else "_add_log_sum_exp"),
+            "WEIGH": module + ("weigh" if softplus else "_weigh_log_sum_exp"),
+            "ROW_PLANES": reduction.row_planes,
+            "COLUMN_PLANES": reduction.column_planes,
+            "MAXIMUM": reduction.maximum,
+            "FLAGS": flags,
+            "K": 1,
+            "S": 0,
+            "SCALE": 0,
+            "BIAS": 0,
+            "GAIN": 0,
+            "UNDONE": 0,
+            "TIMES_SCALE": True,
+            "SUMS": 0,
+            "TOGETHER": 8,
+            "OF_COLUMNS": True,
+            "ROWS": tile.rows,
+            "COLUMNS": tile.columns,
+            "OWN": tile.rows,
+            "OTHER": tile.columns,
+            "DEPTH": tile.depth,
+            "WHOLE": whole,
+            "EVEN": True,
+            "PRECISION": "tf32",
+        }
+        types = dict.fromkeys(("rows", "operands", "weights", "own_side", "other_side", "into"), "*bf16:16")
+        types |= dict.fromkeys(("upstream", "row_states", "column_states", "positive_scores"), "*fp32:16")
+        types |= dict.fromkeys(("row_lse", "column_lse"), "*fp64:16")
+        types |= dict.fromkeys(("scale", "bias", "gain", "undone", "smoothing"), "fp32")
+        counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size"
+        strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride split_size"
+        types |= dict.fromkeys(counts.split(), "i32") | dict.fromkeys(strides.split(), "i32:16")
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        compilations.append((engine.__name__, kernel, types, constants, options))
+    for case, found in zip(cases, resources(compilations, capability), strict=True):
+        assert found.spilled == 0, (case, found)
+        assert found.shared <= SHARED_MEMORY[capability], (case, found)
+
+
 def _on_gpu(n: int, h: int, dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(n, h, device="cuda").to(dtype).requires_grad_() for _ in range(2)]
 
@@ -211,6 +383,23 @@ def test_on_a_gpu_errs_no_more_than_plain_pytorch(function, dtype) -> None:
         scale = truth.abs().max()
         allowed = 3 * (b.double() - truth).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
         assert (a.double() - truth).abs().max() <= allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"columns": True, "clip": 1.5}, {"positive": True}], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (300, 77), (9000, 64)])
+def test_inner_products_on_a_gpu(n, d, options, dtype) -> None:
+    def step(leaves: list[Tensor], backend: str) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        function = F.critic_log_sum_exp if options else F.critic_softplus
+        found = function(*leaves, **options, backend=backend)
+        upstreams = [torch.linspace(-0.7, 1.3, len(z), device="cuda").to(z) for z in found]
+        return [*found, *torch.autograd.grad(found, leaves, upstreams)]
+
+    leaves = [(torch.randn(n, d, device="cuda") / d**0.25).to(dtype) for _ in range(2)]
+    _inner_products_err_no_more_than_plain_pytorch(step, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(step(leaves, "triton"), step(leaves, "triton"), strict=True))
 
 
 @pytest.mark.gpu

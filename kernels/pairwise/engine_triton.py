@@ -680,7 +680,7 @@ def reduce(score: Score, reduction: Reduction, pairs: Pairs, flags: int) -> Stat
 class Weights:
     """What the weights of pairs depend on besides their scores; `factor` multiplies every gradient."""
 
-    upstream: Tensor | None = None  # [N], float32; None for ones
+    upstream: Tensor | None = None  # [N], or [3, N'] of rows, positives and columns, float32; None for ones
     factor: float = 1.0
     row_lse: Tensor | None = None  # [N], float64, nats
     column_lse: Tensor | None = None  # [N'], float64, nats

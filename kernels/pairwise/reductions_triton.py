@@ -9,10 +9,12 @@ A reduction is a pair of jit functions, which the engine's kernels take as `cons
 - `weigh(s, scale, bias, rows, columns, n_columns, upstream, row_lse, column_lse, smoothing, valid, positive, FLAGS,
   SPECIAL)`: a tile's dL/d(scale s), and its losses, of a reduction that has one a pair (any tile otherwise). Tiles may
   be [rows, columns] or the other way round: what is of a row is loaded at `rows`, an index in a shape that broadcasts,
-  and so with `columns`. `upstream` None stands for ones. What it returns for pairs that are not there does not count,
-  but NaN there would: rows and columns are in range for them too.
+  and so with `columns`. `upstream` None stands for ones; one that is of rows, positives and columns apart is three
+  planes of N'. What it returns for pairs that are not there does not count, but NaN there would: rows and columns are
+  in range for them too.
 
-`scale` is 1 / temperature where the loss has one. To add a reduction: write the two functions and name the triple here.
+`scale` is 1 / temperature where the loss has one; `bias` is the bound of scores that are CLIPPED. To add a reduction:
+write the two functions and name the triple here.
 """
 
 # ruff: noqa: RUF005 - jit functions build tuples by addition
@@ -28,6 +30,9 @@ import triton.language as tl
 TWO_WAY = tl.constexpr(1)
 POSITIVE_EXCLUDED = tl.constexpr(2)
 TOTALS = tl.constexpr(4)
+CLIPPED = tl.constexpr(8)
+# Upstream gradients of rows, positives and columns are apart.
+APART = tl.constexpr(16)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Powers of two that one exponential may lie from its reference: 2^-100 has 26 bits above the least float32.
@@ -57,6 +62,13 @@ def finite(x):
 
 
 @triton.jit
+def _clamped(s, bound):
+    """s in [-bound, bound]; NaN is kept."""
+    s = tl.where(s < -bound, -bound, s)
+    return tl.where(s > bound, bound, s)
+
+
+@triton.jit
 def _raised(maximum, total, highest, added, reference, c):
     """A maximum and a sum relative to it, after `added`, relative to `reference`, whose largest is `highest`."""
     raised = tl.maximum(maximum, highest)
@@ -76,6 +88,8 @@ def _add_log_sum_exp(
     while no row and no column of the tile lies 100 powers of two below it; elsewhere each has its own.
     """
     c = scale * LOG2_E
+    if CLIPPED & FLAGS:
+        s = _clamped(s, bias)
     if TOTALS & FLAGS:
         counted = tl.where(valid, s, 0.0) if SPECIAL else s
         row_total = row_state[2] + tl.sum(counted, 1)
@@ -143,16 +157,23 @@ def _weigh_log_sum_exp(
     """With g the upstream gradient, halved both ways: g_i e^(s - R_i) + g_j e^(s - C_j), less the targets.
 
     The target is 1 - smoothing at the positive and smoothing / N' everywhere, of the row and, both ways, of the column.
+    Where upstream gradients are APART there is no target, and nothing is halved: that of the positive is added to it.
     """
     c = scale * LOG2_E
     inverse_scale = 1.0 / tl.cast(scale, tl.float64)
     of_row, high, low = _saved(row_lse, rows, inverse_scale)
-    half: tl.constexpr = 0.5 if TWO_WAY & FLAGS else 1.0
+    half: tl.constexpr = 0.5 if TWO_WAY & FLAGS and not APART & FLAGS else 1.0
     g = half if upstream is None else half * tl.load(upstream + rows)
+    if CLIPPED & FLAGS:
+        beyond = tl.abs(s) > bias
+        s = _clamped(s, bias)
     e = tl.exp2((s - high) * c - low * c)
     if TWO_WAY & FLAGS:
         of_column, column_high, column_low = _saved(column_lse, columns, inverse_scale)
-        b = half if upstream is None else half * tl.load(upstream + columns)
+        if APART & FLAGS:
+            b = tl.load(upstream + 2 * tl.cast(n_columns, tl.int64) + columns)
+        else:
+            b = half if upstream is None else half * tl.load(upstream + columns)
         highest = tl.max(tl.max(high, 0), 0)
         lowest = tl.min(tl.min(column_high, 0), 0)
         if (highest - lowest) * c <= _LARGEST_EXCESS:
@@ -163,6 +184,8 @@ def _weigh_log_sum_exp(
             w = e * g + tl.exp2((s - column_high) * c - column_low * c) * b
     else:
         w = e * g
+    if CLIPPED & FLAGS:
+        w = tl.where(beyond, 0.0, w)
     if SPECIAL and POSITIVE_EXCLUDED & FLAGS:
         w = tl.where(positive, 0.0, w)
     if TOTALS & FLAGS:
@@ -170,8 +193,17 @@ def _weigh_log_sum_exp(
         if TWO_WAY & FLAGS:
             w -= b * (smoothing / n_columns)
     if SPECIAL:
-        w = tl.where(positive, w - (1.0 - smoothing) * (g / half), w)
+        if APART & FLAGS:
+            w = _with_positives(w, upstream, rows, n_columns, positive)
+        else:
+            w = tl.where(positive, w - (1.0 - smoothing) * (g / half), w)
     return w, w
+
+
+@triton.jit
+def _with_positives(w, upstream, rows, n_columns, positive):
+    """Weights, and at positives their own upstream gradient besides."""
+    return tl.where(positive, w + tl.load(upstream + tl.cast(n_columns, tl.int64) + rows), w)
 
 
 @triton.jit
@@ -239,11 +271,53 @@ def _weigh_softplus(
     return w, losses
 
 
+@triton.jit
+def _add_softplus_sum(
+    row_state, column_state, s, scale, bias, valid, positive, FLAGS: tl.constexpr, SPECIAL: tl.constexpr
+):
+    """The row's state is the sum of softplus(s), of positives as of all others or without them."""
+    losses, _ = _softplus_and_sigmoid(s)
+    if SPECIAL:
+        counted = valid & ~positive if POSITIVE_EXCLUDED & FLAGS else valid
+        losses = tl.where(counted, losses, 0.0)
+    return (row_state[0] + tl.sum(losses, 1),), ()
+
+
+@triton.jit
+def _weigh_softplus_sum(
+    s,
+    scale,
+    bias,
+    rows,
+    columns,
+    n_columns,
+    upstream,
+    row_lse,
+    column_lse,
+    smoothing,
+    valid,
+    positive,
+    FLAGS: tl.constexpr,
+    SPECIAL: tl.constexpr,
+):
+    _, w = _softplus_and_sigmoid(s)
+    w = w * tl.load(upstream + rows)
+    if SPECIAL:
+        if POSITIVE_EXCLUDED & FLAGS:
+            w = tl.where(positive, 0.0, w)
+        w = _with_positives(w, upstream, rows, n_columns, positive)
+    return w, w
+
+
+SOFTPLUS_SUM = Reduction(_add_softplus_sum, _weigh_softplus_sum, 1, 0, False, False)
 SOFTPLUS = Reduction(_add_softplus, _weigh_softplus, 3, 0, False, False)
 
 
 def log_sum_exp(flags: int) -> Reduction:
-    """Log-sum-exps of rows, and of columns where flags hold TWO_WAY, with sums of scores where they hold TOTALS."""
+    """Log-sum-exps of rows, and of columns where flags hold TWO_WAY, with sums of scores where they hold TOTALS.
+
+    Scores are clamped in them, and have no gradient beyond the bound, where flags hold CLIPPED.
+    """
     planes = 3 if flags & TOTALS.value else 2
     return Reduction(
         _add_log_sum_exp,

@@ -101,6 +101,14 @@ def _flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: floa
 
 def losses(score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N], and log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
+    each, _, row_lse, column_lse = losses_and_positives(score, pairs, flags, smoothing)
+    return each, row_lse, column_lse
+
+
+def losses_and_positives(
+    score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `losses`, with the positives' scores [N], float32, after the first."""
     states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
     rows, two_ways = pairs.rows, bool(flags & TWO_WAY.value)
     result = torch.empty(pairs.n, dtype=torch.float32, device=rows.device)
@@ -127,7 +135,7 @@ def losses(score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: floa
             INDICES=_INDICES,
             num_warps=4,
         )
-    return result, row_lse, column_lse
+    return result, states.positives, row_lse, column_lse
 
 
 def losses_gradient(

@@ -74,11 +74,14 @@ def _zero_dimensional(name: str, bias: Any) -> Tensor:
     return bias
 
 
-def offers(parameters: Sequence[Tensor]) -> dict[str, str | None]:
+def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:
     """The backends with kernels of critics, and why one cannot take these arguments."""
-    if not parameters:
-        return {"cpu": None, "triton": "its kernels are of additive scores"}
-    return {"cpu": None, "triton": "its kernels have one hidden layer" if len(parameters) > 2 else None}
+    refused = None
+    if not parameters and x.dtype == torch.float64:
+        refused = "its kernels of inner products are not for float64"
+    elif len(parameters) > 2:
+        refused = "its kernels have one hidden layer"
+    return {"cpu": None, "triton": refused}
 
 
 def _fake_gradients(x: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:

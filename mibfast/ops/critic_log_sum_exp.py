@@ -93,7 +93,7 @@ def critic_log_sum_exp(
         raise ValueError(
             f"{_NAME}: columns=True needs as many rows of x as of y, got N = {x.shape[0]} and N' = {y.shape[0]}"
         )
-    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(parameters))
+    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
         return reference.log_sum_exp(reference.scores(x, y, parameters), bool(positive), bound, bool(columns))
     objective = (bool(positive), bound, bool(columns))

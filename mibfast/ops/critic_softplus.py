@@ -60,7 +60,7 @@ def critic_softplus(
     (tensor([2., 2., 2.]), tensor([1.3863, 1.3863, 1.3863]))
     """
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
-    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(parameters))
+    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
         return reference.softplus(reference.scores(x, y, parameters), bool(positive))
     return _CriticSoftplus.apply(chosen, bool(positive), x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
