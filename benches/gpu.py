@@ -183,7 +183,7 @@ def _measured(row: GPURow, on_gpu: bool) -> dict[str, Any]:
         "peak": peaks,
         "failed": failures,
         **_rates(row, seconds[OURS]),
-        "claims": _claims(row, seconds, peaks),
+        "claims": _claims(row, seconds, peaks, failures),
     }
 
 
@@ -203,11 +203,21 @@ def bars(row: GPURow) -> list[str]:
     return found + ([f"<= {row.most_bytes / 2**20:.0f} MiB"] if row.most_bytes is not None else [])
 
 
-def _claims(row: GPURow, seconds: dict[str, float], peaks: dict[str, int]) -> list[dict[str, Any]]:
+def _claims(
+    row: GPURow, seconds: dict[str, float], peaks: dict[str, int], failures: dict[str, str]
+) -> list[dict[str, Any]]:
     claims = []
     for bar in row.bars:
         if bar.peer not in seconds:
-            claims.append({"claim": f"against {bar.peer}", "ratio": None, "met": False})
+            # A peer that the memory does not hold is beaten.
+            held = bar.peer not in failures
+            claims.append(
+                {
+                    "claim": f"{bar.peer} {'did not run' if held else 'runs out of memory'}",
+                    "ratio": None,
+                    "met": not held,
+                }
+            )
             continue
         ratio = bar.ratio(seconds)
         claims.append(
