@@ -332,6 +332,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _write_bands(count: int) -> None:
     runs = [measure(list(rows()), everything=True) for _ in range(count)]
     about = {key: runs[-1][key] for key in ("date", "machine", "versions")}
+    _write(RESULTS / f"cpu-{about['date']}.json", runs[-1])
     _write(BANDS, {**about, "commit": _git("rev-parse", "HEAD").strip(), "runs": count, "bands": bands_of(runs)})
 
 
@@ -346,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table of a results file into the README")
-    parser.add_argument("--bands", type=int, metavar="RUNS", help="run all rows so often and write the bands")
+    parser.add_argument("--bands", type=int, metavar="RUNS", help="run all rows so often; write the bands and the last run")
     options = parser.parse_args(argv)
     if options.bands is not None:
         if options.bands < 2:
