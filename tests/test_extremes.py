@@ -378,6 +378,21 @@ def test_a_volume_near_zero_keeps_its_gradient(backend) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("squared", [True, False])
+def test_areas_far_from_the_origin(squared, backend) -> None:
+    """An area does not depend on where the origin is, and hundreds of its lengths away it keeps float32's digits."""
+    views = [(torch.randn(70, 16) + 100.0).requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in views]
+    upstream = torch.randn(70, 70)
+    truth = F.triangle_area(*exact, squared=squared, backend="reference")
+    found = F.triangle_area(*views, squared=squared, backend=backend)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=0)
+    expected = torch.autograd.grad((truth * upstream).sum(), exact)
+    for a, b in zip(torch.autograd.grad((found * upstream).sum(), views), expected, strict=True):
+        assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+@BACKENDS
 def test_others_nearly_in_line(backend) -> None:
     """Their span is that of their difference, 1e-6 long."""
     anchor, first = torch.randn(2, 50, 32)

@@ -7,7 +7,8 @@ Both are a factor of column j times a distance of anchor a_i, of which the tiles
     TRIANGLE, released  2 area_ij^2 = l_j^2 / 2 r_ij
 
 with b_jk the orthonormal basis (Gram-Schmidt) and t_j the volume of the other modalities of sample j, and
-with l_j the length and w_j the direction of the side c_j - b_j, p_j the point of its line nearest to the origin. GRAM:
+with l_j the length and w_j the direction of the side c_j - b_j, p_j the point of its line nearest to the origin, which
+is put where the b_j are. GRAM:
 Cicchetti et al. (ICLR 2025, arXiv 2412.11959); TRIANGLE: its successor of three modalities.
 
 r cancels where an anchor lies in its sample's span, which is where training takes it: the volume of each sample's own
@@ -35,7 +36,7 @@ from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import scores_cpu
 from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.row_addresses import RowAddresses, row_at
-from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE
+from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
 
 _SCORES = {
     GRAM: scores_cpu.GRAM_VOLUME,
@@ -215,11 +216,20 @@ def _height(a: Any, b: Any, w: Any, foot: Any, squared_edge: Any) -> Any:
 
 @kernel
 def _triangle_factors(
-    addresses: Any, strides: Any, begin: int, end: int, lines: Any, points: Any, sides: Any, own: Any, w: Any
+    addresses: Any,
+    strides: Any,
+    begin: int,
+    end: int,
+    lines: Any,
+    points: Any,
+    sides: Any,
+    own: Any,
+    origin: Any,
+    w: Any,
 ) -> None:
     """Directions and points [2, N', d] of the lines through b and c, squared norms of the points, lengths of the sides.
 
-    `own` gets the areas, doubled, of the triangles with the anchor, the last matrix.
+    Points are relative to `origin`. `own` gets the areas, doubled, of the triangles with the anchor, the last matrix.
     """
     d = w.size
     for i in range(begin, end):
@@ -229,7 +239,7 @@ def _triangle_factors(
         sides[i] = length
         along = 0.0
         for j in range(d):
-            along += w[j] * np.float64(b[j])
+            along += w[j] * (np.float64(b[j]) - origin[j])
         if paired:
             a = row_at(addresses[2], i, strides[2], d, lines)
             foot, squared_edge = 0.0, 0.0
@@ -240,7 +250,7 @@ def _triangle_factors(
             own[i] = length * _height(a, b, w, foot, squared_edge)
         direction, point, squared = lines[0, i], lines[1, i], 0.0
         for j in range(d):
-            x = np.float64(b[j]) - along * w[j]
+            x = (np.float64(b[j]) - origin[j]) - along * w[j]
             direction[j] = w[j]
             point[j] = x
             squared += x * x
@@ -258,11 +268,13 @@ def _triangle_factors_backward(
     sides_gradient: Any,
     own_gradient: Any,
     anchor_gradient: Any,
+    origin: Any,
     w: Any,
 ) -> None:
     """The gradient of what `_triangle_factors` gives, put where `_gram_factors_backward` puts it.
 
-    What it gives: w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h.
+    What it gives: w = (c - b) / l and p = b - (b . w) w, |p|^2, l and l h; b in p is relative to `origin`, which no
+    score depends on.
 
     db = dp - (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The
     gradient of l h, twice the area: l across the line at a; at b and c minus their shares of that, and h along it.
@@ -286,7 +298,7 @@ def _triangle_factors_backward(
         along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(d):
             x = np.float64(a[j]) - np.float64(b[j])
-            along += w[j] * np.float64(b[j])
+            along += w[j] * (np.float64(b[j]) - origin[j])
             foot += w[j] * x
             squared_edge += x * x
             direction_along += w[j] * np.float64(of_direction[j])
@@ -302,8 +314,8 @@ def _triangle_factors_backward(
             for j in range(d):
                 result[j] += normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * w[j])
         for j in range(d):
-            bj, wj = np.float64(b[j]), w[j]
-            across = normal * ((np.float64(a[j]) - bj) - foot * wj)
+            bj, wj = np.float64(b[j]) - origin[j], w[j]
+            across = normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * wj)
             dp = np.float64(of_point[j]) + twice * (bj - along * wj)
             dw = np.float64(of_direction[j]) - along * dp - point_along * bj
             # The foot of the height moves with c by its share of the side; the side grows along w.
@@ -327,6 +339,13 @@ class _Volumes:
         self._count, k = count, len(others)
         self._slots = slots(count, _GRAIN)
         operands = self._sources.empty(k, count, d)
+        rows = anchor.detach()
+        self._origin = np.zeros(d)
+        if kind != GRAM and len(anchor):
+            # Areas do not depend on the origin, but float32 inner products lose what is far from it.
+            origin = middle(others[0]).to(torch.from_numpy(operands).dtype)
+            rows = rows.to(origin.dtype) - origin
+            self._origin = origin.double().numpy()
         # Volumes of the others, or lengths of sides; and of the own vectors: volumes, or doubled areas.
         self._sizes, self._own = np.empty(count), np.empty(min(n, count))
         statistics = self._sources.empty(1 if kind == GRAM else 2, count)
@@ -337,14 +356,14 @@ class _Volumes:
                 z, q, r = np.empty((k + 1, d)), np.empty((k + 1, d)), np.empty((k + 1, k + 1))
                 _gram_factors(*places, self._sizes, self._own, z, q, r)
             else:
-                _triangle_factors(*places, statistics[1], self._sizes, self._own, np.empty(d))
+                _triangle_factors(*places, statistics[1], self._sizes, self._own, self._origin, np.empty(d))
 
         parallel(of_slot, self._slots)
         with np.errstate(all="ignore"):
             statistics[0] = scale * self._factors()
             positives = scale * self._own_volumes()
         self.columns = engine.Columns(torch.from_numpy(operands), torch.from_numpy(statistics))
-        self.rows = Rows(anchor.detach(), wants_norms=True, positives=positives)
+        self.rows = Rows(rows, wants_norms=True, positives=positives)
 
     def _factors(self) -> np.ndarray:
         """The columns' factors t_j."""
@@ -385,7 +404,7 @@ class _Volumes:
                 (z, q, g), r = np.empty((3, k + 1, d)), np.empty((k + 1, k + 1))
                 _gram_factors_backward(*places, sizes, own, anchor, z, q, r, g)
             else:
-                _triangle_factors_backward(*places, statistics[1], sizes, own, anchor, np.empty(d))
+                _triangle_factors_backward(*places, statistics[1], sizes, own, anchor, self._origin, np.empty(d))
 
         parallel(of_slot, self._slots)
         # A tensor each of its own: results of an operation share no storage.

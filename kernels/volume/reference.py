@@ -28,6 +28,11 @@ def square_root(x: Tensor) -> Tensor:
     return x.masked_fill(low, 1.0).sqrt().masked_fill(low, 0.0)
 
 
+def middle(b: Tensor) -> Tensor:
+    """The mean [d] in float64 of samples [N, d], what is not finite counted as zero."""
+    return b.detach().nan_to_num(0.0, 0.0, 0.0).mean(0, dtype=torch.float64)
+
+
 def orthonormal(vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Gram-Schmidt, twice over, of K vectors [N, d] of each sample: K bases [N, d], and the volume they span [N].
 
@@ -73,13 +78,16 @@ def gram_volumes(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
 def triangle_areas(a: Tensor, b: Tensor, c: Tensor, squared: bool) -> Tensor:
     """The area of the triangle of a_i, b_j and c_j, or twice its square: half the side b_j c_j times a_i's distance.
 
-    That distance is to the line through p_j along w_j, where p_j is the line's point nearest to the origin.
+    That distance is to the line through p_j along w_j, where p_j is the line's point nearest to the origin. The origin
+    is put where the b_j are: areas do not depend on it, but inner products lose what is far from it.
     """
     dtype = accumulation_dtype(a.dtype)
+    origin = middle(b).to(dtype)
     bases, side = orthonormal([c.double() - b.double()])
     (along,) = bases
-    point = b.double() - (b.double() * along).sum(-1, keepdim=True) * along
-    x = a.to(dtype)
+    from_origin = b.double() - origin.double()
+    point = from_origin - (from_origin * along).sum(-1, keepdim=True) * along
+    x = a.to(dtype) - origin
     to_point = (x * x).sum(-1)[:, None] - 2 * x @ point.to(dtype).mT + (point * point).sum(-1).to(dtype)
     squared_distance = to_point - (x @ along.to(dtype).mT) ** 2
     n = min(len(a), len(b))
