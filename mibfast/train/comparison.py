@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mibfast.data.multimodal import nearest
-from mibfast.train.config import RunConfig, absolute_data
+from mibfast.data.sources import absolute_name
+from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_data, open_run
@@ -184,7 +185,7 @@ def compare(
     if "seed" in settings or "loss" in settings:
         raise RunError("a comparison chooses seeds and losses itself")
     variants = _variants(methods, vary or {})
-    config = RunConfig(**{**settings, "method": methods[0], "data": absolute_data(data)})
+    config = RunConfig(**{**settings, "method": methods[0], "data": absolute_name(data)})
     # What is wrong with the data, or does not fit a method, is said before hours are spent and leaves no folder behind.
     found_data = open_data(config)
     for name, given in variants.values():

@@ -156,9 +156,3 @@ def checked_names(settings: dict[str, Any], source: str) -> dict[str, Any]:
         if name not in valid:
             raise RunError(f"{source}: no setting {name!r}{nearest(name, valid)}")
     return settings
-
-
-def absolute_data(data: str) -> str:
-    """Return a data set's name with its path absolute, so that it means the same wherever it is read again."""
-    kind, colon, place = data.partition(":")
-    return f"{kind}:{Path(place).expanduser().resolve()}" if colon and place else data

@@ -20,8 +20,9 @@ from torch import Tensor
 
 import mibfast
 from mibfast.data import DataError, MultimodalData, load
+from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
-from mibfast.train.config import RunConfig, absolute_data, checked_names
+from mibfast.train.config import RunConfig, checked_names
 from mibfast.train.encoders import build_encoders
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, RunFolder
@@ -149,7 +150,7 @@ def fit(
     """
     report = progress if isinstance(progress, Report) else Report(progress)
     checked_names({**settings, "method": method}, "fit")
-    name = absolute_data(data) if isinstance(data, str) else data.name
+    name = absolute_name(data) if isinstance(data, str) else data.name
     given = RunConfig(**{**settings, "method": method, "data": name})
     if output is None and resume:
         raise RunError("resuming needs the run's folder as output")
