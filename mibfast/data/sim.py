@@ -2,7 +2,7 @@
 
 A sample is six independent blocks of standard normal numbers: a0 and b0 are in both modalities, a1 and b1 in the first
 alone, a2 and b2 in the second alone. The label is the side of a random hyperplane through the origin on which
-[a0; a1; a2] lies; b0, b1 and b2 are superfluous (OMIB, appendix F). The three data sets differ in the lengths of a1 and a2,
+[a0; a1; a2] lies; b0, b1 and b2 are superfluous (OMIB, appendix F). The data sets differ in the lengths of a1 and a2,
 so in how much of the label each modality alone has.
 
 The appendix gives a0, b0, a1 and a2 their lengths. Those of b1 and b2 are stated nowhere; here they are 200, as b0's.
