@@ -354,7 +354,7 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
         (npz, {"learning_rate": float("nan")}, "learning_rate must be a finite number of at least 0, got nan"),
         (npz, {"batch_size": 1}, "batch_size must be at least 2"),
         (npz, {"modalities": "ab"}, "modalities must be a list, got 'ab'"),
-        (npz, {"modalities": ["a"]}, "alignment needs at least 2 modalities, got a"),
+        (npz, {"modalities": ["a"]}, "OVA-IB needs at least 2 modalities, got a"),
         (npz, {"encoders": {"a": 3}}, "encoders must map names to names, got 'a': 3"),
         (npz, {"encoders": {"a": "dropout_encoder:broken"}}, "raised ZeroDivisionError"),
         (npz, {"loss": {"backend": "cuda"}}, "a run's backend is not an option of its loss"),
@@ -586,7 +586,11 @@ def test_help_states_methods_and_defaults(capsys) -> None:
         value = {"warm_up_epochs": 10}.get(field.name, field.default)
         if value is None:
             continue
-        stated = ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else value
+        stated = (
+            ",".join(f"{x:g}" for x in value)
+            if isinstance(value, tuple)
+            else format(value, "" if isinstance(value, str) else "g")
+        )
         assert f"[default: {stated}]" in helps[field.name.replace("_", "-")]
 
 

@@ -71,8 +71,8 @@ def fit(
         typer.Argument(
             metavar="METHOD",
             help="Alignments, which need no labels: ova-ib, clip, clip-ib, ova-ib-mlp, symile, gram, triangle, siglip, "
-            "barlow-twins. Fusions, which predict labels: omib, concatenation, gated, film, cross-attention, misa, dmib, "
-            "e-mib, l-mib, c-mib, deep-ib, mmib-cui, mmib-zhang.",
+            "barlow-twins. Fusions, which predict labels: omib, concatenation, gated, film, cross-attention, misa, "
+            "dmib, e-mib, l-mib, c-mib, deep-ib, mmib-cui, mmib-zhang.",
             show_default=False,
         ),
     ],
@@ -153,9 +153,10 @@ def fit(
     """Train an alignment of your modalities, or a fusion of them that predicts labels.
 
     Data are one array [N, ...] a modality: digits (bundled), sim-i, sim-ii, sim-iii (drawn; sim-i:SAMPLES for another
-    number than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER (NAME.npy
-    files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train", "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack
-    modality NAME.
+    number than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER
+    (NAME.npy files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train",
+    "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use
+    the samples that have all.
 
     The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
     weights, bit for bit.
@@ -244,8 +245,8 @@ def evaluate(
 ) -> None:
     """Score a run: a fusion's predictions, or probes of an alignment and retrieval across its modalities.
 
-    A fusion's figures are accuracy and F1 of classes; MAE, Pearson's r and, of sentiment, Acc-2, F1 and Acc-7; AUC and F1
-    at the true number of anomalies. All options but --data, --output, --split and --encoder are of alignments.
+    A fusion's figures are accuracy and F1 of classes; MAE, Pearson's r and, of sentiment, Acc-2, F1 and Acc-7; AUC and
+    F1 at the true number of anomalies. All options but --data, --output, --split and --encoder are of alignments.
 
     Every combination of modalities is probed by a linear model and a 4-layer MLP, fitted to the training split; every
     modality is retrieved by every context of others. Where samples lack modalities, each figure is of those that have
