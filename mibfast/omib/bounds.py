@@ -36,9 +36,9 @@ def beta_bounds(
     .. math:: M_u = \frac{1}{(2M - 1) \left( \sum_i H_i - \frac2M \sum_{i<j} I_{ij} \right)}, \qquad
               M_l = \frac{1}{(2M - 1) \sum_i H_i}
 
-    For two and three modalities these are the paper's (propositions 5.7 and D.6). For more, the bracket is Hunter's and
-    Kounias' bound of the information in all modalities together, and 2M - 1 bounds 1 + r_1 + ... + r_{M-1}, every r being
-    at most 2. The paper's lower bound of three modalities is cut in its text; here it is what it is for two.
+    For two and three modalities these are the paper's (propositions 5.7 and D.6; the lower bound of three is formed as
+    that of two). For more, the bracket is Kounias' bound of the information in all modalities together, and 2M - 1 that
+    of 1 + r_1 + ... + r_{M-1}, every r being at most 2.
 
     Parameters
     ----------
@@ -162,7 +162,8 @@ class BetaEstimate:
         width = max(len(label) for label, _ in rows)
         return "\n".join(
             [
-                f"beta in [{self.lower:.3g}, {self.upper:.3g}], from {self.samples} samples by {self.estimator!r}, {cap}",
+                f"beta in [{self.lower:.3g}, {self.upper:.3g}]",
+                f"from {self.samples} samples by {self.estimator!r}, {cap}",
                 *(f"{label:<{width}}  {found}" for label, found in rows),
                 *(f"doubtful: {doubt}" for doubt in self.doubts),
             ]
@@ -185,10 +186,10 @@ def estimate_beta(
     As in the paper, a modality's entropy is its information about itself, H(v) = I(v; v), by the estimator that also
     gives the informations between modalities. For continuous data I(v; v) is infinite: what an estimator gives is the
     information that its critic can tell from its samples. "infonce" cannot exceed the logarithm of the samples that it
-    is read on, whatever the data; "mine", the paper's, and "smile" have no cap (the clamp of "smile" holds the negatives'
-    term, not the positives') and stop where held-out samples stop the critic. The bounds are of the data as seen by
-    the estimator, then, and orders of magnitude rather than digits: report the estimator with them. What makes them
-    less than that is warned of:
+    is read on, whatever the data; "mine", the paper's, and "smile" have no cap (the clamp of "smile" is on the
+    negatives' term, not on the positives') and stop where held-out samples stop the critic. The bounds are of the data
+    as the estimator sees them, then, and orders of magnitude rather than digits: report the estimator with them. What
+    makes them less than that is warned of:
 
     - an entropy or information near the estimator's cap, or above the logarithm of the held-out samples, more than
       which N samples cannot vouch for (McAllester and Stratos, 2020);
@@ -245,13 +246,8 @@ def estimate_beta(
     names = list(drawn)
 
     def information(first: str, second: str) -> Estimate:
-        say = progress
-        if progress is not None:
-            label = f"H({first})" if first == second else f"I({first}; {second})"
-
-            def say(line: str) -> object:
-                return progress(f"{label}, {line}")
-
+        label = f"H({first})" if first == second else f"I({first}; {second})"
+        say = None if progress is None else _after(label, progress)
         x, y = drawn[first], drawn[second]
         return estimate(x, y, estimator, critic, seeds=seeds, epochs=epochs, progress=say, **options)
 
@@ -288,6 +284,10 @@ def estimate_beta(
     )
 
 
+def _after(label: str, progress: Callable[[str], object]) -> Callable[[str], object]:
+    return lambda line: progress(f"{label}, {line}")
+
+
 def _labelled(
     entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, str], Estimate]
 ) -> list[tuple[str, Estimate]]:
@@ -300,9 +300,7 @@ def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, 
     doubts = []
     for label, found in _labelled(entropies, informations):
         if found.value > _NEAR * found.cap:
-            doubts.append(
-                f"{label} = {found.value:.3g} is at the estimator's cap, {found.cap:.3g}: the truth is larger"
-            )
+            doubts.append(f"{label} = {found.value:.3g} is at its cap, {found.cap:.3g}; the truth is larger")
         elif found.value > math.log(found.samples):
             doubts.append(
                 f"{label} = {found.value:.3g} is above ln N = {math.log(found.samples):.3g}, more than which the "
@@ -334,9 +332,11 @@ def _drawn(name: str, views: Mapping[str, Samples] | Sequence[Samples], samples:
         raise ValueError(f"{name}: views must hold at least 2 modalities, got {len(views)}")
     counts = {}
     for modality, x in views.items():
-        if not hasattr(x, "shape") or len(x.shape) < 1:
+        numbers = isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "fiub")
+        if not numbers or not x.ndim:
             raise TypeError(
-                f"{name}: views[{modality!r}] must be an array or Tensor [N, ...], got {_check.described(x)}"
+                f"{name}: views[{modality!r}] must be an array or a tensor of numbers [N, ...], got "
+                f"{_check.described(x)}"
             )
         counts[modality] = len(x)
     if len(set(counts.values())) > 1:
@@ -356,9 +356,12 @@ def _drawn(name: str, views: Mapping[str, Samples] | Sequence[Samples], samples:
         else:
             part = np.asarray(x if rows is None else x[rows])
         part = part.reshape(len(part), -1)
-        bad = part.isnan().any() if isinstance(part, Tensor) else np.isnan(part).any()
-        if bool(bad):
-            raise ValueError(f"{name}: views[{modality!r}] must be finite, got NaN among the {len(part)} samples drawn")
+        finite = part.isfinite() if isinstance(part, Tensor) else np.isfinite(part)
+        bad = int((~finite).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"{name}: views[{modality!r}] must be finite, got {bad} of {len(part)} samples with NaN or infinity"
+            )
         if bool((part == part[:1]).all()):
             raise ValueError(f"{name}: views[{modality!r}] is constant over the {len(part)} samples drawn")
         drawn[modality] = part

@@ -1,7 +1,7 @@
 """OMIB: task-relevance branches, one a modality, and a fusion of Gaussian latents that is compressed towards its task.
 
-Wu et al., "Learning Optimal Multimodal Information Bottleneck Representations", ICML 2025 (arXiv 2505.19996): sections 4
-and 5.1 and appendices D.1, H and L. No code was released; what the text leaves open is said where it is decided.
+Wu et al., "Learning Optimal Multimodal Information Bottleneck Representations", ICML 2025 (arXiv 2505.19996): sections
+4 and 5.1, appendices D.1, H and L. No code was released; what the text leaves open is said where it is decided.
 """
 
 from __future__ import annotations
@@ -143,15 +143,15 @@ class OMIB(FusionModel):
     r"""Optimal multimodal information bottleneck: a fusion xi with all that modalities know of the task, and no more.
 
     Training has two stages. In "warm-up" (algorithm 1) each modality's encoder and its task-relevance branch learn the
-    task alone, from the representation beside noise that is drawn anew each step. In "main" (algorithm 2) representations
-    become Gaussian latents, a sample of each is fused to xi, xi takes the noise's place in the branches, and
-    everything is trained on one loss,
+    task alone, from the representation beside noise that is drawn anew each step. In "main" (algorithm 2)
+    representations become Gaussian latents, a sample of each is fused to xi, xi takes the noise's place in the
+    branches, and everything is trained on one loss,
 
     .. math:: L = L_{task}(\hat y) + \beta \left( KL_1 + \sum_{k \ge 2} r_{k-1} KL_k \right)
               + \sum_k L_{task}(\hat y_k)
 
-    with the weights r of :func:`modality_weights`, which find out from the branches which modality has more left to give.
-    Predictions are those of the latents' means.
+    with the weights r of :func:`modality_weights`, which the branches give: a modality that has more left is compressed
+    less. Predictions are those of the latents' means.
 
     Parameters
     ----------
@@ -291,9 +291,9 @@ class OMIB(FusionModel):
     def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
         """Return a stage's loss and its terms, means over N; all but the loss are detached.
 
-        "trb.NAME" is the task's loss of a branch. The main stage adds "task", that of the fused prediction, and
-        "kl.NAME", the divergence of a latent before its weight, in nats; and "r.NAME", the weight, of all modalities but
-        the first, where weights are dynamic. Noise is drawn from torch's global generator.
+        "trb.NAME" is the task's loss of a branch. The main stage adds "task", that of the fused prediction, "kl.NAME",
+        the divergence of a latent before its weight, in nats, and where weights are dynamic "r.NAME", those of all
+        modalities but the first. Noise is drawn from torch's global generator.
 
         RuntimeError in the main stage where beta is None.
         """
@@ -355,7 +355,7 @@ def _warn_of_collapse(encoders: nn.ModuleDict) -> None:
     if risks:
         listed = ", ".join(risks[:6]) + (f" and {len(risks) - 6} more" if len(risks) > 6 else "")
         warnings.warn(
-            f"OMIB: for anomaly detection encoders should have no bias and no bounded activation, with which they can map "
-            f"all samples to the centre (Ruff et al., 2018, section 3.3); encoders have {listed}",
+            f"OMIB: for anomaly detection encoders should have no bias and no bounded activation, with which they can "
+            f"map all samples to the centre (Ruff et al., 2018, section 3.3); encoders have {listed}",
             stacklevel=3,
         )

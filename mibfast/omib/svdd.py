@@ -66,17 +66,13 @@ def collapse_risks(module: nn.Module) -> list[str]:
     >>> omib.collapse_risks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2, bias=False)))
     ['the bias of 0', '1, a Tanh']
     """
-    risks = [
-        f"the bias of {name.rpartition('.')[0] or 'the module'}"
-        for name, _ in module.named_parameters()
-        if _is_bias(name)
-    ]
+    biases = [name.rpartition(".")[0] for name, _ in module.named_parameters() if _is_bias(name)]
     bounded = [
         f"{name or 'the module'}, a {type(each).__name__}"
         for name, each in module.named_modules()
         if isinstance(each, _BOUNDED)
     ]
-    return list(dict.fromkeys(risks)) + bounded
+    return [f"the bias of {name or 'the module'}" for name in dict.fromkeys(biases)] + bounded
 
 
 def _is_bias(name: str) -> bool:

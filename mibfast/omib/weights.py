@@ -28,7 +28,7 @@ def modality_weights(
     task: str | Task = "classification",
     ratio: str = "ratio_of_means",
 ) -> Tensor:
-    r"""Return the weights r_1 .. r_{M-1} of the divergences of modalities 2 .. M; that of the first is 1 (OMIB, Eq. 11).
+    r"""Return the weights r_1 .. r_{M-1} of the divergences of modalities 2 .. M (OMIB, Eq. 11); the first has 1.
 
     .. math:: r_{k-1} = 1 - \tanh(\ln \rho_k) = \frac{2}{1 + \rho_k^2}, \qquad
               \rho_k = \frac{\frac1N \sum_n KL(p(\hat y_k^n) \| p(\hat y^n))}
@@ -68,20 +68,18 @@ def modality_weights(
     >>> fused = torch.zeros(4, 2)
     >>> first, second = torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([[2.0, 0.0]]).repeat(4, 1)
     >>> omib.modality_weights([first, second], fused)
-    tensor([0.2038])
+    tensor([0.2055])
     >>> omib.modality_weights([first, first], fused)
     tensor([1.])
     """
     _check.choice(_NAME, "ratio", ratio, RATIOS)
     predictions, fused = _predictions(logits_by_modality, fused_logits)
-    if isinstance(task, Task):
-        chosen = task
-    else:
-        chosen = TASKS[_check.choice(_NAME, "task", task, tuple(TASKS))](fused.shape[1])
+    if not isinstance(task, Task):
+        task = TASKS[_check.choice(_NAME, "task", task, tuple(TASKS))](fused.shape[1])
     # In float64 nothing that is finite in float32 overflows, and small divergences keep their digits.
     reference = fused.double()
     largest = torch.finfo(torch.float64).max
-    divergences = torch.stack([chosen.divergence(x.double(), reference) for x in predictions]).clamp(0.0, largest)
+    divergences = torch.stack([task.divergence(x.double(), reference) for x in predictions]).clamp(0.0, largest)
     if ratio == "ratio_of_means":
         # Divided first: a sum may overflow where the mean does not.
         first, *others = (divergences / divergences.shape[1]).sum(1).clamp(max=largest)
