@@ -351,8 +351,9 @@ def _drawn(name: str, views: Mapping[str, Samples] | Sequence[Samples], samples:
         rows = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
     drawn: dict[str, Samples] = {}
     for modality, x in views.items():
+        part: Any
         if isinstance(x, Tensor):
-            part: Samples = x.detach() if rows is None else x.detach()[torch.from_numpy(rows).to(x.device)]
+            part = x.detach() if rows is None else x.detach()[torch.from_numpy(rows).to(x.device)]
         else:
             part = np.asarray(x if rows is None else x[rows])
         part = part.reshape(len(part), -1)

@@ -7,9 +7,9 @@ Wu et al., "Learning Optimal Multimodal Information Bottleneck Representations",
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,8 @@ class OptimalFusion(nn.Module):
         """Return xi [N, k] of the latents' means."""
         latents = list(representations)
         if self.heads is not None:
-            latents = [head.mean_of(z) for head, z in zip(self.heads, representations, strict=True)]
+            heads = cast(Iterable[GaussianHead], self.heads)
+            latents = [head.mean_of(z) for head, z in zip(heads, representations, strict=True)]
         xi: Tensor = self.fusion(latents)
         return xi
 
