@@ -1,20 +1,22 @@
-"""Concatenation: the representations side by side, and a multilayer perceptron on them."""
+"""Concatenation: the representations side by side, and a perceptron on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mibfast.nn.fusion.model import FusionModel
+from mibfast.nn.fusion.prediction import prediction_head
 from mibfast.nn.fusion.tasks import Task
-from mibfast.nn.mlp import MLPEncoder
 
 
 class Concatenation(FusionModel):
-    """The representations side by side, and a multilayer perceptron with one hidden layer on them.
+    """The representations side by side, and a perceptron on them.
+
+    Without a hidden layer it is what OGM-GE (Peng et al., CVPR 2022) releases as concatenation, and the same family of
+    functions as its sum of one linear layer a modality.
 
     Parameters
     ----------
@@ -24,8 +26,8 @@ class Concatenation(FusionModel):
         Length of a representation.
     task : Task
         What is predicted.
-    hidden_features : int
-        Width of the hidden layer.
+    hidden_features : int or None
+        Width of the hidden layer; None for a linear layer alone.
 
     Examples
     --------
@@ -41,16 +43,12 @@ class Concatenation(FusionModel):
     """
 
     def __init__(
-        self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int = 512
+        self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int | None = 512
     ) -> None:
         super().__init__(encoders, features, task)
-        self.predictor = MLPEncoder(len(encoders) * features, task.outputs, hidden_features, depth=2)
+        self.predictor = prediction_head("Concatenation", len(encoders) * features, task, hidden_features)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
         prediction: Tensor = self.predictor(torch.cat(list(representations), dim=1))
         return prediction
-
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
-        """Return the task's mean loss."""
-        return {"loss": self.task.loss(self(views), target).mean()}

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mibfast import _check
 from mibfast.nn.fusion.tasks import Task
 
 
 class FusionModel(nn.Module):
     """Encoders of M modalities, fused into one prediction.
 
-    Subclasses give :meth:`predict` and :meth:`terms`.
+    Subclasses give :meth:`predict`, and :meth:`terms` where they minimise more than the task's loss.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ class FusionModel(nn.Module):
             raise ValueError(f"{name}: encoders must be a mapping of at least 2 modalities, got {encoders!r}")
         if not isinstance(task, Task):
             raise TypeError(f"{name}: task must be a mibfast.nn.fusion.Task, got {task!r}")
+        _check.count(name, "features", features)
         self.encoders = nn.ModuleDict(encoders)
         self.features, self.task = features, task
 
@@ -54,7 +56,12 @@ class FusionModel(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
             )
-        return [encoder(views[name]) for name, encoder in self.encoders.items()]
+        representations = [encoder(views[name]) for name, encoder in self.encoders.items()]
+        for name, x in zip(self.encoders, representations, strict=True):
+            argument = f"the representation of {name!r}"
+            _check.tensor(type(self).__name__, argument, x, "N features")
+            _check.size(type(self).__name__, argument, x, 1, self.features)
+        return representations
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]; nothing is drawn."""
@@ -67,6 +74,6 @@ class FusionModel(nn.Module):
     def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
         """Return what a stage of training minimises, under "loss", and the terms that it is made of, means over N.
 
-        Terms that are only reported are detached.
+        Terms that are only reported are detached. Here it is the task's mean loss alone.
         """
-        raise NotImplementedError
+        return {"loss": self.task.loss(self(views), target).mean()}

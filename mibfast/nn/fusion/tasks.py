@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ class Task(nn.Module):
     ----------
     outputs : int
         Length of a prediction.
+    biased : bool
+        Whether the layers that make predictions may have biases.
     """
 
     outputs: int
+    biased: ClassVar[bool] = True
 
     def loss(self, prediction: Tensor, target: Any) -> Tensor:
         """Return the loss [N] of predictions [N, outputs]."""
@@ -155,6 +158,7 @@ class AnomalyDetection(Task):
     """
 
     center: Tensor
+    biased = False
 
     def __init__(self, features: int, minimum: float = 0.1) -> None:
         super().__init__()
