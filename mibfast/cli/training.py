@@ -394,8 +394,8 @@ def compare(
     1, with the first seed, by the validation accuracy of a linear probe on all modalities. The best setting is
     trained with every seed and evaluated on the test split. An interrupted comparison goes on where it was.
 
-    Fusions are compared with each other alone: tuned over learning rate 0.0001, 0.001 and, where they have one, beta
-    0.0001, 0.001, 0.01 (omib's is estimated) by the validation accuracy, MAE or AUC.
+    Fusions are compared with each other alone: tuned over learning rate 0.0001, 0.001 and, where they have one, 0.1, 1,
+    10 times their beta (omib's is estimated) by the validation accuracy, MAE or AUC.
     """
     from rich.console import Console
     from rich.markdown import Markdown

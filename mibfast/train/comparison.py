@@ -25,7 +25,7 @@ TEMPERATURES = (0.05, 0.1, 0.2)
 BETAS = (0.1, 1.0)
 # Of fusions.
 LEARNING_RATES = (1e-4, 1e-3)
-FUSION_BETAS = (1e-4, 1e-3, 1e-2)
+BETA_MULTIPLES = (0.1, 1.0, 10.0)
 _PLAN = "plan.json"
 # What is compared: a column's title, the task, the metric.
 FIGURES = (
@@ -113,16 +113,16 @@ def grid(
 ) -> list[dict[str, float]]:
     """Return the settings that a method is tuned over; without tuning there is one. What is given stays as it is.
 
-    Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and betas, alike. OMIB's
-    beta is none of them: it is estimated from the data.
+    Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples of
+    each method's own beta, which some sum over features and some average. OMIB's is not tuned: it is estimated.
     """
     takes = chosen.options
     axes: dict[str, Sequence[float]] = {}
     if tune and isinstance(chosen, Fusion):
         if learning_rate is None:
             axes["learning_rate"] = LEARNING_RATES
-        if "beta" in takes and not chosen.estimates_beta:
-            axes["beta"] = FUSION_BETAS
+        if chosen.beta is not None:
+            axes["beta"] = [multiple * chosen.beta for multiple in BETA_MULTIPLES]
     elif tune:
         if "temperature" in takes:
             axes["temperature"] = TEMPERATURES
@@ -173,8 +173,8 @@ def compare(
     linear probe on all modalities (R2 for regression; without labels the MRR of retrieval by all other modalities).
     The best setting is trained with every seed and evaluated on the test split.
 
-    Fusions, which are compared with each other alone, are tuned over the same learning rates and betas by the
-    validation split's accuracy, MAE or AUC. OMIB's beta is estimated, once for each run.
+    Fusions, which are compared with each other alone, are tuned over the same learning rates and multiples of their
+    betas by the validation split's accuracy, MAE or AUC. OMIB's beta is estimated, once for each run.
 
     Parameters
     ----------

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 import mibfast
+from mibfast import omib
 from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
@@ -39,6 +40,8 @@ _PICTURED_POINTS = 900
 _EMBEDDED_ROWS = 4096
 # The centre of anomaly detection is the mean of what is predicted of this many samples.
 _CENTRED_SAMPLES = 16_384
+# As many as estimates of beta take.
+_BETA_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -322,8 +325,10 @@ class _Fitting:
             statistics = data.statistics(lambda _, done, total: task.reach(done))
         if folder and folder.begun:
             self.beta = folder.read_config().get("beta")
-        elif isinstance(self.method, Fusion) and self.method.estimates_beta and "beta" not in config.loss:
-            self.beta = self._estimated_beta()
+        elif isinstance(self.method, Fusion) and self.method.estimates_beta:
+            # Without a bottleneck there is nothing that it would weigh.
+            if "beta" not in config.loss and config.loss.get("bottleneck", True):
+                self.beta = self._estimated_beta()
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
@@ -332,6 +337,24 @@ class _Fitting:
             chosen = usable(data, config, "train", self.target)[:_CENTRED_SAMPLES]
             module.set_center(data.take(part) for part in chosen.split(_EMBEDDED_ROWS))
         return module
+
+    def _estimated_beta(self) -> dict[str, Any]:
+        """Draw a beta between the bounds that the training split's modalities give."""
+        config, estimator = self.config, self.config.beta_estimator
+        self.report.say(f"estimating the bounds of beta by {estimator!r}")
+        chosen = usable(self.data, config, "train", self.target)
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(config.seed))
+        views = self.data.take(chosen[order[:_BETA_SAMPLES].sort().values])
+        try:
+            with warnings.catch_warnings(), isolate_rng():
+                # They are said with the report.
+                warnings.filterwarnings("ignore", "estimate_beta: ")
+                found = omib.estimate_beta({name: views[name] for name in self.data.views}, estimator=estimator)
+        except (TypeError, ValueError) as error:
+            raise RunError(str(error)) from error
+        beta = found.draw(config.seed)
+        self.report.say(f"{found}\ndrawn: beta {beta:.3g}")
+        return {"beta": beta, **found.as_dict()}
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from mibfast import losses
 from mibfast.data.multimodal import nearest
 from mibfast.nn import fusion
 from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
+from mibfast.omib import OMIB
 from mibfast.train.errors import RunError
 
 
@@ -124,6 +125,12 @@ class Fusion(Method):
         return [name for name in inspect.signature(self.model_class).parameters if name not in given]
 
     @property
+    def beta(self) -> float | None:
+        """The bottleneck's weight where none is given; None where there is no such weight, or it is estimated."""
+        found = inspect.signature(self.model_class).parameters.get("beta")
+        return None if found is None else found.default
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Of training, in order."""
         return self.model_class.stages
@@ -223,10 +230,11 @@ ALIGNMENTS = {
 }
 
 _TITLES = {"gated": "BiGated", "film": "FiLM", "deep-ib": "deep IB", "mmib-cui": "MMIB-Cui", "mmib-zhang": "MMIB-Zhang"}
+_TITLES |= {name: name.upper() for name in ("misa", "dmib", "e-mib", "l-mib", "c-mib")}
 
 FUSIONS = {
-    name: Fusion(_TITLES.get(name, name.upper() if name in ("misa", "dmib") or "-mib" in name else name), model_class)
-    for name, model_class in {"concatenation": fusion.Concatenation}.items()
+    "omib": Fusion("OMIB", OMIB, estimates_beta=True),
+    **{name: Fusion(_TITLES.get(name, name), model_class) for name, model_class in fusion.METHODS.items()},
 }
 
 METHODS: dict[str, Alignment | Fusion] = {**ALIGNMENTS, **FUSIONS}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast.data import DataError
+from mibfast.omib import f1_at_true_count
 from mibfast.train.targets import Target
 
 _Metric = Callable[[Tensor, Tensor], Tensor]
@@ -130,25 +131,7 @@ def _anomaly_metrics() -> dict[str, _Metric]:
         ranks = torch.unique(score, return_inverse=True)[1].double()
         return binary_auroc(ranks / max(1, len(ranks)), anomaly, validate_args=False)
 
-    return {"AUC": auc, "F1": f1_at_true_count}
+    def f1(score: Tensor, anomaly: Tensor) -> Tensor:
+        return torch.tensor(f1_at_true_count(score, anomaly) if bool(anomaly.any()) else torch.nan)
 
-
-def f1_at_true_count(score: Tensor, anomaly: Tensor) -> Tensor:
-    """Return F1 where as many samples count as anomalies as there are, those with the highest scores [n].
-
-    Then precision and recall are the same. Samples that tie at the threshold count by the share of them that fits.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from mibfast.train.scores import f1_at_true_count
-    >>> f1_at_true_count(torch.tensor([0.1, 0.9, 0.8, 0.2]), torch.tensor([0, 1, 0, 1]))
-    tensor(0.5000, dtype=torch.float64)
-    """
-    count = int(anomaly.sum())
-    if not count:
-        return torch.tensor(torch.nan)
-    threshold = score.topk(count).values[-1]
-    above, at = score > threshold, score == threshold
-    share = (count - above.sum()) / at.sum()
-    return (anomaly[above].sum() + share * anomaly[at].sum()).double() / count
+    return {"AUC": auc, "F1": f1}
