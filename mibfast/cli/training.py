@@ -164,7 +164,7 @@ def fit(
     from mibfast import train
     from mibfast.train.config import read_settings
 
-    given = {
+    given: dict[str, Any] = {
         "seed": seed,
         "epochs": epochs,
         "patience": patience,

@@ -28,7 +28,7 @@ from mibfast.data.multimodal import (
     split_indices,
 )
 from mibfast.data.npy import NpyRows
-from mibfast.data.sim import SPECIFIC, read_sim
+from mibfast.data.sim import SAMPLES, SPECIFIC, read_sim
 
 FORMS = "digits, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
 _LABELS, _SPLIT = "labels", "split"
@@ -261,7 +261,7 @@ def _open(name: str, seed: int) -> _Source:
     if kind in SPECIFIC:
         if colon and not place.isdecimal():
             raise DataError(f"{name}: expected {kind} or {kind}:SAMPLES, a number")
-        views, labels, split = read_sim(kind, *([int(place)] if colon else []), seed=seed)
+        views, labels, split = read_sim(kind, int(place) if colon else SAMPLES, seed)
         return _Source(list(views), views.__getitem__, labels, split)
     if kind not in _FILES or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")

@@ -113,8 +113,8 @@ def grid(
 ) -> list[dict[str, float]]:
     """Return the settings that a method is tuned over; without tuning there is one. What is given stays as it is.
 
-    Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples of
-    each method's own beta, which some sum over features and some average. OMIB's is not tuned: it is estimated.
+    Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples
+    of each method's own beta, which some sum over features and some average. OMIB's is estimated, not tuned.
     """
     takes = chosen.options
     axes: dict[str, Sequence[float]] = {}

@@ -161,7 +161,7 @@ def evaluate(
         if name not in PROBES:
             raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
     fusions = first.target is not None
-    if fusions and task not in ("auto", first.target.task):
+    if first.target is not None and task not in ("auto", first.target.task):
         raise RunError(f"{first.method.title} was trained for {first.target.task}, not for {task}")
     tasks = [None if fusions else _task(run, task) for run in found]
     retrieval = retrieval and not fusions

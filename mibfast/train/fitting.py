@@ -143,7 +143,8 @@ class Run:
             yield found
 
     def _in_parts(self, indices: Tensor) -> Iterator[dict[str, Tensor]]:
-        for part in indices.split(_EMBEDDED_ROWS):
+        for start in range(0, len(indices), _EMBEDDED_ROWS):
+            part = indices[start : start + _EMBEDDED_ROWS]
             views = self.data.take(part)
             for name in self.data.views:
                 x = views[name]
@@ -325,17 +326,16 @@ class _Fitting:
             statistics = data.statistics(lambda _, done, total: task.reach(done))
         if folder and folder.begun:
             self.beta = folder.read_config().get("beta")
-        elif isinstance(self.method, Fusion) and self.method.estimates_beta:
-            # Without a bottleneck there is nothing that it would weigh.
-            if "beta" not in config.loss and config.loss.get("bottleneck", True):
-                self.beta = self._estimated_beta()
+        elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
+            self.beta = self._estimated_beta()
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
             module = _build_module(config, shapes, statistics, self.target, self.beta)
         if isinstance(module, FusionModule) and module.target.task == "anomaly-detection":
             chosen = usable(data, config, "train", self.target)[:_CENTRED_SAMPLES]
-            module.set_center(data.take(part) for part in chosen.split(_EMBEDDED_ROWS))
+            starts = range(0, len(chosen), _EMBEDDED_ROWS)
+            module.set_center(data.take(chosen[start : start + _EMBEDDED_ROWS]) for start in starts)
         return module
 
     def _estimated_beta(self) -> dict[str, Any]:
@@ -452,7 +452,9 @@ def _build_module(
     beta: Mapping[str, Any] | None = None,
 ) -> AlignmentModule | FusionModule:
     chosen, optimizer = method(config.method), (config.learning_rate, config.weight_decay)
-    encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth)
+    # With biases encoders can map all samples to the centre that normal ones are to be near.
+    bias = target is None or target.task != "anomaly-detection"
+    encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth, bias)
     if isinstance(chosen, Alignment):
         loss = chosen.loss(len(shapes), config.features, **config.loss)
         return AlignmentModule(encoders, loss, config.features, *optimizer)

@@ -130,6 +130,10 @@ class Fusion(Method):
         found = inspect.signature(self.model_class).parameters.get("beta")
         return None if found is None else found.default
 
+    def needs_beta(self, options: Mapping[str, Any]) -> bool:
+        """Return whether beta is to be estimated: not where it is given, or nothing is there that it would weigh."""
+        return self.estimates_beta and "beta" not in options and bool(options.get("bottleneck", True))
+
     @property
     def stages(self) -> tuple[str, ...]:
         """Of training, in order."""

@@ -77,7 +77,7 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
         if bool((encoded < 0).any()):
             raise DataError(f"labels hold class {labels[int((encoded < 0).nonzero()[0])]}, which training had not")
         return Scored(_classification_metrics(len(target.classes)), prediction, encoded)
-    if len(encoded.unique()) < 2:
+    if len(set(encoded.tolist())) < 2:
         raise DataError("to score anomalies, some samples must be anomalies and some not")
     return Scored(_anomaly_metrics(), prediction[:, 0], encoded)
 
@@ -126,7 +126,7 @@ def _anomaly_metrics() -> dict[str, _Metric]:
 
     def auc(score: Tensor, anomaly: Tensor) -> Tensor:
         # Scores outside [0, 1] would be taken for logits and rounded by a sigmoid; only their order counts.
-        if len(anomaly.unique()) < 2:
+        if bool(anomaly.all()) or not bool(anomaly.any()):
             return torch.tensor(torch.nan)
         ranks = torch.unique(score, return_inverse=True)[1].double()
         return binary_auroc(ranks / max(1, len(ranks)), anomaly, validate_args=False)

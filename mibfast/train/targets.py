@@ -95,7 +95,8 @@ class Target:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Target:
         """Make a target of what a run's config holds; TypeError or ValueError where that is none."""
-        target = cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in found.items()})
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
+        target = cls(**given)
         if target.task not in TASKS:
             raise ValueError(f"unknown task {target.task!r}")
         return target
