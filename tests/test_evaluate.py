@@ -14,7 +14,7 @@ from mibfast import functional as F
 from mibfast.cli.commands import run as command
 from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate
-from mibfast.train.methods import METHODS
+from mibfast.train.methods import ALIGNMENTS
 from mibfast.train.probes import probe, task_of
 from mibfast.train.retrieval import retrieved
 
@@ -202,11 +202,11 @@ def test_retrieval_finds_what_it_should() -> None:
     eye = torch.eye(10)
     # A second embedding that is close to the first, not the same: two that are span nothing.
     close = eye + 0.1 * torch.randn(10, 10)
-    for method in METHODS.values():
+    for method in ALIGNMENTS.values():
         for context in ([eye], [close], [eye, close], [3 * close, 0.5 * eye]):
             assert torch.equal(method.retrieve(2 * eye, context, 1)[:, 0], torch.arange(10))
     # A context's span holds more candidates than its directions.
-    both = METHODS["ova-ib"].retrieve(eye, [eye, eye.roll(1, 0)], 2).sort(1).values
+    both = ALIGNMENTS["ova-ib"].retrieve(eye, [eye, eye.roll(1, 0)], 2).sort(1).values
     assert torch.equal(both, torch.stack([torch.arange(10), torch.arange(10).roll(1)], 1).sort(1).values)
 
 
@@ -224,9 +224,9 @@ def test_each_method_retrieves_by_its_own_score_at_any_scale() -> None:
         **dict.fromkeys(("clip", "clip-ib", "siglip", "barlow-twins"), cosines),
     }
     for name, score in scores.items():
-        assert torch.equal(METHODS[name].retrieve(key, context, 5), score.topk(5, dim=1).indices), name
+        assert torch.equal(ALIGNMENTS[name].retrieve(key, context, 5), score.topk(5, dim=1).indices), name
     for name in ("siglip", "triangle", "ova-ib"):
-        alone = METHODS[name].retrieve(key, context[:1], 5)
+        alone = ALIGNMENTS[name].retrieve(key, context[:1], 5)
         cosine = units[0] @ candidates.T
         assert torch.equal(alone, (cosine.abs() if name == "ova-ib" else cosine).topk(5, dim=1).indices), name
 

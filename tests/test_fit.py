@@ -278,7 +278,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(npz, tmp_path) -> None:
     train.fit("ova-ib", npz, output=tmp_path / "run", **SMALL)
 
 
-@pytest.mark.parametrize("name", train.METHODS)
+@pytest.mark.parametrize("name", train.ALIGNMENTS)
 def test_every_method_trains_goes_on_and_opens_again(npz, tmp_path, monkeypatch, name) -> None:
     settings = {**SMALL, "epochs": 2, "modalities": ["a", "b"] if name == "barlow-twins" else None}
     train.fit(name, npz, output=tmp_path / "whole", **settings)
@@ -354,7 +354,7 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
         (npz, {"learning_rate": float("nan")}, "learning_rate must be a finite number of at least 0, got nan"),
         (npz, {"batch_size": 1}, "batch_size must be at least 2"),
         (npz, {"modalities": "ab"}, "modalities must be a list, got 'ab'"),
-        (npz, {"modalities": ["a"]}, "alignment needs at least 2 modalities, got a"),
+        (npz, {"modalities": ["a"]}, "OVA-IB needs at least 2 modalities, got a"),
         (npz, {"encoders": {"a": 3}}, "encoders must map names to names, got 'a': 3"),
         (npz, {"encoders": {"a": "dropout_encoder:broken"}}, "raised ZeroDivisionError"),
         (npz, {"loss": {"backend": "cuda"}}, "a run's backend is not an option of its loss"),
@@ -583,8 +583,14 @@ def test_help_states_methods_and_defaults(capsys) -> None:
     for field in dataclasses.fields(RunConfig):
         if field.name in ("method", "data", "modalities", "encoders", "loss"):
             continue
-        value = field.default
-        stated = ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}"
+        value = {"warm_up_epochs": 10}.get(field.name, field.default)
+        if value is None:
+            continue
+        stated = (
+            ",".join(f"{x:g}" for x in value)
+            if isinstance(value, tuple)
+            else format(value, "" if isinstance(value, str) else "g")
+        )
         assert f"[default: {stated}]" in helps[field.name.replace("_", "-")]
 
 
@@ -617,7 +623,7 @@ def test_bad_commands_are_one_line_on_stderr_and_status_2(arguments, message, ca
 
 
 def test_methods_have_the_settings_of_their_papers_and_released_code() -> None:
-    made = {name: each.loss(3, 8) for name, each in train.METHODS.items()}
+    made = {name: each.loss(3, 8) for name, each in train.ALIGNMENTS.items()}
     assert all(made[name].temperature.log_temperature is not None for name in ("gram", "triangle"))
     assert made["symile"].log_scale is not None
     for name in ("clip", "clip-ib"):
@@ -629,7 +635,7 @@ def test_methods_have_the_settings_of_their_papers_and_released_code() -> None:
 
 
 def test_symile_takes_all_combinations_of_up_to_three_modalities() -> None:
-    symile = train.METHODS["symile"]
+    symile = train.ALIGNMENTS["symile"]
     assert [symile.loss(m, 8).negatives for m in (2, 3, 4, 6)] == ["all", "all", "shuffled", "shuffled"]
     assert symile.loss(4, 8, negatives="all").negatives == "all"
     symile.refuse_misfit(["a", "b", "c", "d", "e"], 8)

@@ -15,7 +15,7 @@ from mibfast.data.digits import read_digits
 from mibfast.train.comparison import compare
 from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate
-from mibfast.train.methods import METHODS
+from mibfast.train.methods import ALIGNMENTS
 from mibfast.train.progress import Report
 from mibfast.train.recording import Recording, usable
 
@@ -175,7 +175,7 @@ def test_too_few_samples_that_the_loss_takes_are_said_before_training(tmp_path) 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALIGNMENTS)
 def test_all_or_nothing_is_as_good_as_complete_samples_alone(name) -> None:
     """Bit for bit: samples without any modality, whatever their rows hold, might as well not be there."""
     views, labels, _ = arrays(share=1.1, names="".join(names_of(name)))
@@ -192,7 +192,7 @@ def test_all_or_nothing_is_as_good_as_complete_samples_alone(name) -> None:
     assert mine == other
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALIGNMENTS)
 def test_what_is_absent_changes_nothing_and_runs_go_on(npz, tmp_path, monkeypatch, name) -> None:
     settings = {**SETTINGS, "modalities": names_of(name), "checkpoint_minutes": 1e-9}
     whole = train.fit(name, npz, output=tmp_path / "whole", **settings)

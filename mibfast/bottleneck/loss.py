@@ -13,6 +13,7 @@ from mibfast import functional as F
 from mibfast._check import InputError
 from mibfast.bottleneck.likelihoods import LIKELIHOODS
 from mibfast.information import MutualInformation, gaussian_mutual_information
+from mibfast.nn.bounded import bounded
 
 if TYPE_CHECKING:
     from mibfast.bottleneck.formulation import Bottleneck
@@ -30,23 +31,6 @@ def _barlow_twins(critic: None, x: Tensor, y: Tensor) -> Tensor:
 
 
 _WITHOUT_CRITICS: dict[str, Estimator] = {"gaussian": _gaussian, "barlow_twins": _barlow_twins}
-
-
-class _Bounded(torch.autograd.Function):
-    """A clamp through which a gradient passes that leads back inside; a plain one holds what it has caught."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.low, ctx.high = low, high
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        # Descent moves against the gradient.
-        lost = ((x > ctx.high) & (upstream < 0)) | ((x < ctx.low) & (upstream > 0))
-        return upstream.masked_fill(lost, 0.0), None, None
 
 
 class _Called(nn.Module):
@@ -231,7 +215,7 @@ class BottleneckLoss(nn.Module):
             )
         if not noisy:
             return tensors
-        return tensors[0], _Bounded.apply(tensors[1], *self.logvar_bounds)  # type: ignore[no-untyped-call]
+        return tensors[0], bounded(tensors[1], *self.logvar_bounds)
 
     def extra_repr(self) -> str:
         """Return the derivation, for `repr`."""

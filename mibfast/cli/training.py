@@ -70,13 +70,15 @@ def fit(
         str,
         typer.Argument(
             metavar="METHOD",
-            help="ova-ib, clip, clip-ib, ova-ib-mlp, symile, gram, triangle, siglip or barlow-twins.",
+            help="Alignments, which need no labels: ova-ib, clip, clip-ib, ova-ib-mlp, symile, gram, triangle, siglip, "
+            "barlow-twins. Fusions, which predict labels: omib, concatenation, gated, film, cross-attention, misa, "
+            "dmib, e-mib, l-mib, c-mib, deep-ib, mmib-cui, mmib-zhang.",
             show_default=False,
         ),
     ],
     data: Annotated[str | None, typer.Option(help=f"{FORMS}; see above.")] = None,
     modalities: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
+        str | None, typer.Option(metavar="A,B,...", help="Modalities to take, in this order. [default: all]")
     ] = None,
     output: _Output = None,
     resume: Annotated[
@@ -91,6 +93,28 @@ def fit(
     split: Annotated[
         str | None,
         typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classification|regression|anomaly-detection",
+            help="Of a fusion; auto is classification, or regression where labels are floats. [default: auto]",
+        ),
+    ] = None,
+    normal_class: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="Of anomaly detection: what is normal, and alone trained on."),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="The same as --loss beta=VALUE. Without, omib estimates its beta from the training split."),
+    ] = None,
+    beta_estimator: Annotated[
+        str | None,
+        typer.Option(metavar="smile|infonce|mine", help="Of omib's beta, where it is not given. [default: smile]"),
+    ] = None,
+    warm_up_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Of omib, before its main training; 0 for none. [default: 10]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
     patience: Annotated[
@@ -116,19 +140,23 @@ def fit(
     ] = None,
     loss: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the loss: temperature=0.1, beta=0.5, keys=pairwise, ..."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Argument of the loss or the fusion: temperature=0.1, beta=0.5, keys=pairwise, ...",
+        ),
     ] = None,
     checkpoint_minutes: Annotated[
         float | None,
         typer.Option(help="Write the state to resume from this often within an epoch, too. [default: 10]"),
     ] = None,
 ) -> None:
-    """Train an alignment of your modalities.
+    """Train an alignment of your modalities, or a fusion of them that predicts labels.
 
-    Data are one array [N, ...] a modality: digits (bundled), mfeat:DIR (the UCI Multiple Features archive), npz:FILE
-    (arrays by name) or dir:FOLDER (NAME.npy files, read as needed, so they may be larger than memory). Arrays called
-    labels, and split ("train", "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack
-    modality NAME.
+    Data are one array [N, ...] a modality: digits (bundled), sim-i, sim-ii, sim-iii (drawn; sim-i:SAMPLES for another
+    number than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER
+    (NAME.npy files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train",
+    "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use
+    the samples that have all.
 
     The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
     weights, bit for bit.
@@ -136,7 +164,7 @@ def fit(
     from mibfast import train
     from mibfast.train.config import read_settings
 
-    given = {
+    given: dict[str, Any] = {
         "seed": seed,
         "epochs": epochs,
         "patience": patience,
@@ -145,12 +173,18 @@ def fit(
         "weight_decay": weight_decay,
         "features": features,
         "depth": depth,
+        "task": task,
+        "normal_class": normal_class,
+        "beta_estimator": beta_estimator,
+        "warm_up_epochs": warm_up_epochs,
         "checkpoint_minutes": checkpoint_minutes,
         "modalities": None if modalities is None else _names(modalities),
         "split": None if split is None else _numbers("--split", split),
         "encoders": None if encoder is None else _pairs("--encoder", encoder),
         "loss": None if loss is None else {key: _value(text) for key, text in _pairs("--loss", loss).items()},
     }
+    if beta is not None:
+        given["loss"] = {**(given["loss"] or {}), "beta": beta}
     if resume and output is None:
         raise InputError("--resume needs --output, the run's folder")
     settings = {} if config is None else read_settings(config)
@@ -174,7 +208,7 @@ def fit(
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
     best = run.epochs[run.best_epoch - 1]
-    loss_found = f"{best['validation_loss']:.4f} {run.method.unit}".rstrip()
+    loss_found = f"{best['validation_loss']:.4f} {run.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
         f"validation loss {loss_found}; {time.perf_counter() - started:.0f} s\n"
@@ -209,7 +243,10 @@ def evaluate(
         typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
     ] = None,
 ) -> None:
-    """Probe a run's representations and retrieve across its modalities.
+    """Score a run: a fusion's predictions, or probes of an alignment and retrieval across its modalities.
+
+    A fusion's figures are accuracy and F1 of classes; MAE, Pearson's r and, of sentiment, Acc-2, F1 and Acc-7; AUC and
+    F1 at the true number of anomalies. All options but --data, --output, --split and --encoder are of alignments.
 
     Every combination of modalities is probed by a linear model and a 4-layer MLP, fitted to the training split; every
     modality is retrieved by every context of others. Where samples lack modalities, each figure is of those that have
@@ -303,21 +340,19 @@ def compare(
     methods: Annotated[str, typer.Option(metavar="A,B,...", help="Methods, as `mibfast fit` names them.")],
     data: Annotated[str, typer.Option(help=f"{FORMS}, as for `mibfast fit`.")],
     modalities: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Modalities to align, in this order. [default: all]")
+        str | None, typer.Option(metavar="A,B,...", help="Modalities to take, in this order. [default: all]")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder; given again, the comparison in it goes on. [default: runs/compare-DATE-TIME]"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, of split and training.")] = 3,
-    tune: Annotated[
-        bool, typer.Option(help="Choose temperature and beta by the validation split, over one grid for all.")
-    ] = True,
+    tune: Annotated[bool, typer.Option(help="Choose settings by the validation split, over one grid for all.")] = True,
     vary: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OPTION=X,Y,...",
-            help="Ablation: methods whose loss takes this option are compared with each value.",
+            help="Ablation: methods that take this option of --loss are compared with each value.",
         ),
     ] = None,
     every_combination: Annotated[
@@ -328,6 +363,18 @@ def compare(
         str | None,
         typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classification|regression|anomaly-detection", help="Of fusions, as for `mibfast fit`."
+        ),
+    ] = None,
+    normal_class: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Of anomaly detection: what is normal, and alone trained on.")
+    ] = None,
+    warm_up_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Of omib, before its main training. [default: 10]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
     patience: Annotated[
         int | None,
@@ -337,13 +384,18 @@ def compare(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0.001]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW. [default: 0.001, and tuned for fusions]")
+    ] = None,
 ) -> None:
     """Tune methods alike, train each with several seeds, and rank them.
 
     Each method is tuned over temperature 0.05, 0.1, 0.2 (or a scale of their inverses) and, where it has one, beta 0.1,
     1, with the first seed, by the validation accuracy of a linear probe on all modalities. The best setting is
     trained with every seed and evaluated on the test split. An interrupted comparison goes on where it was.
+
+    Fusions are compared with each other alone: tuned over learning rate 0.0001, 0.001 and, where they have one, 0.1, 1,
+    10 times their beta (omib's is estimated) by the validation accuracy, MAE or AUC.
     """
     from rich.console import Console
     from rich.markdown import Markdown
@@ -353,6 +405,9 @@ def compare(
     given = {
         "modalities": None if modalities is None else _names(modalities),
         "split": None if split is None else _numbers("--split", split),
+        "task": task,
+        "normal_class": normal_class,
+        "warm_up_epochs": warm_up_epochs,
         "epochs": epochs,
         "patience": patience,
         "batch_size": batch_size,

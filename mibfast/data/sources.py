@@ -1,4 +1,4 @@
-"""Data sets by name: bundled digits, the UCI Multiple Features archive, one .npz file, a folder of .npy files."""
+"""Data sets by name: bundled ones, the UCI Multiple Features archive, one .npz file, a folder of .npy files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from mibfast.data.multimodal import (
     split_indices,
 )
 from mibfast.data.npy import NpyRows
+from mibfast.data.sim import SAMPLES, SPECIFIC, read_sim
 
-FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
+FORMS = "digits, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
 _LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
@@ -45,6 +46,8 @@ def load(
     """Load a data set by its name.
 
     - `"digits"`: scikit-learn's 8 x 8 digits in three views, see :func:`mibfast.data.digits.read_digits`.
+    - `"sim-i"`, `"sim-ii"`, `"sim-iii"`: OMIB's synthetic data, 10,000 samples of two modalities in a split of their
+      own, see :func:`mibfast.data.sim.read_sim`; `"sim-i:SAMPLES"` for another number.
     - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
       in six views, `fou`, `fac`, `kar`, `pix`, `zer` and `mor`.
     - `"npz:FILE"`: an array [N, ...] for each modality under its name.
@@ -58,7 +61,7 @@ def load(
     ----------
     name : str
     seed : int
-        Of the split.
+        Of the split, and of all that is drawn in synthetic data.
     modalities : sequence of str, optional
         The modalities to take, in this order; all of them without.
     split : three floats, optional
@@ -82,7 +85,7 @@ def load(
     >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
     {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
     """
-    source = _open(name)
+    source = _open(name, seed)
     if modalities is not None:
         check_modalities(name, modalities, source.modalities)
     # What is not asked for is not read, and need not be usable.
@@ -237,15 +240,32 @@ class _Source:
     presence: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
-def _open(name: str) -> _Source:
+def absolute_name(name: str) -> str:
+    """Return a data set's name with its path, where it has one, absolute: the same wherever it is read again.
+
+    Examples
+    --------
+    >>> from mibfast.data.sources import absolute_name
+    >>> absolute_name("npz:/data/../features.npz"), absolute_name("sim-i:500")
+    ('npz:/features.npz', 'sim-i:500')
+    """
+    kind, _, place = name.partition(":")
+    return f"{kind}:{Path(place).expanduser().resolve()}" if place and kind in _FILES else name
+
+
+def _open(name: str, seed: int) -> _Source:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
         views, labels = read_digits()
         return _Source(list(views), views.__getitem__, labels)
-    kinds = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}
-    if kind not in kinds or not place:
+    if kind in SPECIFIC:
+        if colon and not place.isdecimal():
+            raise DataError(f"{name}: expected {kind} or {kind}:SAMPLES, a number")
+        views, labels, split = read_sim(kind, int(place) if colon else SAMPLES, seed)
+        return _Source(list(views), views.__getitem__, labels, split)
+    if kind not in _FILES or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")
-    return kinds[kind](name, Path(place).expanduser())
+    return _FILES[kind](name, Path(place).expanduser())
 
 
 def _open_mfeat(name: str, folder: Path) -> _Source:
@@ -321,3 +341,6 @@ def _why_unreadable(error: Exception, otherwise: str) -> str:
     if "Object arrays" in str(error):
         return "is an object array, which would have to be unpickled; save it with a numeric dtype"
     return f"{otherwise}: {error}" if str(error) else otherwise
+
+
+_FILES: Mapping[str, Callable[[str, Path], _Source]] = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}

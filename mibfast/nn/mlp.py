@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from mibfast import _check
 
 
-def _layers(sizes: list[int]) -> list[nn.Module]:
+def _layers(sizes: list[int], bias: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
     return layers[:-1]
 
 
@@ -29,6 +29,8 @@ class MLPEncoder(nn.Module):
         Width of the hidden layers.
     depth : int
         Number of linear layers, >= 1.
+    bias : bool
+        Of the layers. With biases a network that is trained to come near a point can map everything to it.
 
     Raises
     ------
@@ -43,14 +45,22 @@ class MLPEncoder(nn.Module):
     torch.Size([8, 256])
     """
 
-    def __init__(self, in_features: int, out_features: int = 256, hidden_features: int = 256, depth: int = 3) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 256,
+        hidden_features: int = 256,
+        depth: int = 3,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         sizes = {"in_features": in_features, "out_features": out_features, "hidden_features": hidden_features}
         for argument, size in {**sizes, "depth": depth}.items():
             _check.count(name, argument, size)
         self.in_features, self.out_features = in_features, out_features
-        self.layers = nn.Sequential(*_layers([in_features, *[hidden_features] * (depth - 1), out_features]))
+        sizes_of_layers = [in_features, *[hidden_features] * (depth - 1), out_features]
+        self.layers = nn.Sequential(*_layers(sizes_of_layers, bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode vectors [..., in_features] to representations [..., out_features]."""

@@ -5,6 +5,19 @@ from mibfast.train.config import RunConfig
 from mibfast.train.errors import RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
-from mibfast.train.methods import METHODS
+from mibfast.train.fusion import FusionModule
+from mibfast.train.methods import ALIGNMENTS, FUSIONS, METHODS
 
-__all__ = ["METHODS", "AlignmentModule", "Run", "RunConfig", "RunError", "evaluate", "fit", "open_run"]
+__all__ = [
+    "ALIGNMENTS",
+    "FUSIONS",
+    "METHODS",
+    "AlignmentModule",
+    "FusionModule",
+    "Run",
+    "RunConfig",
+    "RunError",
+    "evaluate",
+    "fit",
+    "open_run",
+]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import lightning
 import torch
 from torch import Tensor, nn
 
 from mibfast._check import NothingPresentError
 from mibfast.data.multimodal import PRESENCE
 from mibfast.nn import ProjectionHead
+from mibfast.train.module import MultimodalModule
 
 
-class AlignmentModule(lightning.LightningModule):
+class AlignmentModule(MultimodalModule):
     """An encoder and a projection head for each modality, trained by one loss over all of them.
 
     A batch is a mapping from a modality's name to its samples, as they came: an encoder standardises them itself. Where
@@ -52,12 +52,11 @@ class AlignmentModule(lightning.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(learning_rate, weight_decay)
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict({name: ProjectionHead(features, features) for name in encoders})
         self.loss = loss
         self.features = features
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
     @property
     def modalities(self) -> list[str]:
@@ -116,7 +115,3 @@ class AlignmentModule(lightning.LightningModule):
         n, device = len(batch[self.modalities[0]]), batch[self.modalities[0]].device
         everything = torch.ones(n, dtype=torch.bool, device=device)
         return torch.stack([batch.get(f"{name}{PRESENCE}", everything) for name in self.modalities], dim=1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW over all parameters, the loss's among them."""
-        return torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)

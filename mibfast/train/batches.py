@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mibfast.data import MultimodalData
+from mibfast.train.targets import TARGET
 
 
 class Batches:
@@ -26,6 +27,8 @@ class Batches:
     batch_size : int
     start : int
         Number of batches to leave out at the beginning: those of an epoch that was interrupted.
+    targets : Tensor [N, ...], optional
+        Of all samples; a batch holds its own under :data:`mibfast.train.targets.TARGET`.
 
     Attributes
     ----------
@@ -33,8 +36,16 @@ class Batches:
         Seconds for which whoever iterates had to wait for a batch.
     """
 
-    def __init__(self, data: MultimodalData, indices: Tensor, batch_size: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        data: MultimodalData,
+        indices: Tensor,
+        batch_size: int,
+        start: int = 0,
+        targets: Tensor | None = None,
+    ) -> None:
         self._data, self._indices, self._batch_size, self._start = data, indices, batch_size, start
+        self._targets = targets
         self.waited = 0.0
 
     def __len__(self) -> int:
@@ -43,7 +54,9 @@ class Batches:
 
     def _take(self, position: int) -> dict[str, Tensor]:
         first = (self._start + position) * self._batch_size
-        return self._data.take(self._indices[first : first + self._batch_size])
+        chosen = self._indices[first : first + self._batch_size]
+        views = self._data.take(chosen)
+        return views if self._targets is None else {**views, TARGET: self._targets[chosen]}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield each batch, a mapping from a modality's name to its samples."""

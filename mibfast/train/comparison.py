@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,21 @@ from typing import Any
 import numpy as np
 
 from mibfast.data.multimodal import nearest
-from mibfast.train.config import RunConfig, absolute_data
+from mibfast.data.sources import absolute_name
+from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
-from mibfast.train.fitting import Run, fit, open_data, open_run
+from mibfast.train.fitting import Run, fit, fitting_target, open_data, open_run, refuse_settings
 from mibfast.train.folder import RunFolder
-from mibfast.train.methods import Method, method
+from mibfast.train.methods import Fusion, Method, method
 from mibfast.train.pictures import draw_comparison
 from mibfast.train.progress import Report, Task
 
 TEMPERATURES = (0.05, 0.1, 0.2)
 BETAS = (0.1, 1.0)
+# Of fusions.
+LEARNING_RATES = (1e-4, 1e-3)
+BETA_MULTIPLES = (0.1, 1.0, 10.0)
 _PLAN = "plan.json"
 # What is compared: a column's title, the task, the metric.
 FIGURES = (
@@ -33,7 +36,15 @@ FIGURES = (
     ("retrieval R@1", "retrieval", "R@1"),
     ("retrieval MRR", "retrieval", "MRR"),
     ("retrieval mAP", "retrieval", "mAP"),
+    ("accuracy", "classification", "accuracy"),
+    ("F1", "classification", "F1"),
+    *((metric, "regression", metric) for metric in ("MAE", "Pearson r", "Acc-2", "F1", "Acc-7")),
+    ("AUC", "anomaly-detection", "AUC"),
+    ("F1", "anomaly-detection", "F1"),
 )
+# By which metric a setting is chosen, the first that there is; and those of which less is better.
+_CHOOSING = ("accuracy", "R2", "MRR", "MAE", "AUC")
+_LESS_IS_BETTER = ("MAE",)
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,12 @@ class Comparison:
     rows : list of dict
         A row for each method, task, combination of modalities and metric: `method`, `task`, `modalities`, `metric`,
         `mean`, `sd` (over seeds, n - 1), `seeds`.
-    settings : mapping from a method's name to its loss's arguments that were given or that the validation split chose
+    settings : mapping from a method's name to its arguments that were given or that the validation split chose
+        Those of its loss, and of a fusion the learning rate as well.
         Of a method whose settings vary, from names such as `ova-ib[beta=0.1]`, which `rows` and `tried` have as well.
     tried : list of dict
-        `method`, `loss` and the validation `score` of each setting, None where training diverged at once or a score is
-        not a number.
+        `method`, `loss` and the validation `score` of each setting, the higher the better (so the negative MAE), None
+        where training diverged at once or a score is not a number.
     title : str
     """
 
@@ -77,7 +89,10 @@ class Comparison:
         figures = self.figures()
         titles = [title for title, _, _ in FIGURES if any(title in found for found in figures.values())]
         lines = [f"| method | settings | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
-        best = {title: max(found[title][0] for found in figures.values()) for title in titles}
+        best = {
+            title: (min if title in _LESS_IS_BETTER else max)(found[title][0] for found in figures.values())
+            for title in titles
+        }
         for name, found in figures.items():
             cells = []
             for title in titles:
@@ -93,14 +108,22 @@ def _size(modalities: str) -> int:
     return modalities.count("+") + 1
 
 
-def grid(chosen: Method, tune: bool = True, **given: float) -> list[dict[str, float]]:
-    """Return the settings that a method is tuned over: temperatures (or scales, their inverses) and betas, alike.
+def grid(
+    chosen: Method, tune: bool = True, learning_rate: float | None = None, **given: float
+) -> list[dict[str, float]]:
+    """Return the settings that a method is tuned over; without tuning there is one. What is given stays as it is.
 
-    Without tuning there is one. What is given stays as it is.
+    Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples
+    of each method's own beta, which some sum over features and some average. OMIB's is estimated, not tuned.
     """
-    takes = inspect.signature(chosen.loss_class).parameters
+    takes = chosen.options
     axes: dict[str, Sequence[float]] = {}
-    if tune:
+    if tune and isinstance(chosen, Fusion):
+        if learning_rate is None:
+            axes["learning_rate"] = LEARNING_RATES
+        if chosen.beta is not None:
+            axes["beta"] = [multiple * chosen.beta for multiple in BETA_MULTIPLES]
+    elif tune:
         if "temperature" in takes:
             axes["temperature"] = TEMPERATURES
         elif "scale" in takes:
@@ -113,7 +136,7 @@ def grid(chosen: Method, tune: bool = True, **given: float) -> list[dict[str, fl
 
 def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, dict[str, float]]]:
     """Return the name of each row with its method and the settings that it is given: a row for each value it takes."""
-    takes = {name: inspect.signature(method(name).loss_class).parameters for name in methods}
+    takes = {name: method(name).options for name in methods}
     for option, values in vary.items():
         if not any(option in each for each in takes.values()):
             valid = sorted({each for parameters in takes.values() for each in parameters})
@@ -150,6 +173,9 @@ def compare(
     linear probe on all modalities (R2 for regression; without labels the MRR of retrieval by all other modalities).
     The best setting is trained with every seed and evaluated on the test split.
 
+    Fusions, which are compared with each other alone, are tuned over the same learning rates and multiples of their
+    betas by the validation split's accuracy, MAE or AUC. OMIB's beta is estimated, once for each run.
+
     Parameters
     ----------
     methods : sequence of str
@@ -168,13 +194,15 @@ def compare(
         See :func:`mibfast.train.evaluation.evaluate`.
     progress : bool or Report
     **settings
-        Fields of :class:`mibfast.train.RunConfig`, for all methods alike.
+        Fields of :class:`mibfast.train.RunConfig`, for all methods alike; `warm_up_epochs` for those that have any. A
+        `learning_rate` that is given is not tuned.
 
     Raises
     ------
     RunError, DataError
         As :func:`mibfast.train.fit`, for what does not fit a method before anything is trained; RunError too for
-        methods named twice, for a folder of another comparison, and where every setting of a method diverged.
+        methods named twice, alignments beside fusions, a folder of another comparison, and where every setting of a
+        method diverged.
     """
     report = progress if isinstance(progress, Report) else Report(progress)
     if not methods or len(set(methods)) < len(methods):
@@ -184,11 +212,15 @@ def compare(
     if "seed" in settings or "loss" in settings:
         raise RunError("a comparison chooses seeds and losses itself")
     variants = _variants(methods, vary or {})
-    config = RunConfig(**{**settings, "method": methods[0], "data": absolute_data(data)})
+    if len({type(method(name)) for name in methods}) > 1:
+        raise RunError("alignments and fusions are scored differently; compare one kind at a time")
+    config = RunConfig(**{**settings, "method": methods[0], "data": absolute_name(data)})
     # What is wrong with the data, or does not fit a method, is said before hours are spent and leaves no folder behind.
     found_data = open_data(config)
     for name, given in variants.values():
-        method(name).refuse_misfit(list(found_data.views), config.features, **given)
+        its = RunConfig(**{**_settings_of(name, settings), "method": name, "data": config.data, "loss": given})
+        refuse_settings(its)
+        fitting_target(its, found_data)
     plan = {
         "methods": list(methods),
         "seeds": seeds,
@@ -200,7 +232,10 @@ def compare(
     }
     folder = RunFolder(Path(output))
     _claim(folder, plan)
-    settings_of = {variant: grid(method(name), tune, **given) for variant, (name, given) in variants.items()}
+    settings_of = {
+        variant: grid(method(name), tune, settings.get("learning_rate"), **given)
+        for variant, (name, given) in variants.items()
+    }
     total = sum(seeds + (len(each) if len(each) > 1 else 0) for each in settings_of.values())
     tried: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
@@ -208,7 +243,7 @@ def compare(
     quiet = Report(False)
     with report.task("comparing", total) as task:
         for variant, (name, _) in variants.items():
-            runner = _Runner(folder, name, data, settings, quiet, task)
+            runner = _Runner(folder, name, data, _settings_of(name, settings), quiet, task)
             scores: list[float | None] = []
             if len(settings_of[variant]) > 1:
                 for loss in settings_of[variant]:
@@ -224,6 +259,13 @@ def compare(
     folder.write("comparison.png", lambda path: draw_comparison(comparison.figures(), comparison.title, path))
     folder.write_json("comparison.json", {**plan, "chosen": best, "tried": tried, "rows": rows})
     return comparison
+
+
+def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is of another method."""
+    chosen = method(name)
+    warms_up = isinstance(chosen, Fusion) and len(chosen.stages) > 1
+    return {each: value for each, value in settings.items() if warms_up or each != "warm_up_epochs"}
 
 
 def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
@@ -259,6 +301,10 @@ class _Runner:
         path = self._path(loss, seed)
         if RunFolder(path).ended:
             return open_run(path, encoders=self._settings.get("encoders"))
+        options = dict(loss)
+        settings = dict(self._settings)
+        if "learning_rate" in options:
+            settings["learning_rate"] = options.pop("learning_rate")
         try:
             return fit(
                 self._name,
@@ -268,8 +314,8 @@ class _Runner:
                 pictures=False,
                 progress=self._report,
                 seed=seed,
-                loss=dict(loss),
-                **self._settings,
+                loss=options,
+                **settings,
             )
         except DivergedError:
             # Training that diverged late has ended with the weights of its best epoch.
@@ -286,10 +332,10 @@ class _Runner:
             self._task.advance(1, f"{self._name}: diverged")
             return None
         self._task.advance(1, f"{self._name}: tuning")
-        for metric in ("accuracy", "R2", "MRR"):
+        for metric in _CHOOSING:
             found = [row["value"] for row in rows if row["metric"] == metric]
             if found:
-                score = float(np.mean(found))
+                score = float(np.mean(found)) * (-1 if metric in _LESS_IS_BETTER else 1)
                 # R2 of labels that do not vary is NaN, which says nothing for a setting.
                 return score if np.isfinite(score) else None
         raise RunError(f"{self._data}: nothing to tune by")

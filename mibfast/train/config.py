@@ -43,7 +43,15 @@ class RunConfig:
     encoders : mapping from a modality's name to "mlp", "conv1d", "lstm" or "module:callable"
         Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
     loss : mapping
-        Arguments of the method's loss.
+        Arguments of the method's loss, or of the fusion.
+    task : {"auto", "classification", "regression", "anomaly-detection"}
+        Of a fusion; by itself classification, or regression where labels are floats.
+    normal_class : int or str, optional
+        The label of what is normal, of anomaly detection: a fusion is trained on it alone.
+    warm_up_epochs : int, optional
+        Before `epochs`, of a fusion that has a warm-up; 10 without.
+    beta_estimator : str
+        By which OMIB's beta is estimated where `loss` does not give one; see :func:`mibfast.omib.estimate_beta`.
     checkpoint_minutes : float
         A state to resume from is written after every epoch, and this often within one.
 
@@ -67,6 +75,10 @@ class RunConfig:
     depth: int = 3
     encoders: Mapping[str, str] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "auto"
+    normal_class: int | str | None = None
+    warm_up_epochs: int | None = None
+    beta_estimator: str = "smile"
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
@@ -81,7 +93,11 @@ class RunConfig:
         for name in ("learning_rate", "checkpoint_minutes"):
             self._check_number(name, positive=True)
         self._check_number("weight_decay", positive=False)
-        for name in ("method", "data"):
+        if self.warm_up_epochs is not None:
+            self._check_integer("warm_up_epochs", 0)
+        if not isinstance(self.normal_class, (int, str, type(None))):
+            raise RunError(f"normal_class must be an integer or a string, got {self.normal_class!r}")
+        for name in ("method", "data", "task", "beta_estimator"):
             if not isinstance(getattr(self, name), str):
                 raise RunError(f"{name} must be a string, got {getattr(self, name)!r}")
         for name in ("encoders", "loss"):
@@ -156,9 +172,3 @@ def checked_names(settings: dict[str, Any], source: str) -> dict[str, Any]:
         if name not in valid:
             raise RunError(f"{source}: no setting {name!r}{nearest(name, valid)}")
     return settings
-
-
-def absolute_data(data: str) -> str:
-    """Return a data set's name with its path absolute, so that it means the same wherever it is read again."""
-    kind, colon, place = data.partition(":")
-    return f"{kind}:{Path(place).expanduser().resolve()}" if colon and place else data

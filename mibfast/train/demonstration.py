@@ -10,6 +10,7 @@ from mibfast.train import pictures
 from mibfast.train.evaluation import evaluate, loss_step_milliseconds
 from mibfast.train.fitting import fit
 from mibfast.train.folder import RunFolder
+from mibfast.train.methods import Alignment
 from mibfast.train.progress import Report
 
 _PICTURED_SAMPLES = 330
@@ -48,6 +49,7 @@ def demonstrate(
     for name in methods:
         run = fit(name, "digits", output=folder / name, epochs=epochs, seed=seed, patience=epochs, progress=report)
         evaluation = evaluate(run, probes=("linear",), progress=report)
+        assert isinstance(run.method, Alignment)
         title, modalities = run.method.title, list(run.data.views)
         batch = {view: z[: run.config.batch_size] for view, z in run.embed("train").items()}
         others = {missing: "+".join(each for each in modalities if each != missing) for missing in modalities}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast.data.multimodal import PRESENCE
+from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
 from mibfast.train.progress import Report, Task
@@ -50,10 +51,12 @@ def write_embeddings(
     Raises
     ------
     RunError
-        Where `output` exists as a folder, or cannot be written.
+        Where `output` exists as a folder, or cannot be written; for a fusion, which has representations only.
     DataError
         For NaN or infinity among the samples.
     """
+    if run.target is not None and not representations:
+        raise RunError(f"{run.method.title} is a fusion and has no embeddings; --representations writes its encoders'")
     report = progress if isinstance(progress, Report) else Report(progress)
     indices = run.data.indices(split)
     shapes: dict[str, tuple[int, ...]] = {name: (len(indices), run.config.features) for name in run.data.views}

@@ -23,6 +23,7 @@ def build_encoders(
     features: int,
     chosen: Mapping[str, str],
     depth: int = 3,
+    bias: bool = True,
 ) -> dict[str, nn.Module]:
     """Build an encoder for each modality, standardisation first.
 
@@ -35,6 +36,7 @@ def build_encoders(
         Length of a representation.
     chosen : mapping from a modality's name to an encoder's name
     depth : int
+    bias : bool
         See :func:`build_encoder`.
 
     Raises
@@ -47,14 +49,19 @@ def build_encoders(
             raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
     return {
         name: nn.Sequential(
-            Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name), depth)
+            Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name), depth, bias)
         )
         for name, shape in shapes.items()
     }
 
 
 def build_encoder(
-    modality: str, shape: Sequence[int], features: int, name: str | None = None, depth: int = 3
+    modality: str,
+    shape: Sequence[int],
+    features: int,
+    name: str | None = None,
+    depth: int = 3,
+    bias: bool = True,
 ) -> nn.Module:
     """Build the encoder of samples of one shape.
 
@@ -72,6 +79,8 @@ def build_encoder(
         [N, *shape] to [N, features]. Without, [T, C] is encoded by convolutions and all else by an MLP.
     depth : int
         Number of an MLP's linear layers or of convolutions.
+    bias : bool
+        Of an MLP's layers.
 
     Raises
     ------
@@ -84,7 +93,7 @@ def build_encoder(
     if name not in ENCODERS:
         raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}")
     if name == "mlp":
-        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth))
+        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth, bias=bias))
     if len(shape) != 2:
         raise RunError(f"modality {modality!r}: {name} takes samples [T, C], got {list(shape)}")
     return Conv1dEncoder(shape[1], features, depth=depth) if name == "conv1d" else LSTMEncoder(shape[1], features)

@@ -1,4 +1,4 @@
-"""What an alignment is worth: probes of every combination of modalities, and retrieval of each by any others."""
+"""What a run is worth: an alignment by probes and retrieval, a fusion by its own predictions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ import mibfast
 from mibfast.data import DataError
 from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
+from mibfast.train.alignment import AlignmentModule
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
-from mibfast.train.methods import Method, by_cosines, by_projection
+from mibfast.train.methods import Alignment, by_cosines, by_projection
 from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report
 from mibfast.train.retrieval import retrieved
+from mibfast.train.scores import Scored, scored
 
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
@@ -47,8 +49,8 @@ class Evaluation:
     Attributes
     ----------
     rows : list of dict
-        `task` ("linear probe", "MLP probe", "retrieval"), `modalities`, `metric`, `value`, the ends `low` and `high` of
-        a 95% confidence interval, and the number of `samples` that were scored.
+        `task` ("linear probe", "MLP probe", "retrieval"; a fusion's own), `modalities`, `metric`, `value`, the ends
+        `low` and `high` of a 95% confidence interval, and the number of `samples` that were scored.
     title : str
     interval : str
         Of what the intervals are.
@@ -103,6 +105,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
 
+    A fusion's predictions are scored, see :func:`mibfast.train.scores.scored`, of the samples that have all modalities.
+    All else is of alignments.
+
     Probes are fitted to the training split's representations (before the projection heads) of every combination of
     modalities, concatenated; of more than 20,000 samples a random choice is taken, in fitting and in scoring. Retrieval
     finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities,
@@ -155,18 +160,24 @@ def evaluate(
     for name in probes:
         if name not in PROBES:
             raise RunError(f"unknown probe {name!r}; expected some of {', '.join(map(repr, PROBES))}")
-    tasks = [_task(run, task) for run in found]
+    fusions = first.target is not None
+    if first.target is not None and task not in ("auto", first.target.task):
+        raise RunError(f"{first.method.title} was trained for {first.target.task}, not for {task}")
+    tasks = [None if fusions else _task(run, task) for run in found]
+    retrieval = retrieval and not fusions
     total = sum(
-        (len(probes) * len(_combinations(list(run.data.views), combinations)) if each else 0)
+        fusions
+        + (len(probes) * len(_combinations(list(run.data.views), combinations)) if each else 0)
         + (len(_queries(list(run.data.views), combinations)) if retrieval else 0)
         for run, each in zip(found, tasks, strict=True)
     )
-    results: list[dict[tuple[str, str], Probed]] = []
+    results: list[dict[tuple[str, str], Probed | Scored]] = []
     left_out: dict[tuple[str, str], None] = {}
     with report.task("evaluating", max(total, 1)) as bar:
         for run, each in zip(found, tasks, strict=True):
-            result: dict[tuple[str, str], Probed] = {}
-            parts = [
+            result: dict[tuple[str, str], Probed | Scored] = {}
+            parts: list[Iterator[tuple[tuple[str, str], Probed | Scored | None]]] = [
+                _predicted(run, split) if fusions else iter(()),
                 _probed(run, each, probes, split, combinations) if each else iter(()),
                 _retrieved(run, pool, split, combinations) if retrieval else iter(()),
             ]
@@ -202,6 +213,23 @@ def evaluate(
         "mibfast": mibfast.info()["versions"],
     }
     return Evaluation(rows, title, interval, about)
+
+
+def _predicted(run: Run, split: str) -> Iterator[tuple[tuple[str, str], Scored | None]]:
+    assert run.target is not None
+    names = list(run.data.views)
+    indices = run.data.indices(split)
+    indices = indices[run.data.has(indices, names)]
+    key = run.target.task, "+".join(names)
+    if run.data.labels is None:
+        raise DataError(f"{run.data.name}: predictions are scored by labels, and there are none")
+    if len(indices) < 2:
+        yield key, None
+        return
+    try:
+        yield key, scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
+    except DataError as error:
+        raise DataError(f"{run.data.name}: {error}") from error
 
 
 def _task(run: Run, wanted: str) -> str | None:
@@ -301,6 +329,8 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         classes = _classes(run, chosen)
         given = [embeddings[name][at[queries]] for name in context]
         of_samples = None if classes is None else (classes[queries], classes)
+        assert isinstance(run.module, AlignmentModule)
+        assert isinstance(run.method, Alignment)
         retrieve, loss = run.method.retrieve, run.module.loss
         if isinstance(loss, OVAIBLoss):
             retrieve = partial(by_projection, ridge=loss.ridge)
@@ -320,7 +350,7 @@ def _classes(run: Run, samples: Tensor) -> Tensor | None:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1])[samples]
 
 
-def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str, Any]]:
+def _rows(results: Sequence[Mapping[tuple[str, str], Probed | Scored]]) -> list[dict[str, Any]]:
     from scipy import stats
 
     rows = []
@@ -330,7 +360,7 @@ def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str,
         for metric in outcomes[0].metrics:
             values = [float(outcome.value(metric)) for outcome in outcomes]
             if len(values) == 1:
-                n = len(outcomes[0].metrics[metric][0])
+                n = outcomes[0].size(metric)
                 if n not in resamples:
                     resamples[n] = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n), dtype=np.int32)
                 with np.errstate(divide="ignore", invalid="ignore"):
@@ -347,13 +377,13 @@ def _rows(results: Sequence[Mapping[tuple[str, str], Probed]]) -> list[dict[str,
                     "value": float(np.mean(values)),
                     "low": float(low),
                     "high": float(high),
-                    "samples": len(outcomes[0].metrics[metric][0]),
+                    "samples": outcomes[0].size(metric),
                 }
             )
     return rows
 
 
-def loss_step_milliseconds(method: Method, embeddings: Mapping[str, Tensor], rounds: int = 30) -> dict[str, float]:
+def loss_step_milliseconds(method: Alignment, embeddings: Mapping[str, Tensor], rounds: int = 30) -> dict[str, float]:
     """Median milliseconds of forward and backward of the loss, fused and as eager PyTorch, interleaved."""
     views = {name: z.detach().clone().requires_grad_() for name, z in embeddings.items()}
     sizes = len(views), next(iter(views.values())).shape[1]

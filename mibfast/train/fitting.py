@@ -1,4 +1,4 @@
-"""Training an alignment, in memory or as a run in a folder that can be interrupted at any moment."""
+"""Training of alignments and fusions, in memory or as a run in a folder that can be interrupted at any moment."""
 
 from __future__ import annotations
 
@@ -19,29 +19,38 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 import mibfast
+from mibfast import omib
 from mibfast.data import DataError, MultimodalData, load
+from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
-from mibfast.train.config import RunConfig, absolute_data, checked_names
+from mibfast.train.config import RunConfig, checked_names
 from mibfast.train.encoders import build_encoders
 from mibfast.train.errors import DivergedError, RunError
-from mibfast.train.folder import CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, RunFolder
-from mibfast.train.methods import Method, method
+from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, STEPS_TABLE, RunFolder
+from mibfast.train.fusion import FusionModule
+from mibfast.train.methods import Alignment, Fusion, method
+from mibfast.train.module import MultimodalModule
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves
 from mibfast.train.progress import Report, Task
 from mibfast.train.recording import EpochsOfData, Recording, usable
+from mibfast.train.targets import Target, target_of
 
 # In this many samples of every modality, pictures show what there is to see.
 _PICTURED_POINTS = 900
 _EMBEDDED_ROWS = 4096
+# The centre of anomaly detection is the mean of what is predicted of this many samples.
+_CENTRED_SAMPLES = 16_384
+# As many as estimates of beta take.
+_BETA_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained alignment.
+    """A trained alignment or fusion.
 
     Attributes
     ----------
-    module : AlignmentModule
+    module : AlignmentModule or FusionModule
         With the weights of the epoch with the lowest validation loss, in evaluation mode.
     data : MultimodalData
     config : RunConfig
@@ -51,19 +60,57 @@ class Run:
         From 1.
     path : Path, optional
         The run's folder.
+    target : Target, optional
+        What a fusion predicts.
+    beta : mapping, optional
+        Where a fusion's bottleneck weight was estimated: `beta`, and how it was found.
     """
 
-    module: AlignmentModule
+    module: AlignmentModule | FusionModule
     data: MultimodalData
     config: RunConfig
-    epochs: Sequence[Mapping[str, float]]
+    epochs: Sequence[Mapping[str, Any]]
     best_epoch: int
     path: Path | None = None
+    target: Target | None = None
+    beta: Mapping[str, Any] | None = None
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Alignment | Fusion:
         """The method that it was trained by."""
         return method(self.config.method)
+
+    @property
+    def unit(self) -> str:
+        """Of its losses."""
+        chosen = self.method
+        if isinstance(chosen, Alignment):
+            return chosen.unit
+        return "" if self.target is None else self.target.unit
+
+    def predict(self, split: str = "test") -> Tensor:
+        """Return a fusion's predictions of a split's samples, which must have all modalities.
+
+        Logits [n, classes], in the order of `target.classes`; targets [n, targets]; or anomaly scores [n, 1].
+
+        Raises
+        ------
+        RunError
+            For an alignment, which predicts nothing.
+        DataError
+            Where a sample lacks a modality, or holds NaN or infinity.
+        """
+        return self.predict_samples(self.data.indices(split))
+
+    def predict_samples(self, indices: Tensor) -> Tensor:
+        """Return a fusion's predictions of samples; see :meth:`predict`."""
+        module = self.module
+        if not isinstance(module, FusionModule):
+            raise RunError(f"{self.method.title} aligns modalities and predicts nothing")
+        if not bool(self.data.has(indices, list(self.data.views)).all()):
+            raise DataError(f"{self.data.name}: a fusion predicts samples that have all modalities, and some lack one")
+        with torch.inference_mode():
+            return torch.cat([module(views) for views in self._in_parts(indices)])
 
     def embed(self, split: str = "test", *, representations: bool = False) -> dict[str, Tensor]:
         """Return each modality's embeddings [n, features] of a split's samples (float32), not normalised.
@@ -83,17 +130,28 @@ class Run:
         return {name: torch.cat(each) for name, each in parts.items()}
 
     def embed_in_parts(self, indices: Tensor, *, representations: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Yield the embeddings of samples, some thousand at a time; DataError for NaN or infinity among them."""
+        """Yield the embeddings of samples, some thousand at a time; DataError for NaN or infinity among them.
+
+        RunError for a fusion, which has no embeddings but representations only.
+        """
+        module = self.module
+        if not representations and not isinstance(module, AlignmentModule):
+            raise RunError(f"{self.method.title} is a fusion and makes no embeddings; it has representations")
+        for views in self._in_parts(indices):
+            with torch.inference_mode():
+                found: dict[str, Tensor] = module.represent(views) if representations else module(views)
+            yield found
+
+    def _in_parts(self, indices: Tensor) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(indices), _EMBEDDED_ROWS):
             part = indices[start : start + _EMBEDDED_ROWS]
-            with torch.inference_mode():
-                views = self.data.take(part)
-                for name in self.data.views:
-                    x = views[name]
-                    if not torch.isfinite(x).all():
-                        row = int(part[int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])])
-                        raise DataError(f"{self.data.name}: modality {name!r} holds NaN or infinity in sample {row}")
-                yield self.module.represent(views) if representations else self.module(views)
+            views = self.data.take(part)
+            for name in self.data.views:
+                x = views[name]
+                if not torch.isfinite(x).all():
+                    row = int(part[int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])])
+                    raise DataError(f"{self.data.name}: modality {name!r} holds NaN or infinity in sample {row}")
+            yield views
 
 
 def fit(
@@ -106,14 +164,15 @@ def fit(
     progress: bool | Report = True,
     **settings: Any,
 ) -> Run:
-    """Train encoders of several modalities by an alignment method.
+    """Train encoders of several modalities, by an alignment of them or a fusion that predicts labels.
 
     The same data, settings and machine give the same weights bit for bit, however often training was interrupted.
 
     Parameters
     ----------
     method : str
-        One of :data:`mibfast.train.METHODS`: `"ova-ib"`, `"clip"`, `"gram"`, ...
+        One of :data:`mibfast.train.METHODS`: alignments as `"ova-ib"`, `"clip"`, `"gram"`, or fusions as `"omib"`,
+        `"concatenation"`, `"misa"`, ..., which train on the samples that have all modalities.
     data : str or MultimodalData
         A name for :func:`mibfast.data.load`, or data at hand, which then decide modalities and splits.
     output : str or Path, optional
@@ -126,7 +185,7 @@ def fit(
         Show it, on stderr.
     **settings
         Fields of :class:`mibfast.train.RunConfig`: `modalities`, `epochs`, `batch_size`, `learning_rate`, `seed`,
-        `patience`, `encoders`, `loss`, ...
+        `patience`, `encoders`, `loss`, ...; of fusions `task`, `normal_class` and `warm_up_epochs`.
 
     Returns
     -------
@@ -146,10 +205,12 @@ def fit(
     >>> run = train.fit("ova-ib", "digits", epochs=1, progress=False)
     >>> {name: list(z.shape) for name, z in run.embed("test").items()}
     {'pixels': [359, 256], 'frequencies': [359, 256], 'profiles': [359, 256]}
+    >>> train.fit("concatenation", "digits", epochs=1, progress=False).predict("test").shape
+    torch.Size([359, 10])
     """
     report = progress if isinstance(progress, Report) else Report(progress)
     checked_names({**settings, "method": method}, "fit")
-    name = absolute_data(data) if isinstance(data, str) else data.name
+    name = absolute_name(data) if isinstance(data, str) else data.name
     given = RunConfig(**{**settings, "method": method, "data": name})
     if output is None and resume:
         raise RunError("resuming needs the run's folder as output")
@@ -188,18 +249,16 @@ class _Fitting:
     ) -> None:
         self.pictures = pictures
         self.config, self.folder, self.report = config, folder, report
+        self.beta: Mapping[str, Any] | None = None
         self.method = method(config.method)
+        refuse_settings(config)
         # Before data are read, which can take long, with the fewest modalities there are; then with those of the data.
-        with isolate_rng():
-            self.method.loss(2, config.features, **config.loss)
+        if isinstance(self.method, Alignment):
+            with isolate_rng():
+                self.method.loss(2, config.features, **config.loss)
         self.data = open_data(config, data)
-        if len(self.data.views) < 2:
-            raise DataError(
-                f"{self.data.name}: alignment needs at least 2 modalities, got {', '.join(self.data.views)}"
-            )
-        with isolate_rng():
-            self.method.refuse_misfit(list(self.data.views), config.features, **config.loss)
-        _refuse_few_samples(self.data, config)
+        self.target = fitting_target(config, self.data)
+        _refuse_few_samples(self.data, config, self.target)
         self.fingerprint = self.data.fingerprint()
 
     def run(self) -> Run:
@@ -211,9 +270,9 @@ class _Fitting:
                 self.report.say(f"the run in {folder.path} has ended already")
                 return open_run(folder.path, data=self.data, encoders=self.config.encoders)
         # Before there is a folder: what is wrong with the settings or the data leaves nothing behind.
-        module = self._module()
+        module = self._module(folder)
         if folder is None:
-            return self._trained(module, Recording(self.config))
+            return self._trained(module, self._recording())
         if not folder.begun:
             folder.create()
         with folder.locked():
@@ -221,12 +280,13 @@ class _Fitting:
                 raise RunError(f"another process has ended the run in {folder.path} meanwhile")
             if not folder.begun:
                 folder.write_json(CONFIG, self._description())
-            recording = Recording(self.config)
+            if self.beta is not None:
+                folder.write_json(BETA, self.beta)
+            recording = self._recording()
 
             def save(state: Mapping[str, Any]) -> None:
                 folder.write_state(state)
-                if recording.epochs:
-                    folder.write_table(METRICS_TABLE, recording.epochs)
+                self._write_tables(folder, recording)
 
             recording.save = save
             state = folder.read_state()
@@ -237,32 +297,64 @@ class _Fitting:
             try:
                 run = self._trained(module, recording)
             except DivergedError as error:
-                if not recording.epochs:
+                if not recording.best_epoch:
                     raise
                 # To go on would end the same way: the run ends here, with what is best so far.
                 run = self._kept(module, recording)
-                self._finish(folder, run)
+                self._finish(folder, run, recording)
                 raise DivergedError(f"{error}; the run has ended with the weights of epoch {run.best_epoch}") from error
-            self._finish(folder, run)
+            self._finish(folder, run, recording)
         return run
 
-    def _trained(self, module: AlignmentModule, recording: Recording) -> Run:
+    def _recording(self) -> Recording:
+        return Recording(self.config, self.method.stages if isinstance(self.method, Fusion) else ("main",))
+
+    def _trained(self, module: AlignmentModule | FusionModule, recording: Recording) -> Run:
         if not recording.over:
             self._train(module, recording)
         return self._kept(module, recording)
 
-    def _kept(self, module: AlignmentModule, recording: Recording) -> Run:
+    def _kept(self, module: AlignmentModule | FusionModule, recording: Recording) -> Run:
         module.load_state_dict(recording.best_weights)
         path = self.folder.path if self.folder else None
-        return Run(module.cpu().eval(), self.data, self.config, recording.epochs, recording.best_epoch, path)
+        rows, best = recording.epochs, recording.best_epoch
+        return Run(module.cpu().eval(), self.data, self.config, rows, best, path, self.target, self.beta)
 
-    def _module(self) -> AlignmentModule:
+    def _module(self, folder: RunFolder | None) -> AlignmentModule | FusionModule:
         data, config = self.data, self.config
         with self.report.task("reading the data", len(data) * len(data.views)) as task:
             statistics = data.statistics(lambda _, done, total: task.reach(done))
+        if folder and folder.begun:
+            self.beta = folder.read_config().get("beta")
+        elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
+            self.beta = self._estimated_beta()
         with isolate_rng():
             torch.manual_seed(config.seed)
-            return _build_module(config, {name: view.shape[1:] for name, view in data.views.items()}, statistics)
+            shapes = {name: view.shape[1:] for name, view in data.views.items()}
+            module = _build_module(config, shapes, statistics, self.target, self.beta)
+        if isinstance(module, FusionModule) and module.target.task == "anomaly-detection":
+            chosen = usable(data, config, "train", self.target)[:_CENTRED_SAMPLES]
+            starts = range(0, len(chosen), _EMBEDDED_ROWS)
+            module.set_center(data.take(chosen[start : start + _EMBEDDED_ROWS]) for start in starts)
+        return module
+
+    def _estimated_beta(self) -> dict[str, Any]:
+        """Draw a beta between the bounds that the training split's modalities give."""
+        config, estimator = self.config, self.config.beta_estimator
+        self.report.say(f"estimating the bounds of beta by {estimator!r}")
+        chosen = usable(self.data, config, "train", self.target)
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(config.seed))
+        views = self.data.take(chosen[order[:_BETA_SAMPLES].sort().values])
+        try:
+            with warnings.catch_warnings(), isolate_rng():
+                # They are said with the report.
+                warnings.filterwarnings("ignore", "estimate_beta: ")
+                found = omib.estimate_beta({name: views[name] for name in self.data.views}, estimator=estimator)
+        except (TypeError, ValueError) as error:
+            raise RunError(str(error)) from error
+        beta = found.draw(config.seed)
+        self.report.say(f"{found}\ndrawn: beta {beta:.3g}")
+        return {"beta": beta, **found.as_dict()}
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -275,13 +367,15 @@ class _Fitting:
                 "present": {name: int(present.sum()) for name, present in self.data.presence.items()},
                 "fingerprint": self.fingerprint,
             },
+            **({} if self.target is None else {"target": self.target.to_json()}),
+            **({} if self.beta is None else {"beta": self.beta}),
             "mibfast": mibfast.info(),
         }
 
-    def _train(self, module: AlignmentModule, recording: Recording) -> None:
+    def _train(self, module: MultimodalModule, recording: Recording) -> None:
         config = self.config
-        batches = len(usable(self.data, config, "train")) // config.batch_size
-        total = config.epochs * batches
+        batches = len(usable(self.data, config, "train", self.target)) // config.batch_size
+        total = recording.total_epochs * batches
         callbacks: list[lightning.Callback] = [recording]
         loggers: Any = False
         if self.folder and importlib.util.find_spec("tensorboard"):
@@ -289,10 +383,10 @@ class _Fitting:
 
             loggers = TensorBoardLogger(self.folder.path, name="tensorboard", version="")
         with self.report.task(f"training {self.method.title}", total, recording.step) as task:
-            callbacks.append(_ProgressOfTraining(task, recording, config.epochs))
+            callbacks.append(_ProgressOfTraining(task, recording))
             with _as_a_guest(), isolate_rng():
                 trainer = lightning.Trainer(
-                    max_epochs=config.epochs - len(recording.epochs),
+                    max_epochs=recording.total_epochs - len(recording.epochs),
                     accelerator="cuda" if torch.cuda.is_available() else "cpu",
                     devices=1,
                     logger=loggers,
@@ -303,19 +397,25 @@ class _Fitting:
                     num_sanity_val_steps=0,
                     reload_dataloaders_every_n_epochs=1,
                 )
-                trainer.fit(module, datamodule=EpochsOfData(self.data, config, recording))
+                trainer.fit(module, datamodule=EpochsOfData(self.data, config, recording, self.target))
         skipped = sum(row["skipped_batches"] for row in recording.epochs)
         if skipped:
             self.report.say(
                 f"{skipped:.0f} of {recording.step} batches were skipped: their samples had no modalities in common"
             )
 
-    def _finish(self, folder: RunFolder, run: Run) -> None:
+    @staticmethod
+    def _write_tables(folder: RunFolder, recording: Recording) -> None:
+        for name, rows in ((METRICS_TABLE, recording.epochs), (STEPS_TABLE, recording.steps.rows)):
+            if rows:
+                folder.write_table(name, rows)
+
+    def _finish(self, folder: RunFolder, run: Run, recording: Recording) -> None:
         checksum = folder.write_weights(run.module.state_dict())
-        folder.write_table(METRICS_TABLE, run.epochs)
+        self._write_tables(folder, recording)
         if self.pictures:
             try:
-                self._draw(folder, run)
+                self._draw(folder, run, recording)
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 if isinstance(error, RunError):
                     raise
@@ -325,12 +425,16 @@ class _Fitting:
         folder.write_json(METRICS, metrics)
         folder.remove_state()
 
-    def _draw(self, folder: RunFolder, run: Run) -> None:
-        self.report.say("drawing learning curves and test embeddings")
+    def _draw(self, folder: RunFolder, run: Run, recording: Recording) -> None:
         title = self.method.title
-        curves = {title: {part: [row[f"{part}_loss"] for row in run.epochs] for part in ("train", "validation")}}
-        unit = self.method.unit
+        # Losses of a warm-up are others.
+        rows = [row for row in run.epochs if row.get("stage") == run.epochs[-1].get("stage")]
+        curves = {title: {part: [row[f"{part}_loss"] for row in rows] for part in ("train", "validation")}}
+        unit = run.unit
         folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
+        if not isinstance(self.method, Alignment):
+            return
+        self.report.say("drawing test embeddings")
         chosen = run.data.sample("test", _PICTURED_POINTS // len(run.data.views), list(run.data.views))
         if not len(chosen):
             self.report.say("no picture of embeddings: no test sample has all modalities")
@@ -341,24 +445,66 @@ class _Fitting:
 
 
 def _build_module(
-    config: RunConfig, shapes: Mapping[str, Sequence[int]], statistics: Mapping[str, tuple[Tensor, Tensor]]
-) -> AlignmentModule:
-    return AlignmentModule(
-        build_encoders(shapes, statistics, config.features, config.encoders, config.depth),
-        method(config.method).loss(len(shapes), config.features, **config.loss),
-        config.features,
-        config.learning_rate,
-        config.weight_decay,
+    config: RunConfig,
+    shapes: Mapping[str, Sequence[int]],
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+    target: Target | None = None,
+    beta: Mapping[str, Any] | None = None,
+) -> AlignmentModule | FusionModule:
+    chosen, optimizer = method(config.method), (config.learning_rate, config.weight_decay)
+    # With biases encoders can map all samples to the centre that normal ones are to be near.
+    bias = target is None or target.task != "anomaly-detection"
+    encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth, bias)
+    if isinstance(chosen, Alignment):
+        loss = chosen.loss(len(shapes), config.features, **config.loss)
+        return AlignmentModule(encoders, loss, config.features, *optimizer)
+    if target is None:
+        raise RunError("it says of no target what it is")
+    options = {**({} if beta is None else {"beta": beta["beta"]}), **config.loss}
+    return FusionModule(
+        chosen.model(encoders, config.features, target.of(config.features), **options), target, *optimizer
     )
 
 
+def refuse_settings(config: RunConfig) -> None:
+    """Raise RunError for settings that the method does not have."""
+    chosen = method(config.method)
+    chosen.refuse_options(config.loss)
+    if isinstance(chosen, Alignment):
+        for name, default in (("task", "auto"), ("normal_class", None)):
+            if getattr(config, name) != default:
+                raise RunError(f"{name} is of fusions, which predict labels; {chosen.title} aligns modalities without")
+    if config.warm_up_epochs is not None and not (isinstance(chosen, Fusion) and len(chosen.stages) > 1):
+        raise RunError(f"{chosen.title} has no warm-up; leave warm_up_epochs out")
+
+
+def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:
+    """Return what a fusion is to predict of data, None for an alignment.
+
+    Raises
+    ------
+    RunError, DataError
+        Where data or settings do not fit the method.
+    """
+    chosen = method(config.method)
+    if len(data.views) < 2:
+        raise DataError(f"{data.name}: {chosen.title} needs at least 2 modalities, got {', '.join(data.views)}")
+    with isolate_rng():
+        if isinstance(chosen, Alignment):
+            chosen.refuse_misfit(list(data.views), config.features, **config.loss)
+            return None
+        target = target_of(data, config.task, config.normal_class)
+        chosen.refuse_misfit(list(data.views), config.features, target.of(config.features), **config.loss)
+    return target
+
+
 class _ProgressOfTraining(lightning.Callback):
-    def __init__(self, task: Task, recording: Recording, epochs: int) -> None:
-        self._task, self._recording, self._epochs = task, recording, epochs
+    def __init__(self, task: Task, recording: Recording) -> None:
+        self._task, self._recording = task, recording
 
     def on_train_batch_end(self, *_: Any) -> None:
         done = self._recording.epochs
-        note = f"epoch {len(done) + 1} of {self._epochs}"
+        note = f"epoch {len(done) + 1} of {self._recording.total_epochs}"
         if done:
             note += f", loss {done[-1]['train_loss']:.4g}, validation {done[-1]['validation_loss']:.4g}"
         self._task.reach(self._recording.step, note)
@@ -408,6 +554,8 @@ def open_run(
             raise ValueError("shapes must be positive")
         epochs, best_epoch, checksum = metrics["epochs"], metrics["best_epoch"], metrics["weights_sha256"]
         fingerprint = described["data"]["fingerprint"]
+        target = Target.from_json(described["target"]) if "target" in described else None
+        beta = described.get("beta")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder.path / CONFIG} is damaged: {error}") from error
     for name, encoder in config.encoders.items():
@@ -418,7 +566,7 @@ def open_run(
             )
     weights = folder.read_weights(checksum)
     with isolate_rng():
-        module = _build_module(config, shapes, _placeholders(shapes, weights))
+        module = _build_module(config, shapes, _placeholders(config, shapes, weights), target, beta)
     _load_weights(module, weights, str(folder.path))
     if data is None:
         found = open_data(config)
@@ -431,15 +579,17 @@ def open_run(
         other = dataclasses.replace(config, modalities=None)
         found = load(data, config.seed, split=None) if whole and isinstance(data, str) else open_data(other, data)
     found = _fitting_data(found, shapes)
-    return Run(module.eval(), found, config, epochs, best_epoch, folder.path)
+    if target is not None and len(found.views) < len(shapes):
+        raise DataError(f"{found.name}: a fusion needs all of {', '.join(shapes)}; got {', '.join(found.views)}")
+    return Run(module.eval(), found, config, epochs, best_epoch, folder.path, target, beta)
 
 
 def _placeholders(
-    shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]
+    config: RunConfig, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
+    found, owner = {}, "" if isinstance(method(config.method), Alignment) else "model."
     for name in shapes:
-        mean = weights.get(f"encoders.{name}.0.mean")
+        mean = weights.get(f"{owner}encoders.{name}.0.mean")
         if mean is None:
             raise RunError(f"the weights are damaged: none for modality {name!r}")
         found[name] = (mean, torch.ones_like(mean))
@@ -461,7 +611,7 @@ def _fitting_data(data: MultimodalData, shapes: Mapping[str, tuple[int, ...]]) -
     return data.only(names)
 
 
-def _load_weights(module: AlignmentModule, weights: Mapping[str, Tensor], source: str) -> None:
+def _load_weights(module: MultimodalModule, weights: Mapping[str, Tensor], source: str) -> None:
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
@@ -470,7 +620,7 @@ def _load_weights(module: AlignmentModule, weights: Mapping[str, Tensor], source
         ) from error
 
 
-def _refuse_few_samples(data: MultimodalData, config: RunConfig) -> None:
+def _refuse_few_samples(data: MultimodalData, config: RunConfig, target: Target | None) -> None:
     for split, title in (("train", "training"), ("validation", "validation")):
         for name, present in data.presence.items():
             if not present[data.indices(split).numpy()].any():
@@ -479,8 +629,12 @@ def _refuse_few_samples(data: MultimodalData, config: RunConfig) -> None:
                 )
     of_which = ""
     if data.presence:
-        of_which = " with all modalities" if method(config.method).joint else " with two modalities or more"
-    n, n_validation = (len(usable(data, config, split)) for split in ("train", "validation"))
+        chosen = method(config.method)
+        joint = isinstance(chosen, Fusion) or chosen.joint
+        of_which = " with all modalities" if joint else " with two modalities or more"
+    if target is not None and target.normal is not None:
+        of_which = f" of class {target.normal}{of_which}"
+    n, n_validation = (len(usable(data, config, split, target)) for split in ("train", "validation"))
     if config.batch_size > n:
         raise RunError(
             f"a batch of {config.batch_size} is larger than the training split, which has {n} samples{of_which}"

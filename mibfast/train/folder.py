@@ -4,6 +4,8 @@
 - `resume.pt`: the last state to go on from; gone once the run has ended.
 - `weights.safetensors`: of the best epoch.
 - `metrics.csv`: a row an epoch.
+- `steps.csv`: of a fusion whose loss has terms, their means over every so many steps of the last stage.
+- `beta.json`: how OMIB's beta was found, where it was not given.
 - `learning_curves.png`, `embeddings.png`
 - `metrics.json`: the same, and the best epoch; written last, so that its presence says that the run has ended.
 - `tensorboard/`, where TensorBoard is installed; `evaluation/`, by `mibfast evaluate`.
@@ -32,6 +34,7 @@ from mibfast.train.errors import RunError
 FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
+STEPS_TABLE, BETA = "steps.csv", "beta.json"
 
 
 class RunFolder:
@@ -132,9 +135,9 @@ class RunFolder:
         self.write(name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows of equal keys as CSV; see :meth:`write`."""
+        """Write rows as CSV, empty where a row has no such key; see :meth:`write`."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self.write(name, lambda path: path.write_text(text.getvalue()))

@@ -1,4 +1,4 @@
-"""The methods that can be trained, by name: a loss, and how its embeddings retrieve what is missing."""
+"""The methods that can be trained, by name: alignments of modalities, and fusions of them that predict labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,38 @@ from torch import Tensor, nn
 from mibfast import functional as F
 from mibfast import losses
 from mibfast.data.multimodal import nearest
+from mibfast.nn import fusion
+from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
+from mibfast.omib import OMIB
 from mibfast.train.errors import RunError
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to align modalities.
+    """What can be trained: an :class:`Alignment` or a :class:`Fusion`.
+
+    Attributes
+    ----------
+    title : str
+    """
+
+    title: str
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the loss's or the fusion's arguments that a run can give."""
+        raise NotImplementedError
+
+    def refuse_options(self, options: Mapping[str, Any]) -> None:
+        """Raise RunError for an argument that there is not."""
+        for name in options:
+            if name not in self.options:
+                raise RunError(f"{self.title} has no loss option {name!r}{nearest(name, self.options)}")
+
+
+@dataclass(frozen=True)
+class Alignment(Method):
+    """A way to align modalities, without labels.
 
     Attributes
     ----------
@@ -40,7 +66,6 @@ class Method:
         Whether the loss is over the samples that have all modalities; of one that lacks any it takes nothing.
     """
 
-    title: str
     loss_class: Callable[..., nn.Module]
     settings: Mapping[str, Any]
     retrieve: Callable[[Tensor, Sequence[Tensor], int], Tensor]
@@ -49,16 +74,19 @@ class Method:
     settings_beyond_three: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False
 
+    @property
+    def options(self) -> list[str]:
+        """Names of the loss's arguments that a run can give."""
+        sizes = ("modalities", "features") if self.sized else ()
+        return [name for name in inspect.signature(self.loss_class).parameters if name not in sizes]
+
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
         """Make the loss of so many modalities and features, with arguments besides the method's own.
 
         RunError for arguments that it does not take.
         """
+        self.refuse_options(options)
         sizes = {"modalities": modalities, "features": features} if self.sized else {}
-        valid = [name for name in inspect.signature(self.loss_class).parameters if name not in ("self", *sizes)]
-        for name in options:
-            if name not in valid:
-                raise RunError(f"{self.title} has no loss option {name!r}{nearest(name, valid)}")
         settings = {**self.settings, **(self.settings_beyond_three if modalities > 3 else {})}
         try:
             return self.loss_class(**sizes, **{**settings, **options})
@@ -71,6 +99,71 @@ class Method:
         try:
             with torch.no_grad():
                 loss({name: torch.randn(2, features) for name in modalities})
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RunError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Fusion(Method):
+    """A way to predict labels from several modalities, all of which a sample must have.
+
+    Attributes
+    ----------
+    title : str
+    model_class : type of FusionModel
+    estimates_beta : bool
+        Whether its bottleneck's weight `beta`, where it is not given, is estimated from the data before training.
+    """
+
+    model_class: type[FusionModel]
+    estimates_beta: bool = False
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the model's arguments that a run can give."""
+        given = ("encoders", "features", "task")
+        return [name for name in inspect.signature(self.model_class).parameters if name not in given]
+
+    @property
+    def beta(self) -> float | None:
+        """The bottleneck's weight where none is given; None where there is no such weight, or it is estimated."""
+        found = inspect.signature(self.model_class).parameters.get("beta")
+        return None if found is None else found.default
+
+    def needs_beta(self, options: Mapping[str, Any]) -> bool:
+        """Return whether beta is to be estimated: not where it is given, or nothing is there that it would weigh."""
+        return self.estimates_beta and "beta" not in options and bool(options.get("bottleneck", True))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Of training, in order."""
+        return self.model_class.stages
+
+    def model(self, encoders: Mapping[str, nn.Module], features: int, task: Task, /, **options: Any) -> FusionModel:
+        """Make the model, with arguments besides; RunError for those that it does not take."""
+        self.refuse_options(options)
+        try:
+            return self.model_class(encoders, features, task, **options)
+        except (TypeError, ValueError) as error:
+            raise RunError(str(error)) from error
+
+    def refuse_misfit(self, modalities: Sequence[str], features: int, task: Task, /, **options: Any) -> None:
+        """Raise RunError where the model does not take these modalities and this task, by trying a few samples."""
+        if self.estimates_beta:
+            options = {"beta": 1.0, **options}
+        model = self.model({name: nn.Identity() for name in modalities}, features, task, **options)
+        target = {
+            Classification: torch.arange(4) % task.outputs,
+            Regression: torch.randn(4, task.outputs),
+            AnomalyDetection: torch.zeros(4, dtype=torch.int64),
+        }[type(task)]
+        if isinstance(task, AnomalyDetection):
+            task.set_center(torch.ones(1, task.outputs))
+        views = {name: torch.randn(4, features) for name in modalities}
+        try:
+            with torch.no_grad():
+                for stage in self.stages:
+                    model.terms(views, target, stage)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RunError(str(error)) from error
 
@@ -112,12 +205,12 @@ _BASELINE = {"temperature": 0.01, "positive_in_denominator": False}
 # As GRAM's and TRIANGLE's released code.
 _LEARNED = {"learnable_temperature": True}
 
-METHODS = {
-    "ova-ib": Method("OVA-IB", losses.OVAIBLoss, {}, by_projection),
-    "clip": Method("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, by_cosines),
-    "clip-ib": Method("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, by_cosines),
+ALIGNMENTS = {
+    "ova-ib": Alignment("OVA-IB", losses.OVAIBLoss, {}, by_projection),
+    "clip": Alignment("pairwise CLIP", losses.PairwiseCLIPLoss, _BASELINE, by_cosines),
+    "clip-ib": Alignment("pairwise CLIP + IB", losses.PairwiseCLIPIBLoss, _BASELINE, by_cosines),
     # A learned projector takes all other modalities and retrieves by its prediction; fewer do by OVA-IB's score.
-    "ova-ib-mlp": Method(
+    "ova-ib-mlp": Alignment(
         "OVA-IB with learned projectors",
         losses.LearnedProjectorOVAIBLoss,
         {},
@@ -126,7 +219,7 @@ METHODS = {
         joint=True,
     ),
     # A batch of 128 has 2 million combinations of three modalities and 268 million of four.
-    "symile": Method(
+    "symile": Alignment(
         "Symile",
         losses.SymileLoss,
         {"learnable_scale": True},
@@ -134,14 +227,24 @@ METHODS = {
         settings_beyond_three={"negatives": "shuffled"},
         joint=True,
     ),
-    "gram": Method("GRAM", losses.GRAMLoss, _LEARNED, _by_volume, joint=True),
-    "triangle": Method("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area, joint=True),
-    "siglip": Method("SigLIP", losses.SigLIPLoss, {}, by_cosines),
-    "barlow-twins": Method("Barlow Twins", losses.BarlowTwinsLoss, {}, by_cosines, unit="", joint=True),
+    "gram": Alignment("GRAM", losses.GRAMLoss, _LEARNED, _by_volume, joint=True),
+    "triangle": Alignment("TRIANGLE", losses.TRIANGLELoss, _LEARNED, _by_area, joint=True),
+    "siglip": Alignment("SigLIP", losses.SigLIPLoss, {}, by_cosines),
+    "barlow-twins": Alignment("Barlow Twins", losses.BarlowTwinsLoss, {}, by_cosines, unit="", joint=True),
 }
 
+_TITLES = {"gated": "BiGated", "film": "FiLM", "deep-ib": "deep IB", "mmib-cui": "MMIB-Cui", "mmib-zhang": "MMIB-Zhang"}
+_TITLES |= {name: name.upper() for name in ("misa", "dmib", "e-mib", "l-mib", "c-mib")}
 
-def method(name: str) -> Method:
+FUSIONS = {
+    "omib": Fusion("OMIB", OMIB, estimates_beta=True),
+    **{name: Fusion(_TITLES.get(name, name), model_class) for name, model_class in fusion.METHODS.items()},
+}
+
+METHODS: dict[str, Alignment | Fusion] = {**ALIGNMENTS, **FUSIONS}
+
+
+def method(name: str) -> Alignment | Fusion:
     """Return a method by its name; RunError with the nearest one where there is none."""
     if name not in METHODS:
         raise RunError(f"unknown method {name!r}{nearest(name, METHODS)}")

@@ -54,10 +54,16 @@ class Probed:
     metrics: dict[str, tuple[NDArray[Any], NDArray[Any]]]
     complemented: frozenset[str] = frozenset()
 
-    def value(self, metric: str, chosen: NDArray[Any] | slice = slice(None)) -> NDArray[Any]:
-        """Return a metric of chosen samples [..., n]."""
+    def size(self, metric: str) -> int:
+        """Return the number of samples of a metric."""
+        return len(self.metrics[metric][0])
+
+    def value(self, metric: str, chosen: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a metric of all samples, or of each of some choices of them [..., n]."""
         above, below = self.metrics[metric]
-        ratio: NDArray[Any] = above[chosen].sum(-1) / below[chosen].sum(-1)
+        if chosen is not None:
+            above, below = above[chosen], below[chosen]
+        ratio: NDArray[Any] = above.sum(-1) / below.sum(-1)
         return 1 - ratio if metric in self.complemented else ratio
 
 

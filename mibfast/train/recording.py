@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -18,7 +18,90 @@ from mibfast.data import MultimodalData
 from mibfast.train.batches import Batches, shuffled
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
-from mibfast.train.methods import method
+from mibfast.train.methods import Alignment, method
+from mibfast.train.module import MultimodalModule
+from mibfast.train.targets import Target
+
+_WARM_UP_EPOCHS = 10
+# Rows of the table of steps, at most.
+_STEPS = 4096
+
+
+class _Means:
+    """Running means of named terms."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def values(self) -> dict[str, float]:
+        return {name: value / self.count for name, value in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "count": self.count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.count = dict(state["sums"]), int(state["count"])
+
+
+class StepTable:
+    """Terms of every step in a bounded number of rows: means over as many steps as it takes, the same for each row.
+
+    Steps after the last full row wait for the next.
+
+    Parameters
+    ----------
+    limit : int
+        Of rows; even.
+
+    Attributes
+    ----------
+    rows : list of dict
+        `step`, the last one of the row's, and the mean of each term.
+
+    Examples
+    --------
+    >>> from mibfast.train.recording import StepTable
+    >>> table = StepTable(limit=4)
+    >>> for step in range(1, 7):
+    ...     table.add(step, {"loss": float(step)})
+    >>> table.rows
+    [{'step': 2, 'loss': 1.5}, {'step': 4, 'loss': 3.5}, {'step': 6, 'loss': 5.5}]
+    """
+
+    def __init__(self, limit: int = _STEPS) -> None:
+        self._limit, self._stride = limit, 1
+        self._open = _Means()
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, step: int, terms: Mapping[str, float]) -> None:
+        """Add a step's terms; the same ones each time."""
+        self._open.add(terms)
+        if self._open.count < self._stride:
+            return
+        self.rows.append({"step": step, **self._open.values()})
+        self._open = _Means()
+        if len(self.rows) == self._limit:
+            self.rows = list(map(_merged, self.rows[::2], self.rows[1::2]))
+            self._stride *= 2
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` takes."""
+        return {"rows": self.rows, "stride": self._stride, "open": self._open.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self.rows, self._stride = list(state["rows"]), int(state["stride"])
+        self._open.restore(state["open"])
+
+
+def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: second[name] if name == "step" else (first[name] + second[name]) / 2 for name in first}
 
 
 class Recording(Checkpoint):
@@ -30,6 +113,9 @@ class Recording(Checkpoint):
     Parameters
     ----------
     config : RunConfig
+    stages : sequence of str
+        Of training. Each but the last, a warm-up, lasts `config.warm_up_epochs`, the last `config.epochs` or until
+        patience ends. Losses of different stages are not comparable: the last one's alone choose the weights.
 
     Attributes
     ----------
@@ -37,25 +123,29 @@ class Recording(Checkpoint):
         Called with the state, after every epoch and every `config.checkpoint_minutes`.
     epochs : list of dict
         A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `skipped_batches`, `seconds`,
-        `loading_seconds`; losses in the method's unit.
+        `loading_seconds`; losses in the method's unit. Of a fusion also its `stage`, where it has several, and the mean
+        of every term that its loss is made of, `train_TERM` and `validation_TERM`.
+    steps : StepTable
+        Loss and terms of the last stage's steps, where there are terms.
     best_weights : dict
-        Of the epoch with the lowest validation loss.
+        Of the last stage's epoch with the lowest validation loss.
     step : int
         Number of batches that were trained on, those among them that were skipped since samples lack modalities.
     batches, validation_batches : Batches
         Of the current epoch.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, stages: Sequence[str] = ("main",)) -> None:
+        self._config, self._stages = config, stages
+        self._warm_up = _WARM_UP_EPOCHS if config.warm_up_epochs is None else config.warm_up_epochs
         self.save: Callable[[Mapping[str, Any]], None] | None = None
-        self.epochs: list[dict[str, float]] = []
+        self.epochs: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.step = 0
         self.batches: Batches
         self.validation_batches: Batches
-        self._losses: list[float] = []
-        self._validation_losses: list[float] = []
+        self.steps = StepTable()
+        self._means, self._validation_means = _Means(), _Means()
         self._skipped = 0
         self._spent = self._waited = 0.0
         self._since = self._saved = time.monotonic()
@@ -63,16 +153,32 @@ class Recording(Checkpoint):
         self.weights: dict[str, Tensor] = {}
 
     @property
+    def total_epochs(self) -> int:
+        """The number of epochs of all stages, at most."""
+        return self._epochs_before_last_stage + self._config.epochs
+
+    @property
+    def _epochs_before_last_stage(self) -> int:
+        return self._warm_up * (len(self._stages) - 1)
+
+    @property
+    def stage(self) -> str:
+        """The stage of the epoch that is due."""
+        done = len(self.epochs)
+        return self._stages[-1 if done >= self._epochs_before_last_stage else done // self._warm_up]
+
+    @property
     def best_epoch(self) -> int:
-        """The number, from 1, of the epoch with the lowest validation loss; 0 before there is one."""
-        losses = [row["validation_loss"] for row in self.epochs]
-        return 1 + losses.index(min(losses)) if losses else 0
+        """The number, from 1, of the last stage's epoch with the lowest validation loss; 0 before there is one."""
+        before = self._epochs_before_last_stage
+        losses = [row["validation_loss"] for row in self.epochs[before:]]
+        return 1 + before + losses.index(min(losses)) if losses else 0
 
     @property
     def over(self) -> bool:
-        """Whether all epochs are done, or `patience` of them have passed without a lower validation loss."""
-        done = len(self.epochs)
-        return done >= self._config.epochs or (done > 0 and done - self.best_epoch >= self._config.patience)
+        """Whether all epochs are done, or `patience` of the last stage's without a lower validation loss."""
+        done, best = len(self.epochs), self.best_epoch
+        return done >= self.total_epochs or (best > 0 and done - best >= self._config.patience)
 
     def state(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
         """Return what :meth:`restore` takes: tensors and plain values only."""
@@ -82,7 +188,8 @@ class Recording(Checkpoint):
             "best_weights": self.best_weights,
             "epochs": self.epochs,
             "step": self.step,
-            "losses": self._losses,
+            "means": self._means.state(),
+            "steps": self.steps.state(),
             "skipped": self._skipped,
             "spent": self._spent + time.monotonic() - self._since,
             "waited": self._waited + self.batches.waited,
@@ -97,9 +204,11 @@ class Recording(Checkpoint):
                 raise TypeError("epochs or step")
             self.weights, self._optimizer_state = state["weights"], state["optimizer"]
             self.best_weights, self.epochs, self.step = state["best_weights"], state["epochs"], state["step"]
-            self._losses, self._skipped = state["losses"], state["skipped"]
+            self._means.restore(state["means"])
+            self.steps.restore(state["steps"])
+            self._skipped = state["skipped"]
             self._spent, self._waited = state["spent"], state["waited"]
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise RunError(f"the state to resume from is damaged: {error}") from error
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -108,6 +217,11 @@ class Recording(Checkpoint):
             trainer.optimizers[0].load_state_dict(self._optimizer_state)
             self._optimizer_state = None
         self._since = self._saved = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Tell the module which stage it is in."""
+        assert isinstance(module, MultimodalModule)
+        module.stage = self.stage
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -123,13 +237,16 @@ class Recording(Checkpoint):
     ) -> None:
         """Add the batch's loss up; write the state where it is time."""
         if outputs:
-            loss = float(outputs["loss"])
-            if not math.isfinite(loss):
+            terms = _numbers(outputs)
+            if not math.isfinite(terms["loss"]):
+                remedy = " or a higher temperature" if isinstance(method(self._config.method), Alignment) else ""
                 raise DivergedError(
-                    f"the loss became {loss} at step {self.step + 1}, in epoch {len(self.epochs) + 1}; "
-                    "a lower learning_rate or a higher temperature may help"
+                    f"the loss became {terms['loss']} at step {self.step + 1}, in epoch {len(self.epochs) + 1}; "
+                    f"a lower learning_rate{remedy} may help"
                 )
-            self._losses.append(loss)
+            self._means.add(terms)
+            if len(terms) > 1 and self.stage == self._stages[-1]:
+                self.steps.add(self.step + 1, terms)
         else:
             self._skipped += 1
         self.step += 1
@@ -148,17 +265,18 @@ class Recording(Checkpoint):
     ) -> None:
         """Add the batch's loss up, where there is one."""
         if outputs is not None:
-            self._validation_losses.append(float(outputs))
+            self._validation_means.add(_numbers(outputs if isinstance(outputs, Mapping) else {"loss": outputs}))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close the epoch's row, keep the weights where they are the best, and write the state."""
-        for part, losses in (("training", self._losses), ("validation", self._validation_losses)):
-            if not losses:
+        for part, means in (("training", self._means), ("validation", self._validation_means)):
+            if not means.count:
                 raise RunError(
                     f"no {part} batch of epoch {len(self.epochs) + 1} has anything to take the loss of: its samples "
                     "have no two modalities in common; a higher batch_size may help"
                 )
-        validation_loss = sum(self._validation_losses) / len(self._validation_losses)
+        train, validation = self._means.values(), self._validation_means.values()
+        validation_loss = validation["loss"]
         if not math.isfinite(validation_loss):
             raise DivergedError(f"the validation loss became {validation_loss} in epoch {len(self.epochs) + 1}")
         now = time.monotonic()
@@ -167,20 +285,24 @@ class Recording(Checkpoint):
             {
                 "epoch": len(self.epochs) + 1,
                 "step": self.step,
-                "train_loss": sum(self._losses) / len(self._losses),
-                "validation_loss": validation_loss,
+                **({"stage": self.stage} if len(self._stages) > 1 else {}),
+                "train_loss": train.pop("loss"),
+                "validation_loss": validation.pop("loss"),
                 "skipped_batches": self._skipped,
                 "seconds": round(self._spent + now - self._since, 3),
                 "loading_seconds": round(waited, 3),
+                **{f"train_{name}": value for name, value in train.items()},
+                **{f"validation_{name}": value for name, value in validation.items()},
             }
         )
         if self.best_epoch == len(self.epochs):
             self.best_weights = {name: x.detach().clone() for name, x in module.state_dict().items()}
-        self._losses, self._validation_losses, self._skipped = [], [], 0
+        self._means, self._validation_means, self._skipped = _Means(), _Means(), 0
         self._spent = self._waited = 0.0
         self._since = now
         if trainer.logger is not None:
-            scalars = {name: self.epochs[-1][name] for name in ("train_loss", "validation_loss", "seconds")}
+            shown = ("train_", "validation_", "seconds")
+            scalars = {name: value for name, value in self.epochs[-1].items() if name.startswith(shown)}
             trainer.logger.log_metrics(scalars, step=len(self.epochs))
         # The batches waited for are counted; what is written below begins the next epoch.
         self.batches.waited = 0.0
@@ -193,14 +315,26 @@ class Recording(Checkpoint):
         self._saved = time.monotonic()
 
 
-def usable(data: MultimodalData, config: RunConfig, split: str) -> Tensor:
-    """Return the indices of a split's samples that the loss takes anything of: with two modalities, or with all.
+def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return terms as floats, read back in one go."""
+    values = torch.stack([x.detach().double() for x in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))
 
-    Batches are of these alone, so that they hold as many as their size says.
+
+def usable(data: MultimodalData, config: RunConfig, split: str, target: Target | None = None) -> Tensor:
+    """Return the indices of a split's samples that training takes anything of.
+
+    Of an alignment those with two modalities, or with all; of a fusion those with all, and where anomalies are to be
+    detected the normal ones alone. Batches are of these alone, so that they hold as many as their size says.
     """
-    fewest = None if method(config.method).joint else 2
+    chosen = method(config.method)
+    fewest = 2 if isinstance(chosen, Alignment) and not chosen.joint else None
     indices = data.indices(split)
-    return indices[data.has(indices, list(data.views), fewest)]
+    indices = indices[data.has(indices, list(data.views), fewest)]
+    if target is not None and target.task == "anomaly-detection":
+        assert data.labels is not None
+        indices = indices[torch.from_numpy(target.is_normal(data.labels[indices.numpy()]))]
+    return indices
 
 
 class EpochsOfData(lightning.LightningDataModule):
@@ -211,12 +345,17 @@ class EpochsOfData(lightning.LightningDataModule):
     data : MultimodalData
     config : RunConfig
     recording : Recording
+    target : Target, optional
+        What a fusion predicts.
     """
 
-    def __init__(self, data: MultimodalData, config: RunConfig, recording: Recording) -> None:
+    def __init__(
+        self, data: MultimodalData, config: RunConfig, recording: Recording, target: Target | None = None
+    ) -> None:
         super().__init__()
         self._data, self._config, self._recording = data, config, recording
-        self._train, validation = (usable(data, config, split) for split in ("train", "validation"))
+        self._train, validation = (usable(data, config, split, target) for split in ("train", "validation"))
+        self._targets = None if target is None or data.labels is None else target.encoded(data.labels)
         # The same samples in the same batches at every epoch, a seed's choice: neighbours may be alike.
         self._validation = shuffled(validation, config.seed, 0)
 
@@ -225,11 +364,11 @@ class EpochsOfData(lightning.LightningDataModule):
         indices = self._train
         epoch, done = divmod(self._recording.step, len(indices) // self._config.batch_size)
         order = shuffled(indices, self._config.seed, epoch + 1)
-        self._recording.batches = Batches(self._data, order, self._config.batch_size, start=done)
+        self._recording.batches = Batches(self._data, order, self._config.batch_size, done, self._targets)
         return self._recording.batches
 
     def val_dataloader(self) -> Any:
         """Return the validation batches; one, where they are fewer samples than a batch."""
         size = min(self._config.batch_size, len(self._validation))
-        self._recording.validation_batches = Batches(self._data, self._validation, size)
+        self._recording.validation_batches = Batches(self._data, self._validation, size, targets=self._targets)
         return self._recording.validation_batches

@@ -1,0 +1,88 @@
+"""Deep multi-view information bottleneck: each view passes a bottleneck with a weight of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast import functional as F
+from mibfast.nn.fusion.model import FusionModel
+from mibfast.nn.fusion.prediction import prediction_head
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
+from mibfast.nn.fusion.tasks import Task
+
+
+class DeepIB(FusionModel):
+    r"""Latents of the views are fused to one more latent; what each tells of its view is paid for.
+
+    .. math:: L = \ell(\hat y_z) + \sum_m \beta_m \, \mathrm{KL}\big( q(z_m | x_m) \,\Vert\, N(0, I) \big)
+
+    Wang et al. (SDM 2019), as released for two views, in nats. The fused latent z is stochastic too, and has no
+    divergence. The released code averages ten draws of each view's latent in a training step, and the predictions of
+    ten draws in the test; here a step takes one draw, and predictions are those of the means.
+
+    Parameters
+    ----------
+    encoders : mapping from a modality's name to nn.Module
+        From samples [N, ...] to representations [N, features].
+    features : int
+        Length of a representation and of a latent.
+    task : Task
+        What is predicted.
+    beta : float or sequence of float
+        One for all views or for each, at least 0. The paper's example has 9e-5 and 1e-3.
+    hidden_features : int
+        Width of the fusion's hidden layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.nn import fusion
+    >>> encoders = {"image": torch.nn.Linear(8, 4), "text": torch.nn.Linear(6, 4)}
+    >>> model = fusion.DeepIB(encoders, 4, fusion.Classification(3), beta=[1e-4, 1e-3])
+    >>> views = {"image": torch.randn(5, 8), "text": torch.randn(5, 6)}
+    >>> list(model.terms(views, torch.tensor([0, 1, 2, 0, 1])))
+    ['loss', 'task', 'image_compression', 'text_compression']
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        features: int,
+        task: Task,
+        beta: float | Sequence[float] = 1e-3,
+        hidden_features: int = 1024,
+    ) -> None:
+        super().__init__(encoders, features, task)
+        m = len(encoders)
+        given = list(beta) if isinstance(beta, Sequence) else [beta] * m
+        if len(given) != m:
+            raise ValueError(f"DeepIB: beta must be one number or {m}, one for each modality, got {beta}")
+        self.beta = [_check.number("DeepIB", "beta", x, 0.0) for x in given]
+        self.posteriors = nn.ModuleList(StochasticEncoder("DeepIB", features, features) for _ in range(m))
+        self.fusion = StochasticEncoder("DeepIB", m * features, features, hidden_features)
+        self.predictor = prediction_head("DeepIB", features, task)
+
+    def predict(self, representations: Sequence[Tensor]) -> Tensor:
+        """Return predictions [N, task.outputs] from representations, M of [N, features]."""
+        means = [posterior(x)[0] for posterior, x in zip(self.posteriors, representations, strict=True)]
+        mean, _ = self.fusion(torch.cat(means, dim=1))
+        prediction: Tensor = self.predictor(mean)
+        return prediction
+
+    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+        """Return the loss, of one draw from each posterior, and its terms, in nats."""
+        posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
+        latents = [drawn(*posterior) for posterior in posteriors]
+        fused = drawn(*self.fusion(torch.cat(latents, dim=1)))
+        task = self.task.loss(self.predictor(fused), target).mean()
+        compression = {
+            f"{name}_compression": F.gaussian_kl(*posterior)
+            for name, posterior in zip(self.modalities, posteriors, strict=True)
+        }
+        paid = [beta * term for beta, term in zip(self.beta, compression.values(), strict=True)]
+        return {"loss": task + torch.stack(paid).sum(), "task": task, **compression}

@@ -1,0 +1,79 @@
+"""What all fusions share: an encoder for each modality, a prediction from all of them, and a loss of named terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mibfast import _check
+from mibfast.nn.fusion.tasks import Task
+
+
+class FusionModel(nn.Module):
+    """Encoders of M modalities, fused into one prediction.
+
+    Subclasses give :meth:`predict`, and :meth:`terms` where they minimise more than the task's loss.
+
+    Parameters
+    ----------
+    encoders : mapping from a modality's name to nn.Module
+        From samples [N, ...] to representations [N, features].
+    features : int
+        Length of a representation.
+    task : Task
+        What is predicted.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        Of training, in order; the last is the one whose validation loss chooses the weights.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("main",)
+
+    def __init__(self, encoders: Mapping[str, nn.Module], features: int, task: Task) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(encoders, Mapping) or len(encoders) < 2:
+            raise ValueError(f"{name}: encoders must be a mapping of at least 2 modalities, got {encoders!r}")
+        if not isinstance(task, Task):
+            raise TypeError(f"{name}: task must be a mibfast.nn.fusion.Task, got {task!r}")
+        _check.count(name, "features", features)
+        self.encoders = nn.ModuleDict(encoders)
+        self.features, self.task = features, task
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in order."""
+        return list(self.encoders)
+
+    def encode(self, views: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the representation [N, features] of each modality, in order."""
+        missing = [name for name in self.encoders if name not in views]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
+            )
+        representations = [encoder(views[name]) for name, encoder in self.encoders.items()]
+        for name, x in zip(self.encoders, representations, strict=True):
+            argument = f"the representation of {name!r}"
+            _check.tensor(type(self).__name__, argument, x, "N features")
+            _check.size(type(self).__name__, argument, x, 1, self.features)
+        return representations
+
+    def predict(self, representations: Sequence[Tensor]) -> Tensor:
+        """Return predictions [N, task.outputs] from representations, M of [N, features]; nothing is drawn."""
+        raise NotImplementedError
+
+    def forward(self, views: Mapping[str, Tensor]) -> Tensor:
+        """Return predictions [N, task.outputs] of samples."""
+        return self.predict(self.encode(views))
+
+    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+        """Return what a stage of training minimises, under "loss", and the terms that it is made of, means over N.
+
+        Terms that are only reported are detached. Here it is the task's mean loss alone.
+        """
+        return {"loss": self.task.loss(self(views), target).mean()}

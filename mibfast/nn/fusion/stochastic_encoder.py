@@ -1,0 +1,58 @@
+"""Encoders whose output is a Gaussian, and draws from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+
+
+class StochasticEncoder(nn.Module):
+    r"""The mean and the log-variance of a diagonal Gaussian, :math:`\sigma = \mathrm{softplus}(h - 5)`.
+
+    It begins with little noise, as that of Alemi et al. (ICLR 2017, arXiv 1612.00410) does.
+
+    Parameters
+    ----------
+    operation : str
+        Whose it is, for errors.
+    in_features, latent_features : int
+        Lengths of an input and of the latent.
+    hidden_features : int, optional
+        Width of a hidden layer with ReLU; without, both heads are linear in the input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder
+    >>> mean, logvar = StochasticEncoder("example", 6, 4, hidden_features=32)(torch.zeros(5, 6))
+    >>> mean.shape, logvar.shape
+    (torch.Size([5, 4]), torch.Size([5, 4]))
+    """
+
+    def __init__(
+        self, operation: str, in_features: int, latent_features: int, hidden_features: int | None = None
+    ) -> None:
+        super().__init__()
+        _check.count(operation, "latent_features", latent_features)
+        self.hidden: nn.Module = nn.Identity()
+        if hidden_features is not None:
+            _check.count(operation, "hidden_features", hidden_features)
+            self.hidden = nn.Sequential(nn.Linear(in_features, hidden_features), nn.ReLU())
+            in_features = hidden_features
+        self.mean = nn.Linear(in_features, latent_features)
+        self.deviation = nn.Linear(in_features, latent_features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance [N, latent_features] of inputs [N, in_features]."""
+        hidden = self.hidden(x)
+        h = self.deviation(hidden) - 5
+        # ln softplus(h) is h to 1e-9 below -20, where the softplus would go to zero and its logarithm to -inf.
+        logarithm = torch.where(h < -20, h, nn.functional.softplus(h.clamp(min=-20)).log())
+        return self.mean(hidden), 2 * logarithm
+
+
+def drawn(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Return a draw [N, d] from N(mean, exp(logvar)) that gradients flow through (Kingma and Welling, 2014)."""
+    return mean + (logvar / 2).exp() * torch.randn_like(mean)

@@ -1,0 +1,83 @@
+"""Cross-attention between modalities: each one's latent is a token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mibfast import _check
+
+FUSIONS = ("cross_attention", "concat_feature", "concatenation")
+
+
+def _token_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention among the M tokens of each sample, [N, M, k] each."""
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    return scores.softmax(-1) @ value
+
+
+class CrossAttention(nn.Module):
+    """Fuse M latents [N, k] into one (OMIB, Eq. 7, 105 and 106).
+
+    Equation 105 prints attention of the latents concatenated along the features, which is one token: its softmax is
+    over one number and is 1. The complexity that the paper gives, O(N M^2), is that of M tokens, the default.
+
+    Parameters
+    ----------
+    modalities : int
+        M, at least 2.
+    features : int
+        k.
+    fusion : {"cross_attention", "concat_feature", "concatenation"}
+        "cross_attention": single-head scaled dot-product attention among M tokens of k features, their M k features
+        through a linear layer to k. "concat_feature": equation 105 to the letter: one token of M k features, so a
+        linear layer of the values, queries and keys being without effect and left out, and one to k.
+        "concatenation": the last linear layer alone, the paper's ablation without cross-attention.
+    out_features : int, optional
+        Length of what comes out; k by default.
+    bias : bool
+        Whether the last layer has one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.omib import CrossAttention
+    >>> CrossAttention(3, 8)([torch.randn(5, 8) for _ in range(3)]).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        modalities: int,
+        features: int,
+        fusion: str = "cross_attention",
+        out_features: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        _check.count(name, "features", features)
+        if _check.count(name, "modalities", modalities) < 2:
+            raise ValueError(f"{name}: modalities must be at least 2, got {modalities}")
+        self.fusion = _check.choice(name, "fusion", fusion, FUSIONS)
+        self.modalities, self.features = modalities, features
+        together = modalities * features
+        if fusion == "cross_attention":
+            self.query, self.key, self.value = (nn.Linear(features, features, bias=False) for _ in range(3))
+        elif fusion == "concat_feature":
+            self.value = nn.Linear(together, together, bias=False)
+        self.out = nn.Linear(together, features if out_features is None else out_features, bias=bias)
+
+    def forward(self, latents: list[Tensor]) -> Tensor:
+        """Return the fused latent [N, out_features] of M latents [N, k]."""
+        if self.fusion == "cross_attention":
+            tokens = torch.stack(latents, dim=1)
+            attended = _token_attention(self.query(tokens), self.key(tokens), self.value(tokens)).flatten(1)
+        else:
+            attended = torch.cat(latents, dim=1)
+            if self.fusion == "concat_feature":
+                attended = self.value(attended)
+        fused: Tensor = self.out(attended)
+        return fused

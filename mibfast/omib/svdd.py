@@ -1,0 +1,159 @@
+"""Deep support vector data description: the loss, what lets a network collapse, thresholds and the F1 score."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from mibfast import _check
+
+# Their output is bounded: a unit that is saturated for all samples is as good as a bias.
+_BOUNDED = (
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softsign,
+    nn.Hardsigmoid,
+    nn.Hardtanh,  # ReLU6 is one
+    nn.Softmax,
+)
+
+
+def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
+    """Return the mean over samples of the squared distance from a centre (Ruff et al., 2018, Eq. 4, without decay).
+
+    OMIB's appendix H squares the distance, its section 4 does not; the square is Ruff's, and its gradient fades at the
+    centre. The appendix's penalty on the weights is the optimizer's weight decay.
+
+    Parameters
+    ----------
+    prediction : Tensor [N, d]
+    center : Tensor [d]
+        See :meth:`mibfast.nn.fusion.AnomalyDetection.set_center`.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other shapes, unequal dtypes or devices.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import omib
+    >>> omib.svdd_loss(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([1.0, 1.0]))
+    tensor(1.)
+    """
+    _check.tensor("svdd_loss", "prediction", prediction, "N d")
+    _check.tensor("svdd_loss", "center", center, "d")
+    _check.same_dimension("svdd_loss", prediction=prediction, center=center)
+    _check.alike("svdd_loss", prediction=prediction, center=center)
+    return (prediction - center).square().sum(1).mean()
+
+
+def collapse_risks(module: nn.Module) -> list[str]:
+    """Name what lets a network map every sample to the centre: biases and bounded activations (Ruff et al., 2018, 3.3).
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from mibfast import omib
+    >>> omib.collapse_risks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2, bias=False)))
+    ['the bias of 0', '1, a Tanh']
+    """
+    biases = [name.rpartition(".")[0] for name, _ in module.named_parameters() if _is_bias(name)]
+    bounded = [
+        f"{name or 'the module'}, a {type(each).__name__}"
+        for name, each in module.named_modules()
+        if isinstance(each, _BOUNDED)
+    ]
+    return [f"the bias of {name or 'the module'}" for name in dict.fromkeys(biases)] + bounded
+
+
+def _is_bias(name: str) -> bool:
+    # Those of recurrent layers are bias_ih_l0, bias_hh_l0 and so on.
+    return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
+
+
+def anomaly_threshold(scores: ArrayLike | Tensor, quantile: float = 0.95) -> float:
+    """Return the score above which a sample is called an anomaly: a quantile of the training samples' scores.
+
+    Training samples are normal, so 1 - quantile is the rate of false alarms to expect of others like them.
+
+    Parameters
+    ----------
+    scores : array or Tensor [N]
+        Of the training samples: `task.loss(model(views), None)`.
+    quantile : float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        For scores that are not finite or not [N], or a quantile out of range.
+
+    Examples
+    --------
+    >>> from mibfast import omib
+    >>> omib.anomaly_threshold([1.0, 2.0, 3.0, 4.0, 5.0], 0.75)
+    4.0
+    """
+    _check.number("anomaly_threshold", "quantile", quantile, 0.0, 1.0)
+    return float(np.quantile(_scores("anomaly_threshold", scores), quantile))
+
+
+def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return the F1 score of calling the highest scores anomalies, as many as there are (OMIB, appendix K).
+
+    With as many calls as anomalies, precision, recall and F1 are one number. Where the threshold falls among equal
+    scores, it is its mean over their orders.
+
+    Parameters
+    ----------
+    scores : array or Tensor [N]
+        Finite; larger is more anomalous.
+    labels : array or Tensor [N]
+        True or 1 for an anomaly, False or 0 for a normal sample.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For scores that are not finite, labels that are not 0 or 1, unequal lengths, or no anomaly.
+
+    Examples
+    --------
+    >>> from mibfast import omib
+    >>> omib.f1_at_true_count([0.1, 0.9, 0.8, 0.3], [0, 1, 0, 1])
+    0.5
+    """
+    name = "f1_at_true_count"
+    given, anomalies = _scores(name, scores), np.asarray(_array(labels))
+    if anomalies.shape != given.shape:
+        raise ValueError(f"{name}: labels must be {list(given.shape)} as scores are, got {list(anomalies.shape)}")
+    if not np.isin(anomalies, (0, 1)).all():
+        raise ValueError(f"{name}: labels must be 0 or 1, got {_check.described(labels)}")
+    count = int(anomalies.sum())
+    if not count:
+        raise ValueError(f"{name}: labels must hold at least one anomaly, got none in {len(anomalies)}")
+    threshold = np.sort(given)[-count]
+    above, at = given > threshold, given == threshold
+    found = anomalies[above].sum() + anomalies[at].mean() * (count - above.sum())
+    return float(found / count)
+
+
+def _array(x: ArrayLike | Tensor) -> ArrayLike:
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def _scores(name: str, scores: ArrayLike | Tensor) -> np.ndarray:  # type: ignore[type-arg]
+    given = np.asarray(_array(scores))
+    if given.dtype.kind not in "fiu" or given.ndim != 1 or not given.size:
+        raise TypeError(f"{name}: scores must be numbers [N], got {_check.described(scores)}")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{name}: scores must be finite, got {int((~np.isfinite(given)).sum())} that are not")
+    return given

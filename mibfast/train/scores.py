@@ -1,0 +1,137 @@
+"""What a fusion's predictions are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mibfast.data import DataError
+from mibfast.omib import f1_at_true_count
+from mibfast.train.targets import Target
+
+_Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions of n samples, and metrics of them.
+
+    Attributes
+    ----------
+    metrics : mapping
+        From a metric's name to a function of predictions and labels, NaN where some samples do not determine it.
+    prediction, label : Tensor [n, ...]
+    """
+
+    metrics: Mapping[str, _Metric]
+    prediction: Tensor
+    label: Tensor
+
+    def size(self, metric: str) -> int:
+        """Return the number of samples of a metric."""
+        return len(self.prediction)
+
+    def value(self, metric: str, chosen: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a metric of all samples, or of each of some choices of them [..., n]."""
+        compute = self.metrics[metric]
+        if chosen is None:
+            return np.asarray(float(compute(self.prediction, self.label)))
+        rows = torch.from_numpy(chosen.reshape(-1, chosen.shape[-1]).astype(np.int64))
+        values = [float(compute(self.prediction[row], self.label[row])) for row in rows]
+        return np.array(values).reshape(chosen.shape[:-1])
+
+
+def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
+    """Score predictions of samples.
+
+    - Classification: accuracy, and F1, the mean over classes.
+    - Regression: MAE and Pearson's r, means over targets. One target that takes both signs also has the figures of
+      sentiment analysis: Acc-2 and F1, of its sign among the samples where it is not zero (F1 is the mean over both
+      signs, weighted by how many samples have them); and where all of them are in [-3, 3], Acc-7, of its value and its
+      prediction, clipped to [-3, 3] and rounded.
+    - Anomaly detection: AUC, and F1 at the threshold that as many samples exceed as there are anomalies.
+
+    Parameters
+    ----------
+    target : Target
+    prediction : Tensor [n, outputs]
+        As :meth:`mibfast.train.fitting.Run.predict` returns them.
+    labels : array [n] or [n, targets]
+
+    Raises
+    ------
+    DataError
+        For classes that the run was not trained on, and where there are no anomalies or nothing else.
+    """
+    if target.task == "regression":
+        found = torch.from_numpy(labels.astype(np.float64)).reshape(prediction.shape)
+        return Scored(_regression_metrics(found), prediction.double(), found)
+    encoded = target.encoded(labels)
+    if target.task == "classification":
+        if bool((encoded < 0).any()):
+            raise DataError(f"labels hold class {labels[int((encoded < 0).nonzero()[0])]}, which training had not")
+        return Scored(_classification_metrics(len(target.classes)), prediction, encoded)
+    if len(set(encoded.tolist())) < 2:
+        raise DataError("to score anomalies, some samples must be anomalies and some not")
+    return Scored(_anomaly_metrics(), prediction[:, 0], encoded)
+
+
+def _classification_metrics(classes: int) -> dict[str, _Metric]:
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    def f1(prediction: Tensor, label: Tensor) -> Tensor:
+        return multiclass_f1_score(prediction, label, classes, average="macro", validate_args=False)
+
+    return {"accuracy": lambda prediction, label: (prediction.argmax(1) == label).double().mean(), "F1": f1}
+
+
+def _regression_metrics(label: Tensor) -> dict[str, _Metric]:
+    from torchmetrics.functional.classification import multiclass_f1_score
+    from torchmetrics.functional.regression import pearson_corrcoef
+
+    def polar(metric: _Metric) -> _Metric:
+        def of_signs(prediction: Tensor, label: Tensor) -> Tensor:
+            chosen = label != 0
+            return metric((prediction[chosen] > 0).long(), (label[chosen] > 0).long())
+
+        return of_signs
+
+    def agreement(prediction: Tensor, label: Tensor) -> Tensor:
+        return (prediction == label).double().mean()
+
+    def weighted_f1(prediction: Tensor, label: Tensor) -> Tensor:
+        return multiclass_f1_score(prediction, label, 2, average="weighted", validate_args=False)
+
+    metrics: dict[str, _Metric] = {
+        "MAE": lambda prediction, label: (prediction - label).abs().mean(),
+        "Pearson r": lambda prediction, label: pearson_corrcoef(prediction, label).mean(),
+    }
+    if label.shape[1] == 1 and bool((label > 0).any()) and bool((label < 0).any()):
+        metrics["Acc-2"], metrics["F1"] = polar(agreement), polar(weighted_f1)
+        if float(label.abs().max()) <= 3:
+            metrics["Acc-7"] = lambda prediction, label: agreement(
+                prediction.clamp(-3, 3).round(), label.clamp(-3, 3).round()
+            )
+    return metrics
+
+
+def _anomaly_metrics() -> dict[str, _Metric]:
+    from torchmetrics.functional.classification import binary_auroc
+
+    def auc(score: Tensor, anomaly: Tensor) -> Tensor:
+        # Scores outside [0, 1] would be taken for logits and rounded by a sigmoid; only their order counts.
+        if bool(anomaly.all()) or not bool(anomaly.any()):
+            return torch.tensor(torch.nan)
+        ranks = torch.unique(score, return_inverse=True)[1].double()
+        return binary_auroc(ranks / max(1, len(ranks)), anomaly, validate_args=False)
+
+    def f1(score: Tensor, anomaly: Tensor) -> Tensor:
+        return torch.tensor(f1_at_true_count(score, anomaly) if bool(anomaly.any()) else torch.nan)
+
+    return {"AUC": auc, "F1": f1}

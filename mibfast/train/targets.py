@@ -1,0 +1,178 @@
+"""What a fusion is trained to predict: labels, in the numbers that its task takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mibfast.data import DataError, MultimodalData
+from mibfast.data.multimodal import SPLITS
+from mibfast.nn import fusion
+from mibfast.train.errors import RunError
+from mibfast.train.probes import task_of
+
+TASKS = ("classification", "regression", "anomaly-detection")
+# The name of a batch's targets; a modality's name holds no dot.
+TARGET = ".target"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What labels are to a fusion.
+
+    Attributes
+    ----------
+    task : {"classification", "regression", "anomaly-detection"}
+    classes : tuple
+        Of a classification, in the order of its logits.
+    mean, deviation : tuple of float
+        Of a regression's targets in the training split. Losses are of standardised targets, so that a learning rate and
+        a bottleneck's weight mean the same whatever unit the targets have; predictions are in the targets' own.
+    normal : str, optional
+        The label, as text, of the samples that are no anomalies.
+    """
+
+    task: str
+    classes: tuple[Any, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    normal: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of the task's loss."""
+        return "nats" if self.task == "classification" else ""
+
+    def of(self, features: int) -> fusion.Task:
+        """Return the task, for representations of a length."""
+        if self.task == "classification":
+            return fusion.Classification(len(self.classes))
+        return fusion.Regression(len(self.mean)) if self.task == "regression" else fusion.AnomalyDetection(features)
+
+    def encoded(self, labels: NDArray[Any]) -> Tensor:
+        """Return labels as the task takes them.
+
+        A class's position among the classes, -1 where it is none of them; standardised targets, float32; 1 for an
+        anomaly and 0 for what is normal.
+        """
+        if self.task == "classification":
+            classes = np.asarray(self.classes)
+            order = np.argsort(classes)
+            places = np.searchsorted(classes, labels, sorter=order).clip(max=len(classes) - 1)
+            found = order[places]
+            return torch.from_numpy(np.where(classes[found] == labels, found, -1))
+        if self.task == "regression":
+            standardised = (labels - self._shaped(labels, self.mean)) / self._shaped(labels, self.deviation)
+            return torch.from_numpy(standardised.astype(np.float32))
+        return torch.from_numpy((~self.is_normal(labels)).astype(np.int64))
+
+    def in_units(self, prediction: Tensor) -> Tensor:
+        """Return a regression's predictions [N, targets] in the targets' own units; others as they are."""
+        if self.task != "regression":
+            return prediction
+        return prediction * prediction.new_tensor(self.deviation) + prediction.new_tensor(self.mean)
+
+    def is_normal(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which labels [N] are the normal one."""
+        found: NDArray[np.bool_] = _texts(labels) == self.normal
+        return found
+
+    @staticmethod
+    def _shaped(labels: NDArray[Any], values: tuple[float, ...]) -> Any:
+        return np.asarray(values) if labels.ndim == 2 else values[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` takes."""
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Target:
+        """Make a target of what a run's config holds; TypeError or ValueError where that is none."""
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
+        target = cls(**given)
+        if target.task not in TASKS:
+            raise ValueError(f"unknown task {target.task!r}")
+        return target
+
+
+def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None) -> Target:
+    """Return what a data set's labels are to a fusion, of the samples that have all modalities.
+
+    Parameters
+    ----------
+    data : MultimodalData
+    task : {"auto", "classification", "regression", "anomaly-detection"}
+        By itself it is classification, or regression where labels are floats.
+    normal_class : int or str, optional
+        The label of normal samples, of anomaly detection alone.
+
+    Raises
+    ------
+    RunError
+        For a task that there is not, or a normal class that is missing or not called for.
+    DataError
+        Where there are no labels, labels do not fit the task, or a class is missing from a split.
+    """
+    if task not in ("auto", *TASKS):
+        raise RunError(f"task must be one of {', '.join(('auto', *TASKS))}, got {task!r}")
+    if (task == "anomaly-detection") != (normal_class is not None):
+        raise RunError(
+            "anomaly-detection needs a normal_class, the label of what is normal"
+            if normal_class is None
+            else f"a normal_class is of anomaly-detection, and the task is {task!r}"
+        )
+    labels = data.labels
+    if labels is None:
+        raise DataError(f"{data.name}: a fusion is trained to predict labels, and there are none")
+    try:
+        kind = task_of(labels, "classification" if task == "anomaly-detection" else task)
+    except DataError as error:
+        raise DataError(f"{data.name}: {error}") from error
+    parts = {split: labels[_complete(data, split).numpy()] for split in SPLITS}
+    if kind == "regression":
+        of_training = parts["train"].astype(np.float64).reshape(len(parts["train"]), -1)
+        if not len(of_training) or (np.ptp(of_training, axis=0) == 0).any():
+            raise DataError(f"{data.name}: a target does not vary in the training split")
+        return Target(
+            "regression", mean=tuple(of_training.mean(0).tolist()), deviation=tuple(of_training.std(0).tolist())
+        )
+    classes = np.unique(labels)
+    if task != "anomaly-detection":
+        for split, found in parts.items():
+            missing = classes[~np.isin(classes, found)]
+            if len(missing):
+                raise DataError(
+                    f"{data.name}: no sample of the {split} split is of class {missing[0]}{_of_complete(data)}"
+                )
+        return Target("classification", classes=tuple(classes.tolist()))
+    if str(normal_class) not in _texts(classes):
+        listed = ", ".join(_texts(classes)[:20])
+        raise DataError(f"{data.name}: no sample is of the normal class {normal_class}; there are {listed}")
+    target = Target("anomaly-detection", normal=str(normal_class))
+    for split in SPLITS:
+        if not target.is_normal(parts[split]).any():
+            raise DataError(
+                f"{data.name}: no sample of the {split} split is of the normal class {normal_class}{_of_complete(data)}"
+            )
+    return target
+
+
+def _complete(data: MultimodalData, split: str) -> Tensor:
+    indices = data.indices(split)
+    return indices[data.has(indices, list(data.views))]
+
+
+def _of_complete(data: MultimodalData) -> str:
+    return " and has all modalities" if data.presence else ""
+
+
+def _texts(labels: NDArray[Any]) -> NDArray[np.str_]:
+    # Whole floats are classes too where a classification is asked for.
+    return (labels.astype(np.int64) if labels.dtype.kind == "f" else labels).astype(np.str_)

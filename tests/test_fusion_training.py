@@ -1,0 +1,540 @@
+"""Fusions trained, interrupted in every stage, evaluated, compared, and refused."""
+
+import csv
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning")
+from mibfast import data, omib, train
+from mibfast.cli.commands import run as command
+from mibfast.data.npy import NpyRows
+from mibfast.data.sim import SPECIFIC, authentic_features, read_sim, write_sim
+from mibfast.nn import fusion
+from mibfast.train import comparison as comparing
+from mibfast.train.comparison import compare, grid
+from mibfast.train.evaluation import evaluate
+from mibfast.train.fusion import FusionModule
+from mibfast.train.methods import METHODS, Fusion, method
+from mibfast.train.recording import Recording, StepTable
+from mibfast.train.scores import scored
+from mibfast.train.targets import TARGET, Target, target_of
+
+# 60 samples of training make 7 batches.
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 8, "features": 8, "depth": 1, "progress": False}
+
+
+class TwoStages(fusion.FusionModel):
+    """Learns a prediction of each modality alone, then of both, with noise in either stage."""
+
+    stages: ClassVar[tuple[str, ...]] = ("warm-up", "main")
+
+    def __init__(self, encoders: Any, features: int, task: fusion.Task, noise: float = 0.1) -> None:
+        super().__init__(encoders, features, task)
+        self.noise = noise
+        self.branches = nn.ModuleList(nn.Linear(features, task.outputs) for _ in encoders)
+        self.predictor = nn.Linear(len(encoders) * features, task.outputs)
+
+    def predict(self, representations: Any) -> torch.Tensor:
+        return self.predictor(torch.cat(list(representations), 1))
+
+    def terms(self, views: Any, target: Any, stage: str = "main") -> dict[str, torch.Tensor]:
+        noisy = [z + self.noise * torch.randn_like(z) for z in self.encode(views)]
+        if stage == "warm-up":
+            losses = [self.task.loss(b(z), target).mean() for b, z in zip(self.branches, noisy, strict=True)]
+            return {"loss": sum(losses), **{f"trb.{k}": each.detach() for k, each in enumerate(losses)}}
+        loss = self.task.loss(self.predict(noisy), target).mean()
+        return {"loss": loss, "r.b": noisy[0].detach().square().mean()}
+
+
+@pytest.fixture(autouse=True)
+def two_stages(monkeypatch) -> None:
+    monkeypatch.setitem(METHODS, "two-stages", Fusion("two stages", TwoStages))
+
+
+@pytest.fixture
+def quick_beta(monkeypatch) -> None:
+    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=2))
+
+
+def arrays(n: int = 100, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    centres = 2 * generator.standard_normal((3, 5))
+    views = {name: (centres[labels] + generator.standard_normal((n, 5))).astype(np.float32) for name in "ab"}
+    return views, labels
+
+
+@pytest.fixture
+def npz(tmp_path) -> str:
+    views, labels = arrays()
+    np.savez(tmp_path / "x.npz", **views, labels=labels)
+    return f"npz:{tmp_path / 'x.npz'}"
+
+
+def weights(path: Path) -> bytes:
+    return (path / "weights.safetensors").read_bytes()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_sim_is_what_the_appendix_says() -> None:
+    for name, (first, second) in SPECIFIC.items():
+        found = data.load(f"{name}:500", seed=3)
+        assert {view: x.shape for view, x in found.views.items()} == {
+            "v1": (500, 600 + first),
+            "v2": (500, 600 + second),
+        }
+        assert {split: len(part) for split, part in found.splits.items()} == {
+            "train": 400,
+            "validation": 50,
+            "test": 50,
+        }
+        v1, v2 = found.views["v1"], found.views["v2"]
+        # a0 and b0 are in both; nothing else is shared.
+        assert np.array_equal(v1[:, :400], v2[:, :400])
+        assert abs(np.corrcoef(v1[:, 400], v2[:, 400])[0, 1]) < 0.2
+        relevant = np.concatenate([v1[:, :200], v1[:, 400 : 400 + first], v2[:, 400 : 400 + second]], 1)
+        # All labels lie on their sides of one hyperplane through the origin: it is in the span of few samples.
+        found_normal, *_ = np.linalg.lstsq(relevant.astype(float), 2.0 * found.labels - 1, rcond=None)
+        assert ((relevant @ found_normal > 0) == found.labels).mean() > 0.99
+        features, labels, split = authentic_features(name, 500, 3)
+        assert np.array_equal(features["optimal"], relevant)
+        assert np.array_equal(features["v2"], v2)
+        assert features["union"].shape == (500, 800 + first + second)
+        assert np.array_equal(labels, found.labels)
+        assert (split == "test").sum() == 50
+    assert 0.4 < labels.mean() < 0.6
+
+
+def test_sim_depends_on_its_seed_alone() -> None:
+    views, labels, _ = read_sim("sim-i", 5000, seed=1)
+    # Chunks are drawn apart, so that more samples begin with the same.
+    more, more_labels, _ = read_sim("sim-i", 9000, seed=1)
+    assert np.array_equal(views["v1"], more["v1"][:5000])
+    assert np.array_equal(labels, more_labels[:5000])
+    assert not np.array_equal(views["v1"], read_sim("sim-i", 5000, seed=2)[0]["v1"])
+    # No row is another's.
+    assert len(np.unique(more["v2"][:, 0])) > 8900
+
+
+def test_sim_is_written_piece_by_piece(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data.sim, "_CHUNK", 64)
+    write_sim(tmp_path / "sim", "sim-ii", 200, seed=5)
+    views, labels, split = read_sim("sim-ii", 200, seed=5)
+    found = data.load(f"dir:{tmp_path / 'sim'}")
+    assert found.on_disk
+    for name, view in views.items():
+        assert np.array_equal(found.views[name][:], view)
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.splits["test"].numpy(), np.flatnonzero(split == "test"))
+    with pytest.raises(data.DataError, match="is not empty; choose another folder"):
+        write_sim(tmp_path / "sim", "sim-ii", 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sim-iv", "unknown data set 'sim-iv'"),
+        ("sim-i:many", "expected sim-i or sim-i:SAMPLES, a number"),
+        ("sim-i:9", "samples must be an integer of at least 10, got 9"),
+    ],
+)
+def test_sim_that_there_is_not(name, message) -> None:
+    with pytest.raises(data.DataError, match=message):
+        data.load(name)
+
+
+@pytest.mark.parametrize("name", [name for name in train.FUSIONS if name != "omib"])
+def test_every_fusion_trains_and_opens_again(npz, tmp_path, name) -> None:
+    run = train.fit(name, npz, output=tmp_path / "run", pictures=False, **{**SMALL, "epochs": 2})
+    assert run.predict("test").shape == (20, 3)
+    opened = train.open_run(tmp_path / "run")
+    assert torch.equal(opened.predict("test"), run.predict("test"))
+    assert opened.target == Target("classification", classes=(0, 1, 2))
+    row = rows_of(tmp_path / "run" / "metrics.csv")[-1]
+    terms = {key.removeprefix("train_") for key in row if key.startswith("train_")} - {"loss"}
+    assert {key.removeprefix("validation_") for key in row if key.startswith("validation_")} - {"loss"} == terms
+    # Whatever the loss is made of is there step by step.
+    steps = tmp_path / "run" / "steps.csv"
+    assert steps.exists() == bool(terms)
+    if terms:
+        found = rows_of(steps)
+        assert [int(step["step"]) for step in found] == list(range(1, 15))
+        assert np.mean([float(step["loss"]) for step in found[7:]]) == pytest.approx(float(row["train_loss"]))
+
+
+@pytest.mark.parametrize("step", [3, 7, 10, 14, 15, 21, 25, 28])
+@pytest.mark.parametrize("minutes", [1e-9, 10.0])
+def test_a_run_interrupted_in_either_stage_ends_with_the_same_weights(
+    npz, tmp_path, monkeypatch, step, minutes
+) -> None:
+    """Two epochs of warm-up and three of main training, of 7 steps each: within, and at the boundary."""
+    settings = {**SMALL, "warm_up_epochs": 2, "checkpoint_minutes": minutes, "pictures": False}
+    whole = train.fit("two-stages", npz, output=tmp_path / "whole", **settings)
+    original = Recording.on_train_batch_end
+
+    def stopping(self: Recording, *arguments: object) -> None:
+        original(self, *arguments)
+        if self.step == step:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "on_train_batch_end", stopping)
+        with pytest.raises(StoppedError):
+            train.fit("two-stages", npz, output=tmp_path / "run", **settings)
+    run = train.fit("two-stages", npz, output=tmp_path / "run", resume=True, **settings)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert (tmp_path / "run" / "steps.csv").read_text() == (tmp_path / "whole" / "steps.csv").read_text()
+    timed = ("seconds", "loading_seconds")
+    for mine, its in zip(run.epochs, whole.epochs, strict=True):
+        assert {key: x for key, x in mine.items() if key not in timed} == {
+            key: x for key, x in its.items() if key not in timed
+        }
+
+
+def test_the_warm_up_comes_first_and_chooses_nothing(npz, tmp_path) -> None:
+    settings = {**SMALL, "epochs": 100, "patience": 2, "learning_rate": 0.05}
+    run = train.fit("two-stages", npz, output=tmp_path / "run", warm_up_epochs=4, **settings)
+    stages = [row["stage"] for row in run.epochs]
+    assert stages == ["warm-up"] * 4 + ["main"] * (len(stages) - 4)
+    # The patience of the main stage ended it, however the warm-up's losses were.
+    assert run.best_epoch == len(stages) - 2 > 4
+    main = [row["validation_loss"] for row in run.epochs[4:]]
+    assert run.epochs[run.best_epoch - 1]["validation_loss"] == min(main)
+    rows = rows_of(tmp_path / "run" / "metrics.csv")
+    assert rows[0]["train_trb.1"]
+    assert not rows[0]["train_r.b"]
+    assert rows[-1]["validation_r.b"]
+    steps = rows_of(tmp_path / "run" / "steps.csv")
+    assert list(steps[0]) == ["step", "loss", "r.b"]
+    assert int(steps[0]["step"]) == 4 * 7 + 1
+    assert (tmp_path / "run" / "learning_curves.png").exists()
+    assert not (tmp_path / "run" / "embeddings.png").exists()
+    none = train.fit("two-stages", npz, warm_up_epochs=0, **SMALL)
+    assert [row["stage"] for row in none.epochs] == ["main"] * 3
+
+
+def test_the_noise_of_validation_is_the_same_at_every_epoch(npz) -> None:
+    run = train.fit("two-stages", npz, loss={"noise": 3.0}, warm_up_epochs=0, **{**SMALL, "learning_rate": 1e-30})
+    assert len({row["validation_loss"] for row in run.epochs}) == 1
+    assert len({row["train_loss"] for row in run.epochs}) == 3
+
+
+def test_the_table_of_steps_is_bounded_and_leaves_no_step_out() -> None:
+    table = StepTable(limit=8)
+    for step in range(1, 1001):
+        table.add(step, {"r": float(step)})
+        again = StepTable(limit=8)
+        again.restore(json.loads(json.dumps(table.state())))
+        table = again
+    lengths = np.diff([0, *[row["step"] for row in table.rows]])
+    assert 4 <= len(table.rows) < 8
+    assert set(lengths) == {128}
+    for row in table.rows:
+        assert row["r"] == row["step"] - 63.5
+
+
+def test_omib_estimates_its_beta_once(npz, tmp_path, monkeypatch, quick_beta) -> None:
+    settings = {**SMALL, "warm_up_epochs": 1, "epochs": 2}
+    whole = train.fit("omib", npz, output=tmp_path / "whole", **settings)
+    report = json.loads((tmp_path / "whole" / "beta.json").read_text())
+    assert report["lower"] <= report["beta"] == whole.module.model.beta <= report["upper"]
+    assert set(report["entropies"]) == {"a", "b"}
+    assert report["estimator"] == "smile"
+    original = Recording.on_train_batch_end
+
+    def stopping(self: Recording, *arguments: object) -> None:
+        original(self, *arguments)
+        if self.step == 10:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "on_train_batch_end", stopping)
+        with pytest.raises(StoppedError):
+            train.fit("omib", npz, output=tmp_path / "run", **settings)
+    monkeypatch.setattr(omib, "estimate_beta", lambda *_, **__: pytest.fail("it was estimated already"))
+    (tmp_path / "run" / "beta.json").unlink()
+    train.fit("omib", npz, output=tmp_path / "run", resume=True, **settings)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "beta.json").read_text()) == report
+    assert train.open_run(tmp_path / "run").module.model.beta == report["beta"]
+    # Given, or weighing nothing, it is not estimated.
+    given = train.fit("omib", npz, output=tmp_path / "given", loss={"beta": 0.25}, **settings)
+    assert given.module.model.beta == 0.25
+    assert not (tmp_path / "given" / "beta.json").exists()
+    train.fit("omib", npz, loss={"bottleneck": False}, **settings)
+    steps = rows_of(tmp_path / "run" / "steps.csv")
+    assert [int(row["step"]) for row in steps] == list(range(8, 22))
+    assert all(0 <= float(row["r.b"]) <= 2 for row in steps)
+
+
+def test_a_regression_predicts_in_its_own_units(tmp_path) -> None:
+    views, labels = arrays(200)
+    targets = 1e4 + 300.0 * (labels - 1) + views["a"][:, 0]
+    found = data.from_arrays(views, targets)
+    run = train.fit("concatenation", found, **{**SMALL, "epochs": 40, "learning_rate": 0.01})
+    prediction = run.predict("test")[:, 0].numpy()
+    expected = targets[run.data.splits["test"].numpy()]
+    assert np.abs(prediction - expected).mean() < 0.5 * np.abs(expected - expected.mean()).mean()
+    result = evaluate(run, progress=False)
+    assert [row["metric"] for row in result.rows] == ["MAE", "Pearson r"]
+    assert result.value("regression", "MAE") == pytest.approx(np.abs(prediction - expected).mean())
+    two = data.from_arrays(views, np.stack([targets, -targets], 1))
+    train.fit("two-stages", two, output=tmp_path / "run", warm_up_epochs=1, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = train.open_run(tmp_path / "run", data=two)
+    assert opened.predict("test").shape == (40, 2)
+    assert opened.target.deviation[0] == pytest.approx(opened.target.deviation[1])
+
+
+def test_anomaly_detection_trains_on_what_is_normal(tmp_path, monkeypatch) -> None:
+    views, labels = arrays(300)
+    names = np.array(["zero", "one", "two"])[labels]
+    found = data.from_arrays(views, names)
+    settings = {**SMALL, "task": "anomaly-detection", "normal_class": "one", "epochs": 20}
+    seen = []
+    original = FusionModule.training_step
+
+    def step(self: FusionModule, batch: dict[str, torch.Tensor], position: int) -> object:
+        seen.append(batch[TARGET])
+        return original(self, batch, position)
+
+    monkeypatch.setattr(FusionModule, "training_step", step)
+    run = train.fit("concatenation", found, output=tmp_path / "run", **settings)
+    assert not torch.cat(seen).any()
+    assert len(seen[0]) == 8
+    assert bool((run.module.model.task.center.abs() >= 0.1).all())
+    assert not any("bias" in name for name, _ in run.module.model.named_parameters())
+    result = evaluate(run, progress=False)
+    assert result.value("anomaly-detection", "AUC") > 0.9
+    assert result.rows[0]["samples"] == 60
+    from sklearn.metrics import roc_auc_score
+
+    scores = run.predict("test")[:, 0]
+    anomalies = names[found.splits["test"].numpy()] != "one"
+    assert result.value("anomaly-detection", "AUC") == pytest.approx(roc_auc_score(anomalies, scores))
+    assert result.value("anomaly-detection", "F1") == omib.f1_at_true_count(scores, anomalies)
+    opened = train.open_run(tmp_path / "run", data=found)
+    assert torch.equal(opened.predict("test"), run.predict("test"))
+
+
+def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
+    from scipy import stats
+    from sklearn.metrics import accuracy_score, f1_score
+
+    generator = np.random.default_rng(0)
+    logits = torch.from_numpy(generator.standard_normal((50, 3)))
+    labels = generator.integers(3, size=50)
+    target = Target("classification", classes=(0, 1, 2))
+    found = scored(target, logits, labels)
+    assert found.value("accuracy") == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert found.value("F1") == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"), abs=1e-6)
+    rows = generator.integers(50, size=(4, 50))
+    assert found.value("accuracy", rows)[2] == pytest.approx(accuracy_score(labels[rows[2]], logits.argmax(1)[rows[2]]))
+    # Sentiment: 0 has no sign, and what is predicted beyond 3 counts as 3.
+    truth = np.array([-3.0, -1.2, -0.4, 0.0, 0.6, 1.5, 3.0, 2.0])
+    guess = torch.tensor([[-4.0], [-1.4], [0.2], [-2.0], [0.7], [2.4], [5.0], [-0.1]])
+    found = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth)
+    assert found.value("MAE") == pytest.approx(np.abs(truth - guess[:, 0].numpy()).mean())
+    assert found.value("Pearson r") == pytest.approx(stats.pearsonr(truth, guess[:, 0])[0])
+    nonzero = truth != 0
+    assert found.value("Acc-2") == pytest.approx(5 / 7)
+    signs = truth[nonzero] > 0, guess[nonzero, 0].numpy() > 0
+    assert found.value("F1") == pytest.approx(f1_score(*signs, average="weighted"), abs=1e-6)
+    # -3, -1.4, 0.7, 2.4 against 1.5 (both round to 2) and 3.
+    assert found.value("Acc-7") == pytest.approx(5 / 8)
+    beyond = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth * 2)
+    assert "Acc-7" not in beyond.metrics
+    assert "Acc-2" in beyond.metrics
+
+
+def test_an_epoch_of_a_folder_reads_a_batch_at_a_time(tmp_path, monkeypatch) -> None:
+    write_sim(tmp_path / "sim", "sim-iii", 1000)
+    largest = {"take": 0, "slice": 0}
+    take, slices = NpyRows.take, NpyRows.__getitem__
+
+    def taking(self: NpyRows, indices: np.ndarray, axis: int = 0) -> np.ndarray:
+        largest["take"] = max(largest["take"], len(indices))
+        return take(self, indices, axis)
+
+    def slicing(self: NpyRows, rows: slice) -> np.ndarray:
+        found = slices(self, rows)
+        largest["slice"] = max(largest["slice"], found.nbytes)
+        return found
+
+    monkeypatch.setattr(NpyRows, "take", taking)
+    monkeypatch.setattr(NpyRows, "__getitem__", slicing)
+    monkeypatch.setattr(data.multimodal, "_CHUNK_BYTES", 1 << 18)
+    train.fit("concatenation", f"dir:{tmp_path / 'sim'}", **{**SMALL, "batch_size": 64, "epochs": 1})
+    # 64 samples also tell the data from others.
+    assert largest["take"] == 64
+    assert largest["slice"] <= 1 << 18
+
+
+def test_fusions_take_the_samples_that_have_all_modalities(monkeypatch) -> None:
+    views, labels = arrays(200)
+    present = np.random.default_rng(0).random(200) < 0.7
+    views["b"][~present] = np.nan
+    found = data.from_arrays(views, labels, presence={"b": present})
+    run = train.fit("two-stages", found, warm_up_epochs=1, **SMALL)
+    result = evaluate(run, progress=False)
+    assert result.rows[0]["samples"] == present[found.splits["test"].numpy()].sum()
+    with pytest.raises(data.DataError, match="a fusion predicts samples that have all modalities, and some lack one"):
+        run.predict("test")
+
+
+def test_what_is_wrong_is_said_before_training(npz, tmp_path, monkeypatch) -> None:
+    views, labels = arrays()
+    alone = np.where(np.arange(100) == 7, 9, labels)
+    split = np.array(["train", "validation", "test"])[np.r_[np.zeros(60, int), np.ones(20, int), 2 * np.ones(20, int)]]
+    split[7] = "test"
+    nan = labels.astype(float)
+    nan[3] = np.nan
+    with pytest.raises(data.DataError, match=r"labels hold NaN or infinity at \[3\]"):
+        data.from_arrays(views, nan)
+    for name, source, settings, message in (
+        ("concatenation", data.from_arrays(views), {}, "trained to predict labels, and there are none"),
+        (
+            "concatenation",
+            data.from_arrays(views, alone, split=split),
+            {},
+            "no sample of the train split is of class 9",
+        ),
+        ("concatenation", data.from_arrays(views, np.full(100, 2)), {}, "labels do not fit classification: 1 classes"),
+        ("concatenation", data.from_arrays(views, np.full(100, 2.0)), {}, "a target never varies"),
+        ("concatenation", data.from_arrays(views, labels + 0.5), {"task": "classification"}, "are not whole"),
+        ("concatenation", data.from_arrays(views, labels.astype(str)), {"task": "regression"}, "they hold strings"),
+        ("concatenation", npz, {"task": "ranking"}, "task must be one of auto, classification, .*, got 'ranking'"),
+        ("concatenation", npz, {"task": "anomaly-detection"}, "anomaly-detection needs a normal_class"),
+        ("concatenation", npz, {"normal_class": 1}, "a normal_class is of anomaly-detection, and the task is 'auto'"),
+        (
+            "concatenation",
+            npz,
+            {"task": "anomaly-detection", "normal_class": 5},
+            "no sample is of the normal class 5; there are 0, 1, 2",
+        ),
+        ("concatenation", npz, {"modalities": ["a"]}, "concatenation needs at least 2 modalities, got a"),
+        ("concatenation", npz, {"warm_up_epochs": 3}, "concatenation has no warm-up"),
+        ("concatenation", npz, {"loss": {"hiden_features": 3}}, "did you mean 'hidden_features'"),
+        ("ova-ib", npz, {"task": "classification"}, "task is of fusions, which predict labels; OVA-IB aligns"),
+        ("omib", npz, {"loss": {"beta": 0}}, "OMIB: beta must be positive, got 0"),
+        ("omib", npz, {"loss": {"beta": -1.0}}, "OMIB: beta must be .*at least 0"),
+        ("omib", npz, {"warm_up_epochs": -1}, "warm_up_epochs must be an integer of at least 0, got -1"),
+        ("omib", npz, {"beta_estimator": "guess"}, "estimator must be one of"),
+        ("omib", data.from_arrays({k: v[:30] for k, v in views.items()}, labels[:30]), {}, "at least 20"),
+    ):
+        with pytest.raises((train.RunError, data.DataError), match=message) as caught:
+            train.fit(name, source, output=tmp_path / "run", **{**SMALL, **settings})
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_meets_other_data(npz, tmp_path) -> None:
+    train.fit("concatenation", npz, output=tmp_path / "run", pictures=False, **SMALL)
+    views, labels = arrays(seed=1)
+    opened = train.open_run(tmp_path / "run", data=data.from_arrays(views, labels + 1))
+    with pytest.raises(data.DataError, match="labels hold class 3, which training had not"):
+        evaluate(opened, progress=False)
+    unlabelled = train.open_run(tmp_path / "run", data=data.from_arrays(views, split=None), whole=True)
+    assert unlabelled.predict("all").shape == (100, 3)
+    with pytest.raises(data.DataError, match="predictions are scored by labels, and there are none"):
+        evaluate(train.open_run(tmp_path / "run", data=data.from_arrays(views)), progress=False)
+    with pytest.raises(data.DataError, match="a fusion needs all of a, b; got a"):
+        train.open_run(tmp_path / "run", data=data.from_arrays({"a": views["a"]}, labels))
+    run = train.open_run(tmp_path / "run")
+    with pytest.raises(train.RunError, match="was trained for classification, not for regression"):
+        evaluate(run, task="regression", progress=False)
+    with pytest.raises(train.RunError, match="is a fusion and makes no embeddings"):
+        run.embed("test")
+    assert run.embed("test", representations=True)["a"].shape == (20, 8)
+
+
+def test_targets_of_labels() -> None:
+    views, labels = arrays()
+    names = np.array(["b", "a", "c"])[labels]
+    target = target_of(data.from_arrays(views, names))
+    assert target.classes == ("a", "b", "c")
+    assert target.encoded(np.array(["c", "d", "a"])).tolist() == [2, -1, 0]
+    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+    whole = target_of(data.from_arrays(views, labels.astype(float)), "anomaly-detection", 2)
+    assert whole.encoded(np.array([2.0, 0.0])).tolist() == [0, 1]
+
+
+def test_fusions_are_tuned_alike_and_ranked(npz, tmp_path, monkeypatch, quick_beta) -> None:
+    assert grid(method("concatenation")) == [{"learning_rate": rate} for rate in comparing.LEARNING_RATES]
+    assert grid(method("omib")) == grid(method("concatenation"))
+    assert [setting["beta"] for setting in grid(method("e-mib"), learning_rate=0.1)] == pytest.approx(
+        [1e-4, 1e-3, 1e-2]
+    )
+    monkeypatch.setattr(comparing, "LEARNING_RATES", (1e-30, 0.01))
+    settings = {**SMALL, "warm_up_epochs": 1}
+    methods = ["concatenation", "omib"]
+    found = compare(methods, npz, tmp_path / "c", seeds=2, **settings)
+    assert [found.settings[name] for name in methods] == [{"learning_rate": 0.01}] * 2
+    assert list(found.figures()["omib"]) == ["accuracy", "F1"]
+    run = train.open_run(tmp_path / "c" / "runs" / "concatenation,learning_rate=0.01,seed=1")
+    other = train.open_run(tmp_path / "c" / "runs" / "concatenation,learning_rate=0.01,seed=0")
+    values = [evaluate(each, progress=False).value("classification", "accuracy") for each in (run, other)]
+    assert found.figures()["concatenation"]["accuracy"][0] == pytest.approx(np.mean(values))
+    assert "| OMIB | learning_rate 0.01 |" in found.markdown()
+    assert (tmp_path / "c" / "comparison.png").exists()
+    # Given, a learning rate is not tuned.
+    fixed = compare(["concatenation"], npz, tmp_path / "fixed", seeds=1, **{**SMALL, "learning_rate": 0.02})
+    assert fixed.tried == []
+    assert train.open_run(tmp_path / "fixed" / "runs" / "concatenation,seed=0").config.learning_rate == 0.02
+    with pytest.raises(train.RunError, match="alignments and fusions are scored differently"):
+        compare(["concatenation", "clip"], npz, tmp_path / "other", **SMALL)
+    with pytest.raises(train.RunError, match="beta must be"):
+        compare(["omib"], npz, tmp_path / "other", vary={"beta": [0.0]}, **settings)
+
+
+def test_less_error_is_better(tmp_path, monkeypatch) -> None:
+    views, labels = arrays(120)
+    np.savez(tmp_path / "x.npz", **views, labels=labels + views["a"][:, 0])
+    monkeypatch.setattr(comparing, "LEARNING_RATES", (1e-30, 0.01))
+    settings = {**SMALL, "epochs": 10}
+    found = compare(["concatenation", "film"], f"npz:{tmp_path / 'x.npz'}", tmp_path / "c", seeds=1, **settings)
+    assert found.settings == {"concatenation": {"learning_rate": 0.01}, "film": {"learning_rate": 0.01}}
+    errors = {name: each["MAE"][0] for name, each in found.figures().items()}
+    best = min(errors, key=errors.__getitem__)
+    assert f"**{errors[best]:.4f} ±" in found.markdown()
+    assert "Pearson r" in found.markdown()
+
+
+def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
+    out = str(tmp_path / "run")
+    options = ["--data", npz, "--epochs", "2", "--batch-size", "8", "--features", "8", "--depth", "1"]
+    assert command(["fit", "omib", *options, "--output", out, "--warm-up-epochs", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "OMIB on npz:" in captured.out
+    assert "beta in [" in captured.err
+    assert "drawn: beta" in captured.err
+    assert command(["evaluate", out]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "evaluation" / "test" / "evaluation.json").read_text())
+    assert [row["metric"] for row in found["rows"]] == ["accuracy", "F1"]
+    assert command(["embed", out, "--output", str(tmp_path / "e.npz")]) == 2
+    assert "OMIB is a fusion and has no embeddings" in capsys.readouterr().err
+    assert command(["embed", out, "--output", str(tmp_path / "e.npz"), "--representations"]) == 0
+    anomalies = ["--task", "anomaly-detection", "--normal-class", "1", "--output", str(tmp_path / "svdd")]
+    assert command(["fit", "film", *options, *anomalies]) == 0
+    assert command(["evaluate", str(tmp_path / "svdd")]) == 0
+    assert "AUC" in capsys.readouterr().out
+    assert command(["fit", "omib", *options, "--beta", "-1", "--output", str(tmp_path / "bad")]) == 2
+    assert "beta must be" in capsys.readouterr().err
