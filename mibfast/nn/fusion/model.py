@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mibfast import _check
 from mibfast.nn.fusion.tasks import Task
 
 
@@ -54,7 +55,13 @@ class FusionModel(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
             )
-        return [encoder(views[name]) for name, encoder in self.encoders.items()]
+        operation, representations = type(self).__name__, {}
+        for name, encoder in self.encoders.items():
+            argument = f"the output of encoders[{name!r}]"
+            z = representations[argument] = _check.tensor(operation, argument, encoder(views[name]), "N features")
+            _check.size(operation, argument, z, 1, self.features)
+        _check.same_shape(operation, **representations)
+        return list(representations.values())
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]; nothing is drawn."""
