@@ -1,5 +1,6 @@
 """OMIB: its weights, bounds and losses against the goldens and the paper's algorithms written out, and its errors."""
 
+import copy
 import json
 import math
 import warnings
@@ -11,12 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mibfast import functional as F
 from mibfast import omib
 from mibfast.information import Estimate
 from mibfast.nn import fusion
 from mibfast.omib import bounds
+from mibfast.omib.attention import FUSIONS
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
 RATIOS = ("ratio_of_means", "mean_of_ratios")
@@ -58,7 +61,7 @@ def test_weights_are_one_minus_tanh_of_the_logarithm(ratio) -> None:
         assert abs(found[k].item() - (1 - math.tanh(math.log(rho)))) < 1e-12
 
 
-NUMBERS = st.floats(-1e30, 1e30, width=32)
+NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -229,14 +232,17 @@ def test_beta_from_data() -> None:
     assert found.samples == 600
     assert found.cap == math.log(120)
     assert found.informations["x", "y"].value > 0.5 > abs(found.informations["x", "label"].value)
-    # Of four classes it is ln 4, and is not above; of what is continuous it stops at what the estimator can tell.
+    # Of four classes it is ln 4, and no more; of what is continuous what the critic has learned to tell.
     assert abs(found.entropies["label"].value - math.log(4)) < 0.05
-    assert found.entropies["x"].value > 2.5
+    assert found.entropies["x"].value > found.informations["x", "y"].value
     assert np.allclose(
         (found.lower, found.upper),
         omib.beta_bounds(
             {name: each.value for name, each in found.entropies.items()},
-            {pair: max(each.value, 0.0) for pair, each in found.informations.items()},
+            {
+                pair: max(0.0, min(each.value, *(found.entropies[name].value for name in pair)))
+                for pair, each in found.informations.items()
+            },
         ),
     )
     text = str(found)
@@ -249,9 +255,9 @@ def test_beta_from_data() -> None:
 
 
 def test_beta_warns_of_a_cap() -> None:
-    x = np.random.default_rng(0).standard_normal((100, 30))
-    with pytest.warns(UserWarning, match=r"H\(v1\) = 3 is at its cap, 3; the truth is larger"):
-        found = omib.estimate_beta([x, x[::-1].copy()], estimator="infonce", seeds=1, epochs=60)
+    x = np.random.default_rng(0).standard_normal((1000, 30))
+    with pytest.warns(UserWarning, match=r"H\(v1\) = 3\.\d+ is at its cap, 3.69; the truth is larger"):
+        found = omib.estimate_beta([x, x[::-1].copy()], estimator="infonce", seeds=1, epochs=30, held_out=0.04)
     assert any("at its cap" in doubt for doubt in found.doubts)
     assert "doubtful: H(v1)" in str(found)
 
@@ -325,3 +331,411 @@ def test_beta_reads_the_rows_that_it_draws(tmp_path) -> None:
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     found = estimate_quietly([mapped, mapped], estimator="infonce", samples=60, seeds=1, epochs=2)
     assert found.samples == 60
+
+
+# --- anomalies
+
+
+def test_risks_of_collapse_are_named() -> None:
+    network = nn.Sequential(
+        nn.Linear(3, 4, bias=False), nn.Tanh(), nn.BatchNorm1d(4), nn.ReLU6(), nn.ReLU(), nn.LSTM(4, 2)
+    )
+    assert omib.collapse_risks(network) == ["the bias of 2", "the bias of 5", "1, a Tanh", "3, a ReLU6"]
+    assert omib.collapse_risks(nn.MultiheadAttention(4, 1)) == ["the bias of the module", "the bias of out_proj"]
+    assert omib.collapse_risks(nn.Linear(3, 4)) == ["the bias of the module"]
+    assert omib.collapse_risks(nn.Sequential(nn.Linear(3, 4, bias=False), nn.LeakyReLU())) == []
+
+
+def test_f1_at_the_true_count() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels = rng.random(50) < 0.3
+    scores = rng.standard_normal(50) + labels
+    called = scores >= np.sort(scores)[-labels.sum()]
+    expected = metrics.f1_score(labels, called)
+    assert 0 < expected < 1
+    assert omib.f1_at_true_count(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert omib.f1_at_true_count(torch.from_numpy(scores), torch.from_numpy(labels).long()) == pytest.approx(expected)
+
+
+def test_f1_at_the_true_count_does_not_depend_on_the_order_of_equal_scores() -> None:
+    scores, labels = np.array([3.0, 2.0, 2.0, 2.0, 1.0]), np.array([1, 1, 0, 0, 1])
+    # Three calls: the first, and two of three equal ones, of which one is an anomaly: 1 + 2 / 3 of 3.
+    for order in (range(5), (4, 3, 2, 1, 0), (3, 1, 4, 0, 2)):
+        assert omib.f1_at_true_count(scores[list(order)], labels[list(order)]) == pytest.approx((1 + 2 / 3) / 3)
+    assert omib.f1_at_true_count(np.zeros(4), [1, 0, 0, 0]) == 0.25
+
+
+def test_threshold_lets_the_share_of_training_samples_pass() -> None:
+    scores = torch.from_numpy(np.random.default_rng(0).random(1000))
+    assert (scores > omib.anomaly_threshold(scores, 0.9)).double().mean() == 0.1
+    assert omib.anomaly_threshold(scores, 1.0) == scores.max()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: omib.f1_at_true_count([1.0, math.nan], [0, 1]), "scores must be finite, got 1"),
+        (lambda: omib.f1_at_true_count([1.0, 2.0], [0, 2]), "labels must be 0 or 1"),
+        (lambda: omib.f1_at_true_count([1.0, 2.0], [0, 0]), "at least one anomaly"),
+        (lambda: omib.f1_at_true_count([1.0, 2.0], [0]), r"labels must be \[2\]"),
+        (lambda: omib.f1_at_true_count([[1.0], [2.0]], [[0], [1]]), r"scores must be numbers \[N\]"),
+        (lambda: omib.anomaly_threshold([], 0.5), r"scores must be numbers \[N\]"),
+        (lambda: omib.anomaly_threshold([1.0], 1.5), r"in \[0, 1\]"),
+    ],
+)
+def test_scores_refuse(call, message) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+# --- the model
+
+TASKS = {
+    "classification": lambda: fusion.Classification(3),
+    "regression": lambda: fusion.Regression(2),
+    "absolute": lambda: fusion.Regression(1, "absolute"),
+    "anomalies": lambda: fusion.AnomalyDetection(3),
+}
+
+
+def made(m=2, task="classification", n=6, dtype=torch.float64, **options):
+    """A small model, samples of m modalities and a target."""
+    torch.manual_seed(0)
+    chosen = TASKS[task]()
+    encoders = {f"v{k}": nn.Linear(3 + k, 4, bias=task != "anomalies") for k in range(m)}
+    settings = {"beta": 0.05, "latent_features": 5, "hidden_features": 7, "head_features": (6,), **options}
+    model = omib.OMIB(encoders, 4, chosen, **settings).to(dtype)
+    views = {f"v{k}": torch.randn(n, 3 + k, dtype=dtype) for k in range(m)}
+    target = None
+    if isinstance(chosen, fusion.Classification):
+        target = torch.arange(n) % 3
+    elif isinstance(chosen, fusion.Regression):
+        target = torch.randn(n, chosen.outputs, dtype=dtype)
+    else:
+        chosen.set_center(model(views))
+    return model, views, target
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def linear(x, layer) -> torch.Tensor:
+    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+
+
+def written_out(model, views, target, *, fuse, ratio="ratio_of_means", weights="dynamic") -> torch.Tensor:
+    """Algorithm 2, lines 9 to 22, from the weights of a model."""
+    z = [linear(views[name], model.encoders[name]) for name in model.modalities]
+    zeta, kl = [], []
+    for head, each in zip(model.omf.heads, z, strict=True):
+        hidden = linear(each, head.hidden).clamp(min=0)
+        mean, variance = linear(hidden, head.mean), linear(hidden, head.logvar).exp()
+        zeta.append(mean + variance.sqrt() * torch.randn_like(mean))
+        kl.append((mean**2 + variance - 1 - variance.log()).sum(1).mean() / 2)
+    xi = fuse(model.omf.fusion, zeta)
+    fused = model.omf.predictor(xi)
+    predictions = [branch(torch.cat([each, xi], 1)) for branch, each in zip(model.branches.values(), z, strict=True)]
+    task = model.task
+    if isinstance(task, fusion.Classification):
+
+        def loss(y):
+            return -y.log_softmax(1)[torch.arange(len(y)), target].mean()
+
+        def divergence(y):
+            return (y.softmax(1) * (y.log_softmax(1) - fused.log_softmax(1))).sum(1)
+
+    else:
+
+        def loss(y):
+            away = y - (task.center if target is None else target)
+            return (away.abs() if getattr(task, "error", "") == "absolute" else away**2).sum(1).mean()
+
+        def divergence(y):
+            return ((y - fused) ** 2).sum(1) / 2
+
+    first, *others = [divergence(y).detach() for y in predictions]
+    total = loss(fused) + model.beta * kl[0]
+    for each, compressed in zip(others, kl[1:], strict=True):
+        rho = each.mean() / first.mean() if ratio == "ratio_of_means" else (each / first).mean()
+        r = 1 - torch.tanh(rho.log()) if weights == "dynamic" else 1.0
+        total = total + model.beta * r * compressed
+    return total + sum(loss(y) for y in predictions)
+
+
+def tokens(layer, zeta) -> torch.Tensor:
+    attended = []
+    for n in range(len(zeta[0])):
+        rows = torch.stack([each[n] for each in zeta])
+        query, key, value = (linear(rows, each) for each in (layer.query, layer.key, layer.value))
+        attended.append(((query @ key.T / math.sqrt(rows.shape[1])).softmax(1) @ value).flatten())
+    return linear(torch.stack(attended), layer.out)
+
+
+FUSE = {
+    "cross_attention": tokens,
+    "concat_feature": lambda layer, zeta: linear(linear(torch.cat(zeta, 1), layer.value), layer.out),
+    "concatenation": lambda layer, zeta: linear(torch.cat(zeta, 1), layer.out),
+}
+
+
+@pytest.mark.parametrize("m", [2, 3, 5])
+@pytest.mark.parametrize("task", TASKS)
+def test_main_step_is_algorithm_2(task, m) -> None:
+    assert_as_written_out(*made(m, task), fuse=tokens)
+
+
+@pytest.mark.parametrize("form", FUSIONS)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_main_step_with_options(ratio, form) -> None:
+    assert_as_written_out(*made(3, fusion=form, ratio=ratio), fuse=FUSE[form], ratio=ratio)
+    model, views, target = made(3, fusion=form, ratio=ratio, dynamic_weights=False)
+    assert_as_written_out(model, views, target, fuse=FUSE[form], weights=None)
+
+
+def assert_as_written_out(model, views, target, **options) -> None:
+    torch.manual_seed(1)
+    written_out(model, views, target, **options).backward()
+    expected = gradients(model)
+    assert expected.keys() == dict(model.named_parameters()).keys()  # one step on everything
+    torch.manual_seed(1)
+    reference = written_out(model, views, target, **options)
+    model.zero_grad()
+    torch.manual_seed(1)
+    terms = model.terms(views, target, "main")
+    terms["loss"].backward()
+    assert abs(terms["loss"].item() - reference.item()) < 1e-12 * max(1, abs(reference.item()))
+    for name, gradient in gradients(model).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-10, atol=1e-12), name
+    kl, trb = ([terms[f"{kind}.{name}"] for name in model.modalities] for kind in ("kl", "trb"))
+    r = [terms[f"r.{name}"] for name in model.modalities[1:]] if model.dynamic_weights else [1.0] * (len(kl) - 1)
+    total = terms["task"] + model.beta * (kl[0] + sum(w * k for w, k in zip(r, kl[1:], strict=True))) + sum(trb)
+    assert abs(total.item() - terms["loss"].item()) < 1e-12 * max(1, abs(total.item()))
+    assert not any(value.requires_grad for name, value in terms.items() if name != "loss")
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "anomalies"])
+def test_gradients_of_the_inputs(task) -> None:
+    model, views, target = made(3, task, n=3, dynamic_weights=False)
+    names = list(views)
+    inputs = tuple(views[name].requires_grad_() for name in names)
+
+    def of(stage):
+        def loss(*given):
+            torch.manual_seed(2)
+            return model.terms(dict(zip(names, given, strict=True)), target, stage)["loss"]
+
+        return loss
+
+    assert torch.autograd.gradcheck(of("warm-up"), inputs)
+    assert torch.autograd.gradcheck(of("main"), inputs)
+
+
+@pytest.mark.parametrize("m", [2, 3, 5])
+@pytest.mark.parametrize("task", TASKS)
+def test_warm_up_trains_encoders_and_branches_alone(task, m) -> None:
+    model, views, target = made(m, task, beta=None)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(3)
+    terms = model.terms(views, target, "warm-up")
+    assert sorted(terms) == ["loss", *(f"trb.{name}" for name in model.modalities)]
+    terms["loss"].backward()
+    optimizer.step()
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"encoders", "branches"}
+    model.load_state_dict(before)
+    torch.manual_seed(3)
+    expected = 0.0
+    noises = [torch.randn(6, 5, dtype=torch.float64) for _ in range(m)]
+    for (name, branch), noise in zip(model.branches.items(), noises, strict=True):
+        prediction = branch(torch.cat([linear(views[name], model.encoders[name]), noise], 1))
+        expected += model.task.loss(prediction, target).mean()
+    assert abs(expected.item() - terms["loss"].item()) < 1e-12
+    assert model.terms(views, target, "warm-up")["loss"] != expected  # the noise is drawn anew
+
+
+def test_each_loss_may_train_its_own_networks() -> None:
+    def trained_by(loss_of, **options) -> set[str]:
+        model, views, target = made(2, **options)
+        torch.manual_seed(4)
+        z = model.encode(views)
+        loss_of(model, views, target, z).backward()
+        return {name.split(".")[0] for name, gradient in gradients(model).items() if gradient.abs().max() > 0}
+
+    def main(model, views, target, z):
+        return model.terms(views, target, "main")["loss"]
+
+    assert trained_by(main) == {"encoders", "branches", "omf"}
+    both = {"detach_xi_in_trb": True, "detach_z_in_omf": True}
+    model, views, target = made(2, **both)
+    torch.manual_seed(4)
+    model.terms(views, target, "main")["loss"].backward()
+    apart = gradients(model)
+    # The encoders' gradient is that of the branches' losses, the fusion's that of L_OMF, each alone.
+    torch.manual_seed(4)
+    z = model.encode(views)
+    xi, kl = model.omf.sample([each.detach() for each in z])
+    fused = model.omf.predictor(xi)
+    predictions = [b(torch.cat([each, xi.detach()], 1)) for b, each in zip(model.branches.values(), z, strict=True)]
+    r = omib.modality_weights(predictions, fused)
+    omf = omib.omf_loss(model.task.loss(fused, target).mean(), [each.mean() for each in kl], r, model.beta)
+    trb = sum(model.task.loss(y, target).mean() for y in predictions)
+    for loss, parts in ((omf, ["omf"]), (trb, ["encoders", "branches"])):
+        parameters = {name: p for name, p in model.named_parameters() if name.split(".")[0] in parts}
+        alone = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        for name, gradient in zip(parameters, alone, strict=True):
+            assert torch.allclose(apart[name], gradient, rtol=1e-10, atol=1e-13), name
+
+
+def test_without_the_fusion_block_representations_are_concatenated() -> None:
+    model, views, target = made(3, bottleneck=False, beta=None)
+    terms = model.terms(views, target)
+    assert sorted(terms) == ["loss", "task", "trb.v0", "trb.v1", "trb.v2"]
+    z = torch.cat(model.encode(views), 1)
+    xi = linear(z, model.omf.fusion.out)
+    assert model.embed(views).equal(xi)
+    assert terms["loss"].item() == pytest.approx(sum(v.item() for k, v in terms.items() if k != "loss"))
+    assert terms["loss"].equal(model.terms(views, target)["loss"])  # nothing is drawn
+
+
+@pytest.mark.parametrize("m", [2, 5])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("options", [{}, {"bottleneck": False}], ids=["", "without the block"])
+def test_prediction_without_the_branches_is_the_same(options, task, m) -> None:
+    model, views, _ = made(m, task, dtype=torch.float32, **options)
+    state = torch.get_rng_state()
+    predictor = model.without_branches()
+    assert model(views).shape == (6, model.task.outputs)
+    assert predictor(views).equal(model(views))
+    assert predictor.embed(views).equal(model.embed(views))
+    assert predictor.embed(views).shape == (6, 5)
+    assert torch.get_rng_state().equal(state)  # nothing is drawn
+    names = dict(predictor.named_parameters())
+    assert names.keys() == {name for name, _ in model.named_parameters() if not name.startswith("branches.")}
+    assert all(names[name] is p for name, p in model.named_parameters() if name in names)
+    fresh, _, _ = made(m, task, dtype=torch.float32, **options)
+    for p in fresh.parameters():
+        nn.init.zeros_(p)
+    kept = fresh.without_branches()
+    kept.load_state_dict(predictor.state_dict())
+    assert kept(views).equal(model(views))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("n", [1, 6])
+def test_terms_are_finite_at_the_extremes(n, task, scale) -> None:
+    model, views, target = made(3, task, n=n, dtype=torch.float32)
+    views = {name: scale * x[:1].expand(n, -1) for name, x in views.items()}  # duplicates
+    for stage in model.stages:
+        model.zero_grad()
+        terms = model.terms(views, target, stage)
+        terms["loss"].backward()
+        assert all(value.isfinite() for value in terms.values())
+        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    views["v1"] = views["v1"] * torch.nan
+    assert model.terms(views, target)["loss"].isnan()
+
+
+def test_log_variances_out_of_bounds_come_back() -> None:
+    model, views, target = made(2, logvar_bounds=(-2.0, 1.0))
+    head = model.omf.heads[0]
+    nn.init.constant_(head.logvar.bias, 50.0)
+    terms = model.terms(views, target)
+    assert terms["kl.v0"] < 100
+    terms["loss"].backward()
+    assert (head.logvar.bias.grad > 0).any()
+
+
+@pytest.mark.parametrize("stage", ["warm-up", "main"])
+def test_terms_repeat(stage) -> None:
+    model, views, target = made(3, dtype=torch.float32)
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(5)
+        terms = model.terms(views, target, stage)
+        terms["loss"].backward()
+        found.append([*terms.values(), *gradients(model).values()])
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+
+
+def test_autocast() -> None:
+    model, views, target = made(2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        for stage in model.stages:
+            terms = model.terms(views, target, stage)
+            terms["loss"].backward()
+            assert terms["loss"].dtype == torch.float32
+            assert all(value.isfinite() for value in terms.values())
+
+
+def test_heads_are_the_papers() -> None:
+    def widths(task) -> list[int]:
+        encoders = {name: nn.Linear(3, 4, bias=False) for name in "ab"}
+        head = omib.OMIB(encoders, 4, task).branches["a"]
+        return [layer.in_features for layer in head if isinstance(layer, nn.Linear)] + [head[-1].out_features]
+
+    assert widths(fusion.Classification(6)) == [8, 512, 100, 6]
+    assert widths(fusion.Regression()) == [8, 50, 1]
+    assert widths(fusion.AnomalyDetection(256)) == [8, 256, 256]
+
+
+def test_a_model_of_anomalies_has_no_bias_of_its_own_and_names_the_encoders() -> None:
+    model, views, _ = made(2, "anomalies")
+    assert omib.collapse_risks(model) == []
+    encoders = {"a": nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()), "b": nn.Linear(3, 4, bias=False)}
+    with pytest.warns(UserWarning, match=r"encoders have the bias of a\.0, a\.1, a Sigmoid$"):
+        omib.OMIB(encoders, 4, fusion.AnomalyDetection(3))
+    model.task.center.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="no centre is set"):
+        model.terms(views, None, "warm-up")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"beta": 0.0}, ValueError, "beta must be positive, got 0.0"),
+        ({"beta": -1.0}, ValueError, "beta must be finite and at least 0, got -1.0"),
+        ({"beta": math.nan}, ValueError, "beta must be finite"),
+        ({"beta": "0.1"}, TypeError, "beta must be a number"),
+        ({"latent_features": 0}, ValueError, "latent_features must be at least 1"),
+        ({"head_features": (6, 0)}, ValueError, "head_features must be at least 1"),
+        ({"logvar_bounds": (1.0, 1.0)}, ValueError, "low < high"),
+        ({"fusion": "sum"}, ValueError, "fusion must be one of 'cross_attention'"),
+        ({"ratio": "mean"}, ValueError, "ratio must be one of 'ratio_of_means'"),
+        ({"m": 1}, ValueError, "at least 2 modalities"),
+    ],
+)
+def test_a_model_refuses(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        made(**options)
+
+
+def test_terms_refuse() -> None:
+    model, views, target = made(2, beta=None)
+    with pytest.raises(RuntimeError, match=r"beta is None; give it, or set it to what omib\.estimate_beta finds"):
+        model.terms(views, target)
+    model.beta = 0.5
+    assert model.terms(views, target)["loss"].isfinite()
+    with pytest.raises(ValueError, match="stage must be one of 'warm-up', 'main'"):
+        model.terms(views, target, "fine-tuning")
+    with pytest.raises(ValueError, match="v1 are missing"):
+        model.terms({"v0": views["v0"]}, target)
+    with pytest.raises(ValueError, match=r"one shape, .*shape \[6, 4\].* and .*shape \[5, 4\]"):
+        model.terms({"v0": views["v0"], "v1": views["v1"][:5]}, target)
+    model.encoders["v1"] = nn.Linear(4, 3).double()
+    with pytest.raises(ValueError, match=r"output of encoders\['v1'\] must have the size 4 in dimension 1"):
+        model.terms(views, target)
+
+
+def test_attention_refuses() -> None:
+    for options, message in (
+        ({"modalities": 1, "features": 4}, "modalities must be at least 2"),
+        ({"modalities": 2, "features": 0}, "features must be at least 1"),
+        ({"modalities": 2, "features": 4, "fusion": "sum"}, "fusion must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            omib.CrossAttention(**options)

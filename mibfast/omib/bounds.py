@@ -313,6 +313,8 @@ def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, 
             doubts.append(f"H({name}) = {found.value:.3g} differs by {found.spread:.3g} between seeds")
     for (i, j), found in informations.items():
         smaller = min(entropies[i].value, entropies[j].value)
+        if smaller <= 0:
+            continue
         if found.value > smaller:
             doubts.append(f"I({i}; {j}) = {found.value:.3g} exceeds the smaller entropy, {smaller:.3g}")
         elif found.spread > _LARGEST_SPREAD * smaller:

@@ -56,12 +56,13 @@ class FusionModel(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
             )
-        representations = [encoder(views[name]) for name, encoder in self.encoders.items()]
-        for name, x in zip(self.encoders, representations, strict=True):
-            argument = f"the representation of {name!r}"
-            _check.tensor(type(self).__name__, argument, x, "N features")
-            _check.size(type(self).__name__, argument, x, 1, self.features)
-        return representations
+        operation, representations = type(self).__name__, {}
+        for name, encoder in self.encoders.items():
+            argument = f"the output of encoders[{name!r}]"
+            z = representations[argument] = _check.tensor(operation, argument, encoder(views[name]), "N features")
+            _check.size(operation, argument, z, 1, self.features)
+        _check.same_shape(operation, **representations)
+        return list(representations.values())
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]; nothing is drawn."""
