@@ -347,7 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(rows())}; writes nothing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the README's table of a results file")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table of a results file into the README")
-    parser.add_argument("--bands", type=int, metavar="RUNS", help="run all rows so often; write the bands and the last run")
+    parser.add_argument(
+        "--bands", type=int, metavar="RUNS", help="run all rows so often; write the bands and the last run"
+    )
     options = parser.parse_args(argv)
     if options.bands is not None:
         if options.bands < 2:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from operations import OPERATIONS, inputs, value_and_gradients
 from test_strides_and_devices import LAYOUTS
-from triton_compilation import SHARED_MEMORY, resources
+from triton_compilation import assert_compiled_without_spills
 
 from mibfast import functional as F
+from mibfast.kernels.launch_configuration import shipped
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.kernels.retrieval import reference as retrieval
 
@@ -23,7 +24,6 @@ triton = pytest.importorskip("triton")
 
 from mibfast.kernels.cross_correlation import triton as cross_correlation  # noqa: E402
 from mibfast.kernels.multilinear import triton as multilinear  # noqa: E402
-from mibfast.kernels.pairwise import tiles_triton as tiles  # noqa: E402
 from mibfast.kernels.retrieval import triton as top_k  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
@@ -314,10 +314,8 @@ _POINTERS = {
 
 
 def _of_symile(kernel: str, capability: int, dtype: torch.dtype, lead: torch.dtype, dot: str):
-    if kernel == "_reduce":
-        tile = multilinear.tile_of_reduction(capability, dtype.itemsize, dot)
-    else:
-        tile = tiles.of_chunk(capability, dtype.itemsize, dot, 1, light=False)
+    name = "multilinear.reduce" if kernel == "_reduce" else "multilinear.weigh"
+    tile = shipped(name, capability, "half" if dtype.itemsize == 2 else dot, 512)
     types = {
         **dict.fromkeys(("last", "columns", "weights"), _POINTERS[dtype]),
         "lead": _POINTERS[lead],
@@ -385,9 +383,7 @@ def test_kernels_compile_without_spills(capability) -> None:
     cases += [_of_products_gradient(bf16), _of_retrieval(16), _of_retrieval(1024)]
     kernels = ("_moments", "_standardise", "_sum_products", "_mean_gradients", "_standardise_backward")
     cases += [_of_barlow_twins(kernel, dtype) for kernel in kernels for dtype in (bf16, torch.float64)]
-    for case, each in zip(cases, resources(cases, capability), strict=True):
-        assert each.spilled == 0, case
-        assert each.shared <= SHARED_MEMORY[capability], case
+    assert_compiled_without_spills(cases, capability)
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------

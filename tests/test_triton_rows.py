@@ -11,7 +11,7 @@ import pytest
 import torch
 from operations import OPERATIONS, inputs, value_and_gradients
 from torch import Tensor
-from triton_compilation import SHARED_MEMORY, resources
+from triton_compilation import SHARED_MEMORY, assert_compiled_without_spills
 
 from mibfast import functional as F
 from mibfast.kernels.launch_configuration import LARGEST_M, elementwise_tile, sample_tile
@@ -351,10 +351,7 @@ KERNELS = {
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_kernels_compile_without_spills(kernels, capability) -> None:
-    compilations = KERNELS[kernels]()
-    for (_, name, *_), found in zip(compilations, resources(compilations, capability), strict=True):
-        assert found.spilled == 0, (name, found)
-        assert found.shared <= SHARED_MEMORY[capability], (name, found)
+    assert_compiled_without_spills(KERNELS[kernels](), capability)
 
 
 ON_GPU = [*ELEMENTWISE, *PROJECTIONS, *ONE_VS_ALL]
