@@ -49,8 +49,10 @@ def _near(operation, leaves, backend: str = "triton") -> None:
 
 def _shapes(name: str) -> list[tuple[int, int]]:
     if name == "barlow_twins":
-        return [(1, 3), (3, 2), (40, 40), (40, 41), (150, 33)]
-    return [(1, 5), (2, 1), (9, 20), (19, 6)] if name == "symile_info_nce" else [(1, 5), (9, 20)]
+        # More columns than rows and fewer, in one range of rows and in several.
+        return [(1, 3), (40, 40), (40, 41), (150, 33)]
+    # One sample; d in pieces; with three modalities also several blocks of rows.
+    return [(1, 5), (5, 20), (19, 6)] if name == "symile_info_nce" else [(1, 5), (5, 20)]
 
 
 @interpreted
@@ -63,15 +65,6 @@ def test_float32_errs_by_a_few_roundings(name, n, d) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_float16_errs_by_a_few_roundings(name) -> None:
     _near(OPERATIONS[name], inputs(11, 12, torch.float16))
-
-
-@interpreted
-@pytest.mark.parametrize("name", LOSSES)
-def test_agrees_with_the_cpu_kernels(name) -> None:
-    leaves = inputs(12, 9, torch.float32)
-    expected = value_and_gradients(OPERATIONS[name], leaves, "cpu")
-    for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
 @interpreted
@@ -105,7 +98,7 @@ def test_blocks_of_groups_join(name, groups, monkeypatch) -> None:
 @interpreted
 @pytest.mark.parametrize("name", SYMILE[:2])
 def test_symile_for_every_subset_of_inputs_that_need_gradients(name) -> None:
-    full = inputs(3, 3, torch.float32)
+    full = inputs(2, 3, torch.float32)
     used = [0, 1, 2, 4] if name == SYMILE[0] else [0, 1, 2, 3, 4]
     expected = OPERATIONS[name](*full, backend="triton")
     gradients = torch.autograd.grad(expected, [full[i] for i in used])

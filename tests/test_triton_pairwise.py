@@ -48,9 +48,10 @@ def _errs_no_more_than_plain_pytorch(operation, leaves, absolute=1e-7, of_temper
 
 
 @interpreted
-@pytest.mark.parametrize(("n", "d"), [(1, 5), (7, 3), (33, 16), (50, 40)])
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (33, 12), (35, 20)])
 @pytest.mark.parametrize("name", LOSSES)
 def test_float32_errs_no_more_than_plain_pytorch(name, n, d) -> None:
+    """One pair; several ragged tiles, with d in one piece and in more."""
     if n == 1 and "positive out" in name:
         pytest.skip("needs two keys")
     _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(n, d, torch.float32))
@@ -59,16 +60,7 @@ def test_float32_errs_no_more_than_plain_pytorch(name, n, d) -> None:
 @interpreted
 @pytest.mark.parametrize("name", LOSSES)
 def test_float16_errs_no_more_than_plain_pytorch(name) -> None:
-    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(37, 24, torch.float16))
-
-
-@interpreted
-@pytest.mark.parametrize("name", LOSSES)
-def test_agrees_with_the_cpu_kernels(name) -> None:
-    leaves = inputs(35, 12, torch.float32)
-    expected = value_and_gradients(OPERATIONS[name], leaves, "cpu")
-    for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * max(1.0, b.abs().max().item()))
+    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(35, 20, torch.float16))
 
 
 @interpreted
@@ -80,8 +72,8 @@ def test_gradients_in_chunks_and_recomputed(name, dtype, recomputed, monkeypatch
     monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
     monkeypatch.setattr(engine, "_even", lambda count, size: size)
     monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
-    assert engine.chunk_shape(43, 43, dtype.itemsize) == (16, 16)
-    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(43, 20, dtype))
+    assert engine.chunk_shape(35, 35, dtype.itemsize) == (16, 16)
+    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(35, 20, dtype))
 
 
 @interpreted
@@ -150,9 +142,19 @@ EXTREMES = {
 }
 
 
+# One of each way through the kernels: with and without the positive, one way and both, with totals, a softplus.
+WAYS = [
+    "info_nce",
+    "info_nce, positive out",
+    "info_nce, symmetric, positive out, each",
+    "info_nce, symmetric, smoothed, each",
+    "siglip, each",
+]
+
+
 @interpreted
 @pytest.mark.parametrize("case", EXTREMES)
-@pytest.mark.parametrize("name", [x for x in LOSSES if "slice" not in x])
+@pytest.mark.parametrize("name", WAYS)
 def test_extremes(name, case) -> None:
     leaves = EXTREMES[case]()
     # Weights are relative to 1, whatever is left of them: a few roundings of the target's, over the temperature.
