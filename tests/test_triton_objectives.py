@@ -64,7 +64,7 @@ def test_float32_errs_by_a_few_roundings(name, n, d) -> None:
 @interpreted
 @pytest.mark.parametrize("name", LOSSES)
 def test_float16_errs_by_a_few_roundings(name) -> None:
-    _near(OPERATIONS[name], inputs(11, 12, torch.float16))
+    _near(OPERATIONS[name], inputs(5 if "four" in name else 11, 12, torch.float16))
 
 
 @interpreted
@@ -162,7 +162,8 @@ EXTREMES = {
 def test_symile_in_extremes(name, extreme, dtype) -> None:
     """Scores of several hundred differ by what their own rounding makes of them."""
     *tensors, scale = EXTREMES[extreme]()
-    leaves = [x.to(dtype) for x in tensors] + [torch.tensor(scale, dtype=torch.float64)]
+    # Of four modalities the groups are as many as pairs of samples.
+    leaves = [x[: 8 if name == SYMILE[0] else 4].to(dtype) for x in tensors] + [torch.tensor(scale, dtype=torch.float64)]
     truth = value_and_gradients(OPERATIONS[name], [x.double() for x in leaves], "reference")
     found = value_and_gradients(OPERATIONS[name], leaves, "triton")
     largest = scale * math.prod(x.double().norm(dim=1).max() for x in leaves[: 3 if name == SYMILE[0] else 4])
@@ -209,7 +210,7 @@ def test_barlow_twins_joins_ranges_of_rows(monkeypatch) -> None:
 @interpreted
 @pytest.mark.parametrize("name", LOSSES)
 def test_results_repeat_bit_for_bit(name) -> None:
-    leaves = inputs(9, 5, torch.float32)
+    leaves = inputs(5, 5, torch.float32)
     first = value_and_gradients(OPERATIONS[name], leaves, "triton")
     for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), first, strict=True):
         assert torch.equal(a, b)
@@ -244,7 +245,7 @@ def test_the_best_candidates_in_order(score, dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(("q", "c", "k"), [(1, 1, 1), (2, 65, 65), (5, 131, 3)])
+@pytest.mark.parametrize(("q", "c", "k"), [(1, 1, 1), (2, 65, 65), (3, 131, 3)])
 def test_turns_blocks_and_splits_join(q, c, k, monkeypatch) -> None:
     """Turns of two queries, blocks of 50 candidates, of which the last holds some of the one before, in splits."""
     monkeypatch.setattr(top_k, "_MOST_QUERIES", 2)
