@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import OPERATIONS, inputs, value_and_gradients
 from test_strides_and_devices import LAYOUTS
 from triton_compilation import assert_compiled_without_spills
@@ -163,7 +164,9 @@ def test_symile_in_extremes(name, extreme, dtype) -> None:
     """Scores of several hundred differ by what their own rounding makes of them."""
     *tensors, scale = EXTREMES[extreme]()
     # Of four modalities the groups are as many as pairs of samples.
-    leaves = [x[: 8 if name == SYMILE[0] else 4].to(dtype) for x in tensors] + [torch.tensor(scale, dtype=torch.float64)]
+    leaves = [x[: 8 if name == SYMILE[0] else 4].to(dtype) for x in tensors] + [
+        torch.tensor(scale, dtype=torch.float64)
+    ]
     truth = value_and_gradients(OPERATIONS[name], [x.double() for x in leaves], "reference")
     found = value_and_gradients(OPERATIONS[name], leaves, "triton")
     largest = scale * math.prod(x.double().norm(dim=1).max() for x in leaves[: 3 if name == SYMILE[0] else 4])
@@ -439,18 +442,7 @@ def test_on_a_gpu_a_graph_captures_loss_and_gradients(name) -> None:
         loss = GPU_LOSSES[name](*leaves, backend="triton")
         return [loss.detach(), *torch.autograd.grad(loss, leaves[:2])]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        leaves[0].copy_(leaves[3])
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+    assert_a_graph_repeats(step, lambda: leaves[0].copy_(leaves[3]))
 
 
 @pytest.mark.gpu

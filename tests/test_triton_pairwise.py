@@ -12,6 +12,7 @@ from itertools import product
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import NAMES, OPERATIONS, inputs, value_and_gradients
 from test_strides_and_devices import LAYOUTS
 from triton_compilation import assert_compiled_without_spills, of_pairwise_engine
@@ -462,19 +463,11 @@ def test_on_a_gpu_a_graph_captures_loss_and_gradients(name, n, d) -> None:
         loss = OPERATIONS[name](*leaves, backend="triton")
         return [loss.detach(), *torch.autograd.grad(loss, [leaves[0], leaves[1], leaves[4]])]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
+    def change() -> None:
         leaves[0].copy_(leaves[2])
         leaves[4].fill_(0.3)
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+    assert_a_graph_repeats(step, change)
 
 
 @pytest.mark.gpu

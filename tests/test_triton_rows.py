@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import OPERATIONS, inputs, value_and_gradients
 from torch import Tensor
 from triton_compilation import SHARED_MEMORY, assert_compiled_without_spills
@@ -413,18 +414,4 @@ def test_cuda_graphs(name) -> None:
         gradients = torch.autograd.grad(result.float().square().sum(), leaves, allow_unused=True)
         return [result.detach(), *(g for g in gradients if g is not None)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        for x in leaves[:4]:
-            x.mul_(0.7)
-    graph.replay()
-    torch.cuda.synchronize()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    assert_a_graph_repeats(step, lambda: [x.mul_(0.7) for x in leaves[:4]])

@@ -72,16 +72,6 @@ def _rows(x, stride, first, n, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _piece(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
-    """Numbers `start` to `start + DEPTH` of each row, zeros from d on."""
-    index = start + tl.arange(0, DEPTH)
-    addresses = pointers[:, None] + index[None, :]
-    if EVEN:
-        return tl.load(addresses)
-    return tl.load(addresses, mask=index[None, :] < d, other=0.0)
-
-
-@triton.jit
 def _scores(
     lead,
     rows,
@@ -96,8 +86,8 @@ def _scores(
     """Inner products of columns with rows times `lead`, a row: [ROWS, COLUMNS]."""
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, d, DEPTH):
-        left = _piece(rows, start, d, DEPTH, EVEN)
-        right = _piece(columns, start, d, DEPTH, EVEN)
+        left = engine.operand(rows, start, d, DEPTH, EVEN)
+        right = engine.operand(columns, start, d, DEPTH, EVEN)
         index = start + tl.arange(0, DEPTH)
         factor = tl.load(lead + index, mask=index < d, other=0.0)
         # A lead in float32 is a product itself, which is rounded once, with this one.

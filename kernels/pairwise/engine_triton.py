@@ -89,7 +89,7 @@ def _block(x, stride, first, last, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _operand(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
+def operand(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
     """Numbers `start` to `start + DEPTH` of each row, zeros from d on: [SIZE, DEPTH]."""
     index = start + tl.arange(0, DEPTH)
     addresses = pointers[:, None] + index[None, :]
@@ -105,8 +105,8 @@ def _inner_products(
     """Inner products [A, B] of the rows at pointers a [A] and b [B]."""
     tile = tl.zeros((A, B), tl.float32)
     for start in range(0, d, DEPTH):
-        left = _operand(a, start, d, DEPTH, EVEN)
-        right = _operand(b, start, d, DEPTH, EVEN)
+        left = operand(a, start, d, DEPTH, EVEN)
+        right = operand(b, start, d, DEPTH, EVEN)
         tile = tl.dot(left, tl.trans(right), tile, input_precision=PRECISION)
     return tile
 
@@ -170,7 +170,7 @@ def _reduce(
         if row_statistic is not None:
             of_row = tl.load(row_statistic + row_index)[:, None]
         if WHOLE:
-            left = _operand(row_pointers, 0, d, DEPTH, EVEN)
+            left = operand(row_pointers, 0, d, DEPTH, EVEN)
         row_state = ()
         for plane in tl.static_range(ROW_PLANES):
             row_state = row_state + (tl.full((ROWS,), -float("inf") if plane == 0 and MAXIMUM else 0.0, tl.float32),)
@@ -184,7 +184,7 @@ def _reduce(
             for k in tl.static_range(K):
                 pointers = _block(operands + k * tile_stride, column_stride, start, n_columns, COLUMNS)
                 if WHOLE:
-                    right = _operand(pointers, 0, d, DEPTH, EVEN)
+                    right = operand(pointers, 0, d, DEPTH, EVEN)
                     tiles = tiles + (tl.dot(left, tl.trans(right), input_precision=PRECISION),)
                 else:
                     tiles = tiles + (_inner_products(row_pointers, pointers, d, ROWS, COLUMNS, DEPTH, EVEN, PRECISION),)
@@ -464,7 +464,7 @@ def _recompute(
     first = tl.program_id(0) * OWN
     own = first + tl.arange(0, OWN)
     own_index = tl.minimum(own, own_count - 1)
-    left = _operand(_block(own_side, own_stride, first, own_count, OWN), 0, d, DEPTH, EVEN)
+    left = operand(_block(own_side, own_stride, first, own_count, OWN), 0, d, DEPTH, EVEN)
     gradient = tl.zeros((OWN, DEPTH), tl.float32)
     sum_along, sum_w, sum_losses = (
         tl.zeros((OWN,), tl.float32),
@@ -474,7 +474,7 @@ def _recompute(
     for start in range(0, other_count, OTHER):
         other = start + tl.arange(0, OTHER)
         other_index = tl.minimum(other, other_count - 1)
-        right = _operand(_block(other_side, other_stride, start, other_count, OTHER), 0, d, DEPTH, EVEN)
+        right = operand(_block(other_side, other_stride, start, other_count, OTHER), 0, d, DEPTH, EVEN)
         tile = tl.dot(left, tl.trans(right), input_precision=PRECISION)
         valid = (own < own_count)[:, None] & (other < other_count)[None, :]
         if OF_COLUMNS:
