@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train on a small data set and show what the losses do
 	$(BIN)/mibfast demo
 
 test: $(STAMP)  ## run the tests and the examples in docstrings
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: $(STAMP)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

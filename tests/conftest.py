@@ -37,6 +37,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: a worker a core up to eight, none on one core; threads of each share what is left of the cores.
+
+    Waiting threads sleep: those that spin take the cores of other workers.
+    """
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, 8)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return workers if cores > 1 else 0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

@@ -1,17 +1,21 @@
 """The pairwise engine by itself: its plug-in contract, its blocks, and what it holds in memory."""
 
+import importlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from operations import NAMES, OPERATIONS, inputs, value_and_gradients
 
-from mibfast import functional
+from mibfast import _threads, functional
 from mibfast.kernels.compilation import inline
 from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores_cpu
 from mibfast.kernels.pairwise.rows_cpu import Rows
 
 SQUARED_DISTANCE_LIKE = 1000
+FOLDERS = ("pairwise.engine_", "critic.", "cross_correlation.", "gaussian.", "multilinear.", "projection.", "volume.")
 
 
 @inline
@@ -69,6 +73,33 @@ def test_blocks_and_slots_join(n, dtype) -> None:
     torch.testing.assert_close(
         row_lse, torch.logsumexp(3.0 * q.double() @ b.double().T, 1), rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Two threads, which cut any work into four slots, however small it is; how many slots there were."""
+    found: list[int] = []
+
+    def cut(work: int, grain: int) -> int:
+        found.append(_threads.slots(work, 1))
+        return found[-1]
+
+    for folder in FOLDERS:
+        monkeypatch.setattr(importlib.import_module(f"mibfast.kernels.{folder}cpu"), "slots", cut)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield found
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slots_of_two_threads_join(name, slots) -> None:
+    """Also where the tests run on one thread, which has one slot and joins nothing."""
+    leaves = inputs(21, 5)
+    found = value_and_gradients(OPERATIONS[name], leaves, "cpu")
+    for a, b in zip(found, value_and_gradients(OPERATIONS[name], leaves, "reference"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert max(slots) == 4
 
 
 @pytest.mark.parametrize("included", [True, False])
@@ -143,7 +174,7 @@ def test_blocks_make_up_all_scores(score, n) -> None:
     assert np.array_equal(found, engine_cpu.dense(score, Rows(q), columns).numpy())
 
 
-def test_columns_far_apart_are_summed_with_a_maximum_each() -> None:
+def test_columns_far_apart_are_summed_with_a_maximum_each(slots) -> None:
     """One reference for all columns would leave the low ones to the floor of float32 exponentials."""
     q, b = torch.randn(300, 8), torch.randn(300, 8)
     b[::3] *= 1e-3

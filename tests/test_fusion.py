@@ -488,7 +488,9 @@ def test_what_does_not_fit_is_refused(method) -> None:
     with pytest.raises(ValueError, match=f"{name}: views must hold image, text; text are missing"):
         model({"image": torch.zeros(2, 3)})
     narrow = kind({"image": nn.Linear(3, 4), "text": nn.Linear(4, 2)}, 4, Classification(3)).double()
-    expected = f"{name}: the representation of 'text' must have the size 4 in dimension 1, got a tensor of shape [2, 2]"
+    expected = (
+        f"{name}: the output of encoders['text'] must have the size 4 in dimension 1, got a tensor of shape [2, 2]"
+    )
     with pytest.raises(ValueError, match=re.escape(expected)):
         narrow(views(2))
     with pytest.raises(TypeError, match=re.escape("Classification: target must be int64 of shape [7]")):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from torch import Tensor
 
 from mibfast import functional as F
@@ -149,19 +150,7 @@ def test_cuda_graphs_hold_both_directions() -> None:
         found = F.leave_one_out_projection(z, backend="cuda")
         return [found, *torch.autograd.grad(found, z, upstream)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        for x in z:
-            x.copy_(torch.randn_like(x))
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+    assert_a_graph_repeats(step, lambda: [x.copy_(torch.randn_like(x)) for x in z])
 
 
 def test_nothing_waits_and_the_current_stream_is_used() -> None:
@@ -213,6 +202,7 @@ def test_a_launch_that_fails_says_which_and_why() -> None:
 
 _EVERY_WAY = """
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from mibfast import functional as F
 for m, n, d, dtype in ((2, 9, 8, torch.float32), (5, 7, 512, torch.float32), (3, 5, 33, torch.bfloat16),
                        (8, 3, 136, torch.float16), (16, 3, 64, torch.float64), (11, 2, 3001, torch.float32)):

@@ -12,15 +12,15 @@ import pytest
 import torch
 from operations import OPERATIONS, inputs, value_and_gradients
 from torch import Tensor
-from triton_compilation import SHARED_MEMORY, resources
+from triton_compilation import assert_compiled_without_spills, of_pairwise_engine
 
 from mibfast import functional as F
 
 pytest.importorskip("triton")
 from mibfast.kernels.critic import triton as kernels
+from mibfast.kernels.launch_configuration import shipped
 from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
-from mibfast.kernels.pairwise import tiles_triton as tiles
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 NAMES = [
@@ -36,16 +36,12 @@ INNER_PRODUCTS = [
     "critic_softplus",
 ]
 MODULE = "mibfast.kernels.critic.triton"
-SCORES = {"fp32": kernels._SCORES[torch.float32], "fp64": kernels._SCORES[torch.float64]}
-SUMS = kernels._SUMS
 
 
 @pytest.fixture(autouse=True)
-def _small_tiles_in_the_interpreter(monkeypatch) -> None:
-    """So that small inputs have many, and few units of padding."""
+def _little_padding_in_the_interpreter(monkeypatch) -> None:
     if not torch.cuda.is_available():
-        tiles = dict.fromkeys(kernels._SCORES, (8, 16, 4))
-        names = {"_SCORES": tiles, "_SUMS": (8, 8, 4), "_PADDING": 16, "_UNIT_PADDING": 8, "_PIECE": 16}
+        names = {"_PADDING": 16, "_UNIT_PADDING": 8, "_PIECE": 16}
         for name, value in names.items():
             monkeypatch.setattr(kernels, name, value)
 
@@ -266,17 +262,18 @@ def test_what_has_no_kernel_says_why() -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability) -> None:
     constants = {"POSITIVE": False, "CLIPPED": True, "TOGETHER": kernels._UNITS_TOGETHER}
-    sums = {"ADD": True, "PIECE": 64, "OWNERS": SUMS[0], "UNITS": SUMS[1]}
-    names, compilations = [], []
+    sums = shipped("critic.sums", capability, "ieee", 256)
+    sum_options = {"ADD": True, "PIECE": 64, "OWNERS": sums.rows, "UNITS": sums.columns}
+    compilations = []
 
     def add(kernel: str, element: str, pointers: str, doubles: str, integers: str, **constexprs: object) -> None:
         types = dict.fromkeys(pointers.split(), f"*{element}:16") | dict.fromkeys(doubles.split(), "*fp64:16")
         types |= dict.fromkeys(integers.split(), "i32") | ({} if kernel == "_sum_active" else {"clip": "fp32"})
-        warps = SUMS[2]
+        warps = sums.warps
         if kernel != "_sum_active":
-            constexprs["ROWS"], constexprs["COLUMNS"], warps = SCORES[element]
+            tile = shipped("critic.scores", capability, "float64" if element == "fp64" else "ieee", 256)
+            constexprs["ROWS"], constexprs["COLUMNS"], warps = tile.rows, tile.columns, tile.warps
         compilations.append((MODULE, kernel, types, constexprs, {"num_warps": warps}))
-        names.append(f"{kernel} {element} {constexprs}")
 
     scores = "u n weight row_offsets column_offsets"
     for element, softplus in product(("fp32", "fp64"), (False, True)):
@@ -287,77 +284,27 @@ def test_kernels_compile_without_spills(capability) -> None:
         options = constants | {"SOFTPLUS": softplus, "BOTH_WAYS": not softplus}
         add("_weigh", element, pointers, "row_lse column_lse", integers, **options)
         integers = "first count units g_stride"
-        add("_sum_active", element, "owners others g sums", "", integers, OF_ROWS=softplus, **sums)
-    for name, found in zip(names, resources(compilations, capability), strict=True):
-        assert found.spilled == 0, (name, found)
-        assert found.shared <= SHARED_MEMORY[capability], (name, found)
+        add("_sum_active", element, "owners others g sums", "", integers, OF_ROWS=softplus, **sum_options)
+    assert_compiled_without_spills(compilations, capability)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_inner_products_compile_without_spills(capability) -> None:
     """The heaviest: both ways and clipped, upstream gradients apart, the positive out; and softplus sums."""
     log_sum_exp = reductions.CLIPPED.value | reductions.TWO_WAY.value | reductions.POSITIVE_EXCLUDED.value
+    apart, positive_out = log_sum_exp | reductions.APART.value, reductions.POSITIVE_EXCLUDED.value
     cases = [
-        ("_reduce", 512, log_sum_exp, False),
-        ("_reduce", 128, log_sum_exp, False),
-        ("_reduce", 512, reductions.POSITIVE_EXCLUDED.value, True),
-        ("_weigh_chunk", 512, log_sum_exp | reductions.APART.value, False),
-        ("_weigh_chunk", 512, reductions.POSITIVE_EXCLUDED.value, True),
-        ("_recompute", 128, log_sum_exp | reductions.APART.value, False),
-        ("_recompute", 128, reductions.POSITIVE_EXCLUDED.value, True),
+        ("_reduce", 512, log_sum_exp),
+        ("_reduce", 128, log_sum_exp),
+        ("_reduce", 512, positive_out, "SOFTPLUS_SUM"),
+        ("_weigh_chunk", 512, apart),
+        ("_weigh_chunk", 512, positive_out, "SOFTPLUS_SUM"),
+        ("_recompute", 128, apart),
+        ("_recompute", 128, positive_out, "SOFTPLUS_SUM"),
     ]
-    compilations = []
-    for kernel, d, flags, softplus in cases:
-        reduction = reductions.SOFTPLUS_SUM if softplus else reductions.log_sum_exp(flags)
-        name = "SOFTPLUS_SUM." if softplus else ""
-        module = f"mibfast.kernels.pairwise.reductions_triton:{name}"
-        choice, whole = (capability, 2, "tf32"), False
-        if kernel == "_reduce":
-            tile, whole = tiles.of_reduction(*choice, d, 1, reduction.light)
-        elif kernel == "_weigh_chunk":
-            tile = tiles.of_chunk(*choice, 1, reduction.light)
-        else:
-            tile = tiles.of_recomputation(*choice, d)
-        constants = {
-            "SCORE": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.value",
-            "SCORE_GRADIENT": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.gradient",
-            "ADD": module + ("add" if softplus else "_add_log_sum_exp"),
-            "WEIGH": module + ("weigh" if softplus else "_weigh_log_sum_exp"),
-            "ROW_PLANES": reduction.row_planes,
-            "COLUMN_PLANES": reduction.column_planes,
-            "MAXIMUM": reduction.maximum,
-            "FLAGS": flags,
-            "K": 1,
-            "S": 0,
-            "SCALE": 0,
-            "BIAS": 0,
-            "GAIN": 0,
-            "UNDONE": 0,
-            "TIMES_SCALE": True,
-            "SUMS": 0,
-            "TOGETHER": 8,
-            "OF_COLUMNS": True,
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-            "OWN": tile.rows,
-            "OTHER": tile.columns,
-            "DEPTH": tile.depth,
-            "WHOLE": whole,
-            "EVEN": True,
-            "PRECISION": "tf32",
-        }
-        types = dict.fromkeys(("rows", "operands", "weights", "own_side", "other_side", "into"), "*bf16:16")
-        types |= dict.fromkeys(("upstream", "row_states", "column_states", "positive_scores"), "*fp32:16")
-        types |= dict.fromkeys(("row_lse", "column_lse"), "*fp64:16")
-        types |= dict.fromkeys(("scale", "bias", "gain", "undone", "smoothing"), "fp32")
-        counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size"
-        strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride split_size"
-        types |= dict.fromkeys(counts.split(), "i32") | dict.fromkeys(strides.split(), "i32:16")
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        compilations.append((engine.__name__, kernel, types, constants, options))
-    for case, found in zip(cases, resources(compilations, capability), strict=True):
-        assert found.spilled == 0, (case, found)
-        assert found.shared <= SHARED_MEMORY[capability], (case, found)
+    assert_compiled_without_spills(
+        [of_pairwise_engine(kernel, capability, *case) for kernel, *case in cases], capability
+    )
 
 
 def _on_gpu(n: int, h: int, dtype: torch.dtype) -> list[Tensor]:

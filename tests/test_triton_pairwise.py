@@ -12,11 +12,13 @@ from itertools import product
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import NAMES, OPERATIONS, inputs, value_and_gradients
 from test_strides_and_devices import LAYOUTS
-from triton_compilation import SHARED_MEMORY, resources
+from triton_compilation import assert_compiled_without_spills, of_pairwise_engine
 
 from mibfast import functional as F
+from mibfast.kernels import launch_configuration
 from mibfast.kernels.pairwise import reference
 
 triton = pytest.importorskip("triton")
@@ -26,7 +28,6 @@ import triton.language as tl  # noqa: E402
 from mibfast.kernels.pairwise import engine_triton as engine  # noqa: E402
 from mibfast.kernels.pairwise import reductions_triton as reductions  # noqa: E402
 from mibfast.kernels.pairwise import scores_triton as scores  # noqa: E402
-from mibfast.kernels.pairwise import tiles_triton as tiles  # noqa: E402
 from mibfast.kernels.pairwise import triton as pairwise  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
@@ -48,9 +49,10 @@ def _errs_no_more_than_plain_pytorch(operation, leaves, absolute=1e-7, of_temper
 
 
 @interpreted
-@pytest.mark.parametrize(("n", "d"), [(1, 5), (7, 3), (33, 16), (50, 40)])
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (33, 12), (35, 20)])
 @pytest.mark.parametrize("name", LOSSES)
 def test_float32_errs_no_more_than_plain_pytorch(name, n, d) -> None:
+    """One pair; several ragged tiles, with d in one piece and in more."""
     if n == 1 and "positive out" in name:
         pytest.skip("needs two keys")
     _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(n, d, torch.float32))
@@ -59,16 +61,7 @@ def test_float32_errs_no_more_than_plain_pytorch(name, n, d) -> None:
 @interpreted
 @pytest.mark.parametrize("name", LOSSES)
 def test_float16_errs_no_more_than_plain_pytorch(name) -> None:
-    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(37, 24, torch.float16))
-
-
-@interpreted
-@pytest.mark.parametrize("name", LOSSES)
-def test_agrees_with_the_cpu_kernels(name) -> None:
-    leaves = inputs(35, 12, torch.float32)
-    expected = value_and_gradients(OPERATIONS[name], leaves, "cpu")
-    for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * max(1.0, b.abs().max().item()))
+    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(35, 20, torch.float16))
 
 
 @interpreted
@@ -80,8 +73,8 @@ def test_gradients_in_chunks_and_recomputed(name, dtype, recomputed, monkeypatch
     monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
     monkeypatch.setattr(engine, "_even", lambda count, size: size)
     monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
-    assert engine.chunk_shape(43, 43, dtype.itemsize) == (16, 16)
-    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(43, 20, dtype))
+    assert engine.chunk_shape(35, 35, dtype.itemsize) == (16, 16)
+    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(35, 20, dtype))
 
 
 @interpreted
@@ -150,9 +143,19 @@ EXTREMES = {
 }
 
 
+# One of each way through the kernels: with and without the positive, one way and both, with totals, a softplus.
+WAYS = [
+    "info_nce",
+    "info_nce, positive out",
+    "info_nce, symmetric, positive out, each",
+    "info_nce, symmetric, smoothed, each",
+    "siglip, each",
+]
+
+
 @interpreted
 @pytest.mark.parametrize("case", EXTREMES)
-@pytest.mark.parametrize("name", [x for x in LOSSES if "slice" not in x])
+@pytest.mark.parametrize("name", WAYS)
 def test_extremes(name, case) -> None:
     leaves = EXTREMES[case]()
     # Weights are relative to 1, whatever is left of them: a few roundings of the target's, over the temperature.
@@ -363,8 +366,8 @@ def test_the_workspace_is_bounded(monkeypatch) -> None:
     """N = N' = 2^20 on an H200: what the launcher would allocate."""
     n = 2**20
     allocated = []
-    monkeypatch.setattr(tiles, "programs", lambda device: 132)
-    monkeypatch.setattr(tiles, "capability", lambda device: 90)
+    monkeypatch.setattr(launch_configuration, "programs", lambda device: 132)
+    monkeypatch.setattr(launch_configuration, "capability", lambda device: 90)
     monkeypatch.setattr(engine.torch, "empty", lambda shape, **_: allocated.append(shape) or torch.Tensor())
     monkeypatch.setattr(engine, "_reduce", {})
     x = torch.zeros(1, 512, dtype=torch.bfloat16).expand(n, 512)
@@ -386,90 +389,25 @@ def test_chunks_stay_in_the_cache_and_are_as_square_as_they_can_be() -> None:
 
 # ---- what the compiler says ------------------------------------------------------------------------------------------
 
-_ENGINE = "mibfast.kernels.pairwise.engine_triton"
-_SCORE = "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT."
-_REDUCTION = "mibfast.kernels.pairwise.reductions_triton:"
-_COUNTS = dict.fromkeys(
-    ("n", "n_columns", "offset", "first_row", "last_row", "first_column", "last_column", "first_sum", "sums_size"),
-    "i32",
-)
-_STRIDES = dict.fromkeys(
-    ("d", "row_stride", "column_stride", "tile_stride", "weights_stride", "own_stride", "other_stride", "split_size"),
-    "i32:16",
-)
-_NUMBERS = {"scale": "*fp32:16", "bias": "fp32", "gain": "fp32", "undone": "fp32", "smoothing": "fp32"}
-_VECTORS = {
-    "row_lse": "*fp64:16",
-    "column_lse": "*fp64:16",
-    **dict.fromkeys(("upstream", "sums", "row_states", "column_states", "positive_scores"), "*fp32:16"),
-}
-
-
-def _compilation(kernel: str, capability: int, dtype: torch.dtype, d: int, flags: int, softplus: bool, dot: str):
-    reduction = reductions.SOFTPLUS if softplus else reductions.log_sum_exp(flags)
-    name = "_softplus" if softplus else "_log_sum_exp"
-    pointer = {torch.bfloat16: "*bf16:16", torch.float32: "*fp32:16"}[dtype]
-    matrices = dict.fromkeys(("rows", "operands", "weights", "own_side", "other_side", "into"), pointer)
-    choice, whole = (capability, dtype.itemsize, dot), False
-    if kernel == "_reduce":
-        tile, whole = tiles.of_reduction(*choice, d, 1, reduction.light)
-    elif kernel == "_weigh_chunk":
-        tile = tiles.of_chunk(*choice, 1, reduction.light)
-    else:
-        tile = tiles.of_recomputation(*choice, d)
-    constants = {
-        "SCORE": _SCORE + "value",
-        "SCORE_GRADIENT": _SCORE + "gradient",
-        "ADD": f"{_REDUCTION}_add{name}",
-        "WEIGH": f"{_REDUCTION}_weigh{name}",
-        "ROW_PLANES": reduction.row_planes,
-        "COLUMN_PLANES": reduction.column_planes,
-        "MAXIMUM": reduction.maximum,
-        "FLAGS": flags,
-        "K": 1,
-        "S": 0,
-        "SCALE": 2,
-        "BIAS": 0,
-        "GAIN": 0,
-        "UNDONE": 0,
-        "TIMES_SCALE": True,
-        "SUMS": 2 if softplus else 1,
-        "TOGETHER": 8,
-        "OF_COLUMNS": True,
-        "ROWS": tile.rows,
-        "COLUMNS": tile.columns,
-        "OWN": tile.rows,
-        "OTHER": tile.columns,
-        "DEPTH": tile.depth,
-        "WHOLE": whole,
-        "EVEN": True,
-        "PRECISION": dot,
-    }
-    types = {**_COUNTS, **_STRIDES, **_NUMBERS, **_VECTORS, **matrices}
-    return (_ENGINE, kernel, types, constants, {"num_warps": tile.warps, "num_stages": tile.stages})
-
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability) -> None:
     """The heaviest of each kind: both ways with totals, softplus with all sums."""
-    bf16, fp32 = torch.bfloat16, torch.float32
+    of_float32 = {"dtype": torch.float32}
     cases = [
-        ("_reduce", bf16, 512, 0, False, "tf32"),
-        ("_reduce", bf16, 512, 5, False, "tf32"),
-        ("_reduce", bf16, 128, 5, False, "tf32"),
-        ("_reduce", bf16, 512, 0, True, "tf32"),
-        ("_reduce", fp32, 512, 5, False, "ieee"),
-        ("_weigh_chunk", bf16, 512, 0, False, "tf32"),
-        ("_weigh_chunk", bf16, 512, 5, False, "tf32"),
-        ("_weigh_chunk", bf16, 512, 0, True, "tf32"),
-        ("_weigh_chunk", fp32, 512, 5, False, "tf32"),
-        ("_recompute", bf16, 128, 5, False, "tf32"),
-        ("_recompute", bf16, 64, 0, True, "tf32"),
+        of_pairwise_engine("_reduce", capability, 512),
+        of_pairwise_engine("_reduce", capability, 512, 5),
+        of_pairwise_engine("_reduce", capability, 128, 5),
+        of_pairwise_engine("_reduce", capability, 512, 0, "SOFTPLUS"),
+        of_pairwise_engine("_reduce", capability, 512, 5, how="ieee", **of_float32),
+        of_pairwise_engine("_weigh_chunk", capability, 512),
+        of_pairwise_engine("_weigh_chunk", capability, 512, 5),
+        of_pairwise_engine("_weigh_chunk", capability, 512, 0, "SOFTPLUS"),
+        of_pairwise_engine("_weigh_chunk", capability, 512, 5, how="tf32", **of_float32),
+        of_pairwise_engine("_recompute", capability, 128, 5),
+        of_pairwise_engine("_recompute", capability, 64, 0, "SOFTPLUS"),
     ]
-    found = resources([_compilation(kernel, capability, *case) for kernel, *case in cases], capability)
-    for case, each in zip(cases, found, strict=True):
-        assert each.spilled == 0, case
-        assert each.shared <= SHARED_MEMORY[capability], case
+    assert_compiled_without_spills(cases, capability)
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
@@ -525,19 +463,11 @@ def test_on_a_gpu_a_graph_captures_loss_and_gradients(name, n, d) -> None:
         loss = OPERATIONS[name](*leaves, backend="triton")
         return [loss.detach(), *torch.autograd.grad(loss, [leaves[0], leaves[1], leaves[4]])]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
+    def change() -> None:
         leaves[0].copy_(leaves[2])
         leaves[4].fill_(0.3)
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+    assert_a_graph_repeats(step, change)
 
 
 @pytest.mark.gpu

@@ -9,9 +9,10 @@ import math
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import OPERATIONS, inputs, value_and_gradients
 from torch import Tensor
-from triton_compilation import SHARED_MEMORY, resources
+from triton_compilation import SHARED_MEMORY, assert_compiled_without_spills
 
 from mibfast import functional as F
 from mibfast.kernels.launch_configuration import LARGEST_M, elementwise_tile, sample_tile
@@ -351,10 +352,7 @@ KERNELS = {
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_kernels_compile_without_spills(kernels, capability) -> None:
-    compilations = KERNELS[kernels]()
-    for (_, name, *_), found in zip(compilations, resources(compilations, capability), strict=True):
-        assert found.spilled == 0, (name, found)
-        assert found.shared <= SHARED_MEMORY[capability], (name, found)
+    assert_compiled_without_spills(KERNELS[kernels](), capability)
 
 
 ON_GPU = [*ELEMENTWISE, *PROJECTIONS, *ONE_VS_ALL]
@@ -416,18 +414,4 @@ def test_cuda_graphs(name) -> None:
         gradients = torch.autograd.grad(result.float().square().sum(), leaves, allow_unused=True)
         return [result.detach(), *(g for g in gradients if g is not None)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        for x in leaves[:4]:
-            x.mul_(0.7)
-    graph.replay()
-    torch.cuda.synchronize()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    assert_a_graph_repeats(step, lambda: [x.mul_(0.7) for x in leaves[:4]])

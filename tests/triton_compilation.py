@@ -1,20 +1,31 @@
 """Compiles Triton kernels for GPUs that are not there, and reads what the assembler says of registers and memory.
 
-`resources` runs in a process of its own: where a test's process has Triton's interpreter on, nothing in it compiles.
+That happens in a process of its own, since nothing compiles in one where Triton's interpreter is on. The first call
+starts it and all later ones ask it again: importing torch and Triton costs more than most kernels.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import importlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 # Shared memory a program may take, bytes, by capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+# A module, a kernel's name in it, types of its arguments, constants, and options such as num_warps.
+Compilation = tuple[str, str, dict[str, str | list[str]], dict[str, object], dict[str, int]]
 
 
 class Resources(NamedTuple):
@@ -25,38 +36,112 @@ class Resources(NamedTuple):
     shared: int
 
 
-def resources(
-    compilations: Sequence[tuple[str, str, dict[str, str | list[str]], dict[str, object], dict[str, int]]],
-    capability: int,
-) -> list[Resources]:
+def resources(compilations: Sequence[Compilation], capability: int) -> list[Resources]:
     """Compile kernels, each a module, a name in it, types of its arguments, constants, and options such as num_warps.
 
     A constant that is a string "module:a.b" stands for what is found there; arguments without a type are constants,
     and those of type "*..." and "i..." may end in ":16" where they are known to be divisible by 16. The type of a tuple
     is a list of types.
     """
-    found = subprocess.run(
-        [sys.executable, __file__, str(capability)],
-        input=json.dumps(compilations),
-        capture_output=True,
+    compiler = _compiler()
+    assert compiler.stdin is not None
+    assert compiler.stdout is not None
+    print(json.dumps([capability, compilations]), file=compiler.stdin, flush=True)
+    answer = json.loads(compiler.stdout.readline())
+    assert isinstance(answer, list), answer
+    return [Resources(*each) for each in answer]
+
+
+def assert_compiled_without_spills(compilations: Sequence[Compilation], capability: int) -> None:
+    """No kernel spills a register or asks for more shared memory than there is."""
+    for compilation, found in zip(compilations, resources(compilations, capability), strict=True):
+        assert found.spilled == 0, (compilation, found)
+        assert found.shared <= SHARED_MEMORY[capability], (compilation, found)
+
+
+def of_pairwise_engine(
+    kernel: str,
+    capability: int,
+    d: int,
+    flags: int = 0,
+    reduction: str = "log_sum_exp",
+    dtype: torch.dtype = torch.bfloat16,
+    how: str = "half",
+) -> Compilation:
+    """The compilation of a kernel of the pairwise engine for inner products, at the tile that is shipped.
+
+    `reduction` is a name in `reductions_triton`, `how` the arithmetic.
+    """
+    from mibfast.kernels.launch_configuration import shipped
+    from mibfast.kernels.pairwise import reductions_triton
+
+    place = "mibfast.kernels.pairwise.reductions_triton"
+    if reduction == "log_sum_exp":
+        found, functions = reductions_triton.log_sum_exp(flags), [f"{place}:_{x}_log_sum_exp" for x in ("add", "weigh")]
+    else:
+        found, functions = getattr(reductions_triton, reduction), [f"{place}:{reduction}.{x}" for x in ("add", "weigh")]
+    name = {"_reduce": "pairwise.reduce", "_weigh_chunk": "pairwise.chunk", "_recompute": "pairwise.recompute"}[kernel]
+    tile = shipped(name, capability, how, d, light=found.light)
+    constants = {
+        "SCORE": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.value",
+        "SCORE_GRADIENT": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.gradient",
+        "ADD": functions[0],
+        "WEIGH": functions[1],
+        "ROW_PLANES": found.row_planes,
+        "COLUMN_PLANES": found.column_planes,
+        "MAXIMUM": found.maximum,
+        "FLAGS": flags,
+        "K": 1,
+        "S": 0,
+        "SCALE": 2,
+        **dict.fromkeys(("BIAS", "GAIN", "UNDONE"), 0),
+        "TIMES_SCALE": True,
+        "SUMS": 2 if reduction == "SOFTPLUS" else 1,
+        "TOGETHER": 8,
+        "OF_COLUMNS": True,
+        **dict.fromkeys(("ROWS", "OWN"), tile.rows),
+        **dict.fromkeys(("COLUMNS", "OTHER"), tile.columns),
+        "DEPTH": tile.depth,
+        "WHOLE": tile.holds(d),
+        "EVEN": True,
+        "PRECISION": "ieee" if how == "ieee" else "tf32",
+    }
+    counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size"
+    strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride split_size"
+    matrices = "rows operands weights own_side other_side into"
+    vectors = "upstream sums row_states column_states positive_scores"
+    types = {
+        **dict.fromkeys(counts.split(), "i32"),
+        **dict.fromkeys(strides.split(), "i32:16"),
+        **dict.fromkeys(matrices.split(), "*bf16:16" if dtype == torch.bfloat16 else "*fp32:16"),
+        **dict.fromkeys(vectors.split(), "*fp32:16"),
+        **dict.fromkeys(("row_lse", "column_lse"), "*fp64:16"),
+        **dict.fromkeys(("bias", "gain", "undone", "smoothing"), "fp32"),
+        "scale": "*fp32:16",
+    }
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return "mibfast.kernels.pairwise.engine_triton", kernel, types, constants, options
+
+
+@functools.cache
+def _compiler() -> subprocess.Popen[str]:
+    environment = {"TRITON_INTERPRET": "0", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
+    compiler = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"},
+        env={**os.environ, **environment},
     )
-    assert found.returncode == 0, found.stderr
-    result = []
-    for kernel in found.stdout.split("== compiled ")[1:]:
-        log, end = kernel.split("== shared ")
-        spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill", log))
-        registers = int(re.findall(r"Used (\d+) registers", log)[0])
-        result.append(Resources(spilled, registers, int(end.split()[0])))
-    assert len(result) == len(compilations)
-    return result
+
+    @atexit.register
+    def end() -> None:
+        compiler.communicate()
+
+    return compiler
 
 
-def _main(capability: int) -> None:
-    import importlib
-
+def _compiled(compilation: Compilation, capability: int) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -76,24 +161,36 @@ def _main(capability: int) -> None:
     def without_divisor(type_: str | list[str]) -> str | tuple[str, ...]:
         return type_.removesuffix(":16") if isinstance(type_, str) else tuple(x.removesuffix(":16") for x in type_)
 
-    for module, name, types, constants, options in json.load(sys.stdin):
-        kernel = getattr(importlib.import_module(module), name)
-        signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-        places = {
-            (at, *rest): type_
-            for at, argument in enumerate(kernel.arg_names)
-            for rest, type_ in of_elements(signature[argument])
-        }
-        source = ASTSource(
-            kernel,
-            {argument: without_divisor(type_) for argument, type_ in signature.items()},
-            {argument: found(constants.get(argument)) for argument, type_ in signature.items() if type_ == "constexpr"},
-            {place: [["tt.divisibility", 16]] for place, type_ in places.items() if type_.endswith(":16")},
-        )
-        print("== compiled", name, flush=True)
+    module, name, types, constants, options = compilation
+    kernel = getattr(importlib.import_module(module), name)
+    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+    places = {
+        (at, *rest): type_
+        for at, argument in enumerate(kernel.arg_names)
+        for rest, type_ in of_elements(signature[argument])
+    }
+    source = ASTSource(
+        kernel,
+        {argument: without_divisor(type_) for argument, type_ in signature.items()},
+        {argument: found(constants.get(argument)) for argument, type_ in signature.items() if type_ == "constexpr"},
+        {place: [["tt.divisibility", 16]] for place, type_ in places.items() if type_.endswith(":16")},
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as log:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        print("== shared", compiled.metadata.shared, flush=True)
+    spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill", log.getvalue()))
+    registers = int(re.findall(r"Used (\d+) registers", log.getvalue())[0])
+    return Resources(spilled, registers, compiled.metadata.shared)
+
+
+def _main() -> None:
+    for line in sys.stdin:
+        capability, compilations = json.loads(line)
+        try:
+            answer: object = [_compiled(each, capability) for each in compilations]
+        except Exception:
+            answer = traceback.format_exc()
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main()

@@ -24,23 +24,21 @@ first cache. Prediction: forward and backward in 1.6 ms. Measured: not run.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mibfast.kernels.launch_configuration import Problem, Tile, choose
 from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
 
-# Tiles of scores by dtype, [rows, columns] and warps; of the sums, [owners, units] and warps. Sizes divide _PADDING, no
-# kernel spills registers on sm_80 and sm_90.
-_SCORES = {torch.float32: (64, 64, 8), torch.float64: (32, 32, 4)}
-_SUMS = (32, 64, 4)
-# Rows, columns and units are padded to multiples of these, so that no load in an inner loop has a mask.
+# Rows, columns and units are padded to multiples of these, so that no load in an inner loop has a mask, and tiles
+# divide them.
 _PADDING, _UNITS_TOGETHER, _UNIT_PADDING = 64, 8, 64
 # Pairs that a sum takes before it is added to the whole.
 _PIECE = 64
@@ -254,18 +252,28 @@ class _Operands:
         padded[: x.shape[0], : x.shape[1]] = x
         return padded
 
+    def _tile(self, kernel: str, launch: Callable[[Tile], object]) -> Tile:
+        return choose(kernel, Problem(self.u.device, self.u.dtype, self.rows, self.columns, self.h), launch)
+
+    def _tile_of_scores(self, softplus: bool, positive: bool, clip: float) -> Tile:
+        return self._tile("critic.scores", lambda tile: self._reduced(softplus, positive, clip, False, tile))
+
     def reduce(
         self, softplus: bool, positive: bool, clip: float, transposed: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Positives, and maxima and sums of rows [shares, N], or of columns, the rows of the transpose."""
+        return self._reduced(softplus, positive, clip, transposed, self._tile_of_scores(softplus, positive, clip))
+
+    def _reduced(
+        self, softplus: bool, positive: bool, clip: float, transposed: bool, tile: Tile
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sides = [
             (self.u_transposed, self.row_offsets, self.rows),
             (self.n_transposed, self.column_offsets, self.columns),
         ]
         (u, row_offsets, rows), (n, column_offsets, columns) = reversed(sides) if transposed else sides
-        size, width, warps = _SCORES[self.u.dtype]
-        blocks = triton.cdiv(rows, size)
-        share = _multiple(triton.cdiv(columns, max(1, _PROGRAMS // blocks)), width)
+        blocks = triton.cdiv(rows, tile.rows)
+        share = _multiple(triton.cdiv(columns, max(1, _PROGRAMS // blocks)), tile.columns)
         shares = triton.cdiv(columns, share)
         positives = u.new_empty(rows)
         maxima, totals = u.new_empty(shares, rows), u.new_empty(shares, rows)
@@ -289,10 +297,10 @@ class _Operands:
                 softplus,
                 positive,
                 clip < math.inf,
-                size,
-                width,
+                tile.rows,
+                tile.columns,
                 _UNITS_TOGETHER,
-                num_warps=warps,
+                num_warps=tile.warps,
             )
         return positives, maxima, totals
 
@@ -322,18 +330,21 @@ class _Operands:
         of_columns = of_rows if of_columns is None else of_columns.to(self.u.dtype).contiguous()
         row_lse = of_rows if row_lse is None else _without_minus_infinity(row_lse)
         column_lse = row_lse if column_lse is None else _without_minus_infinity(column_lse)
-        size, width, warps = _SCORES[self.u.dtype]
+        tile = self._tile_of_scores(softplus, positive, clip)
         padded_rows, padded_columns = self.u.shape[0], self.n.shape[0]
         at_once = max(1, _CHUNK_BYTES // (2 * padded_columns * self.u.element_size()) // _PADDING) * _PADDING
         at_once = min(at_once, padded_rows)
         g, transposed = self.u.new_empty(at_once, padded_columns), self.u.new_empty(padded_columns, at_once)
         of_u, of_n = torch.empty_like(self.u), torch.empty_like(self.n)
         total = torch.zeros((), dtype=torch.float64, device=g.device)
-        owners, units, sum_warps = _SUMS
+        sums_tile = self._tile(
+            "critic.sums",
+            lambda tile: self._sum(self.n, self.u, g, torch.empty_like(of_n), 0, at_once, False, False, tile),
+        )
         for first in range(0, padded_rows, at_once):
             count = min(at_once, padded_rows - first)
             with torch.cuda.device_of(g):
-                _weigh[(count // size, padded_columns // width)](
+                _weigh[(count // tile.rows, padded_columns // tile.columns)](
                     self.u_transposed,
                     self.n_transposed,
                     self.weight,
@@ -359,49 +370,50 @@ class _Operands:
                     positive,
                     clip < math.inf,
                     both_ways,
-                    size,
-                    width,
+                    tile.rows,
+                    tile.columns,
                     _UNITS_TOGETHER,
-                    num_warps=warps,
+                    num_warps=tile.warps,
                 )
-                _sum_active[(count // owners, self.units // units)](
-                    self.u[first:],
-                    self.n,
-                    transposed,
-                    of_u[first:],
-                    0,
-                    padded_columns,
-                    self.units,
-                    at_once,
-                    True,
-                    False,
-                    _PIECE,
-                    owners,
-                    units,
-                    num_warps=sum_warps,
-                )
-                _sum_active[(padded_columns // owners, self.units // units)](
-                    self.n,
-                    self.u,
-                    g,
-                    of_n,
-                    first,
-                    count,
-                    self.units,
-                    padded_columns,
-                    False,
-                    first > 0,
-                    _PIECE,
-                    owners,
-                    units,
-                    num_warps=sum_warps,
-                )
+                u, of_own_u = self.u[first:], of_u[first:]
+                self._sum(u[:count], self.n, transposed, of_own_u, 0, padded_columns, True, False, sums_tile)
+                self._sum(self.n, self.u, g, of_n, first, count, False, first > 0, sums_tile)
             total += g[:count].sum(dtype=torch.float64)
         of_weight = ((self.u * of_u).sum(0, dtype=torch.float64) - (self.n * of_n).sum(0, dtype=torch.float64))[
             : self.h
         ]
         found = ((of_u * self.weight)[: self.rows, : self.h], (of_n * self.weight)[: self.columns, : self.h])
         return [z.to(x.dtype).contiguous() for z, x in zip((*found, of_weight[: self.h], total), like, strict=True)]
+
+    def _sum(
+        self,
+        owners: Tensor,
+        others: Tensor,
+        g: Tensor,
+        into: Tensor,
+        first: int,
+        count: int,
+        of_rows: bool,
+        add: bool,
+        tile: Tile,
+    ) -> None:
+        """Active weights of owners, rows or columns, over `count` others from `first` on; g is [others, owners]."""
+        _sum_active[(owners.shape[0] // tile.rows, self.units // tile.columns)](
+            owners,
+            others,
+            g,
+            into,
+            first,
+            count,
+            self.units,
+            g.shape[1],
+            of_rows,
+            add,
+            _PIECE,
+            tile.rows,
+            tile.columns,
+            num_warps=tile.warps,
+        )
 
 
 def _without_minus_infinity(lse: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mibfast.kernels.cross_correlation.reference import EPS
+from mibfast.kernels.matrix_product import matrix_product
 
 # Rows and columns that a program holds at once; a row's piece is 64 bytes or more.
 _ROWS, _COLUMNS = 64, 32
@@ -278,15 +279,6 @@ def _standardised(x: Tensor, other: Tensor | None, inverse: Tensor) -> tuple[Ten
     return z, None if correlation is None else correlation.sum(0) / n
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y, accumulated and returned in float32 at least."""
-    if x.dtype in (torch.float32, torch.float64):
-        return torch.mm(x, y)
-    if x.device.type != "cuda":  # the interpreter: CPU products are of one dtype
-        return torch.mm(x.float(), y.float())
-    return torch.mm(x, y, out_dtype=torch.float32)
-
-
 def _kept(first: Tensor, second: Tensor | None, divisor: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices over the divisor, in place where they are of the dtype, and the sum of their products.
 
@@ -324,12 +316,12 @@ def barlow_twins(a: Tensor, b: Tensor) -> list[Tensor]:
         zb, diagonal = _standardised(b, za, inverses[1])
         assert diagonal is not None
         if n < d:
-            first, second, total = _kept(_product(za, za.T), _product(zb, zb.T), d, za.dtype)
+            first, second, total = _kept(matrix_product(za, za.T), matrix_product(zb, zb.T), d, za.dtype)
             # Rounding may leave a sum of squares that is zero a little below it.
             squares = total * (d / n) ** 2 - diagonal.square().sum()
             redundancy = torch.where(squares < 0.0, 0.0, squares)
         else:
-            first, second, redundancy = _kept(_product(za.T, zb), None, n, za.dtype)
+            first, second, redundancy = _kept(matrix_product(za.T, zb), None, n, za.dtype)
         values = torch.stack([(diagonal - 1.0).square().sum(), redundancy])
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     return [values.to(dtype), za, zb, inverses, diagonal, first, second]
@@ -361,9 +353,9 @@ def barlow_twins_backward(
                 results.append(torch.empty_like(z))
                 continue
             if n < d:
-                product = _product(second if side == 0 else first, z)
+                product = matrix_product(second if side == 0 else first, z)
             else:
-                product = _product(other, first.T if side == 0 else first)
+                product = matrix_product(other, first.T if side == 0 else first)
             into = product if product.dtype == z.dtype else torch.empty_like(z)
             partial = torch.empty(2, count, d, dtype=torch.float64, device=z.device)
             shared = {"gradient": product, "z": z, "other": other, "factor": factor, "along": along, "partial": partial}

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.launch_configuration import elementwise_tile, on_device_of
+from mibfast.kernels.launch_configuration import Tile, elementwise_tile, on_device_of
 
 
 @triton.jit
@@ -59,6 +59,14 @@ def _rows_of_program(N, ROWS: tl.constexpr):
     """The rows of this program [ROWS, 1], int64, and which there are."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     return row, row < N
+
+
+@triton.jit
+def _tile_of_program(N, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows and columns of this program's tile, and which of its numbers there are."""
+    row, there = _rows_of_program(N, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return row, column, there & (column < D)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -103,11 +111,9 @@ def _kl_backward(
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    row, there = _rows_of_program(N, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = there & (column < D)
+    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
     to = row * D + column
-    g = tl.load(upstream + row, mask=there, other=0.0)
+    g = tl.load(upstream + row, mask=row < N, other=0.0)
     mean = _load(tensors[0], strides[0], row, column, inside, DTYPE)
     logvar = _load(tensors[1], strides[1], row, column, inside, DTYPE)
     if PRIOR:
@@ -163,9 +169,7 @@ def _product(
     DTYPE: tl.constexpr,
 ):
     """M means, then M log-variances."""
-    row, there = _rows_of_program(N, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = there & (column < D)
+    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
     means = _tiles(tensors, strides, row, column, inside, 0, M, DTYPE)
     logvars = _tiles(tensors, strides, row, column, inside, M, 2 * M, DTYPE)
     product_mean, product_logvar = _product_of(means, logvars, M)
@@ -188,9 +192,7 @@ def _product_backward(
     DTYPE: tl.constexpr,
 ):
     """With w_m = precision_m / precision: dmu_m = w_m g, dlogvar_m = w_m (h - g (mu_m - mu))."""
-    row, there = _rows_of_program(N, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = there & (column < D)
+    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
     to = row * D + column
     means = _tiles(tensors, strides, row, column, inside, 0, M, DTYPE)
     logvars = _tiles(tensors, strides, row, column, inside, M, 2 * M, DTYPE)
@@ -250,9 +252,7 @@ def _minimality_backward(
     DTYPE: tl.constexpr,
 ):
     """dz_m = factor (z_m - mean of all z)."""
-    row, there = _rows_of_program(N, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = there & (column < D)
+    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
     tiles = _tiles(z, strides, row, column, inside, 0, M, DTYPE)
     mean = _mean_of(tiles, M)
     factor = tl.load(upstream).to(DTYPE) * (2.0 * M / ((M - 1) * (M - 1))) / N
@@ -264,8 +264,9 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _triton_dtype(dtype: torch.dtype) -> Any:
-    return tl.float64 if dtype == torch.float64 else tl.float32
+def _constants(d: int, tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    wide = tl.float64 if dtype == torch.float64 else tl.float32
+    return {"D": d, "ROWS": tile.rows, "COLUMNS": tile.columns, "DTYPE": wide, "num_warps": tile.warps}
 
 
 def _matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -290,12 +291,8 @@ def kl(tensors: Sequence[Tensor]) -> Tensor:
             _strides(matrices),
             out,
             n,
-            D=d,
             PRIOR=len(tensors) == 4,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return out.view(tensors[0].shape[:-1])
 
@@ -313,12 +310,8 @@ def kl_backward(upstream: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
             _strides(matrices),
             tuple(gradients),
             n,
-            D=d,
             PRIOR=len(tensors) == 4,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return gradients
 
@@ -336,12 +329,8 @@ def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             mean,
             logvar,
             n,
-            D=d,
             M=len(tensors) // 2,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return mean, logvar
 
@@ -360,12 +349,8 @@ def product_backward(upstream: Sequence[Tensor], tensors: Sequence[Tensor]) -> l
             _strides(matrices),
             tuple(gradients),
             n,
-            D=d,
             M=len(tensors) // 2,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return gradients
 
@@ -383,12 +368,8 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
             _strides(matrices),
             partial,
             n,
-            D=d,
             M=m,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return (partial.sum() * (m / ((m - 1) ** 2 * n))).to(dtype)
 
@@ -406,11 +387,7 @@ def minimality_backward(upstream: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
             _strides(matrices),
             tuple(gradients),
             n,
-            D=d,
             M=len(z),
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DTYPE=_triton_dtype(dtype),
-            num_warps=tile.warps,
+            **_constants(d, tile, dtype),
         )
     return gradients

@@ -43,9 +43,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mibfast.kernels import launch_configuration
+from mibfast.kernels.launch_configuration import Problem, Tile, launched
+from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
-from mibfast.kernels.pairwise import tiles_triton
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.pairwise.reductions_triton import LOG2_E, POSITIVE_EXCLUDED, TWO_WAY
 from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
@@ -70,16 +72,6 @@ def _rows(x, stride, first, n, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _piece(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
-    """Numbers `start` to `start + DEPTH` of each row, zeros from d on."""
-    index = start + tl.arange(0, DEPTH)
-    addresses = pointers[:, None] + index[None, :]
-    if EVEN:
-        return tl.load(addresses)
-    return tl.load(addresses, mask=index[None, :] < d, other=0.0)
-
-
-@triton.jit
 def _scores(
     lead,
     rows,
@@ -94,8 +86,8 @@ def _scores(
     """Inner products of columns with rows times `lead`, a row: [ROWS, COLUMNS]."""
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, d, DEPTH):
-        left = _piece(rows, start, d, DEPTH, EVEN)
-        right = _piece(columns, start, d, DEPTH, EVEN)
+        left = engine.operand(rows, start, d, DEPTH, EVEN)
+        right = engine.operand(columns, start, d, DEPTH, EVEN)
         index = start + tl.arange(0, DEPTH)
         factor = tl.load(lead + index, mask=index < d, other=0.0)
         # A lead in float32 is a product itself, which is rounded once, with this one.
@@ -304,15 +296,6 @@ def _bring_back(
         tl.store(last_gradient + (split * n.to(tl.int64) + rows) * d + dimension[None, :], total, mask=inside)
 
 
-def tile_of_reduction(device_capability: int, itemsize: int, dot: str) -> tiles_triton.Tile:
-    """The tile of `_reduce`: forming a product costs the less the more columns it meets."""
-    if device_capability == tiles_triton.INTERPRETED:
-        return tiles_triton.Tile(16, 32, 16, 1, 1)
-    if dot == "ieee":
-        return tiles_triton.Tile(64, 64, 16, 4, 2)
-    return tiles_triton.Tile(128, 128, 128 // itemsize, 8, 3)
-
-
 @dataclass(frozen=True)
 class _Block:
     """Groups that are taken together: where samples of each leading modality begin and end, and the first group."""
@@ -345,10 +328,11 @@ class _Sweep:
         for x in self.z[1:]:
             product = product * x
         self.positives = product.sum(1).float()
-        dtype, capability = self.z[0].dtype, tiles_triton.capability(self.device)
-        self.precision = tiles_triton.precision(dtype)
-        self.tile = tile_of_reduction(capability, dtype.itemsize, self.precision)
-        self.tile_of_weights = tiles_triton.of_chunk(capability, dtype.itemsize, self.precision, 1, light=False)
+        self.precision = launch_configuration.precision(self.z[0].dtype)
+
+    def problem(self) -> Problem:
+        """What tiles are chosen for: rows of a group, and columns."""
+        return Problem(self.device, self.z[0].dtype, self.n, self.n, self.d)
 
     def power(self) -> Any:
         """The product of what modalities were divided by."""
@@ -381,7 +365,7 @@ class _Sweep:
             return parts[0]
         return (parts[0].float()[:, None] * parts[1].float()).flatten(0, 1)
 
-    def arguments(self, block: _Block, lead: Tensor, tile: tiles_triton.Tile) -> dict[str, Any]:
+    def arguments(self, block: _Block, lead: Tensor, tile: Tile) -> dict[str, Any]:
         """Arguments that both kernels of scores take."""
         last, columns = self.z[-2], self.z[-1]
         return {
@@ -416,7 +400,7 @@ def _power_of_two(x: Tensor) -> Tensor:
     return torch.where((largest > 0) & (largest < torch.inf), power, 1.0)
 
 
-def _log_sum_exps(sweep: _Sweep) -> Tensor:
+def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
     """The log-sum-exps of all anchors [M, N], float64."""
     n, m, device, factor = sweep.n, sweep.m, sweep.device, sweep.factor()
     values = torch.full((m, n), -torch.inf, dtype=torch.float64, device=device)
@@ -425,11 +409,11 @@ def _log_sum_exps(sweep: _Sweep) -> Tensor:
         torch.logaddexp(values[modality, begin:end], found, out=values[modality, begin:end])
 
     for block in sweep.blocks(_STATE_BYTES // (8 * n)):
-        programs = min(tiles_triton.programs(device), block.count * triton.cdiv(n, sweep.tile.rows))
+        programs = min(launch_configuration.programs(device), block.count * triton.cdiv(n, tile.rows))
         row_states = torch.empty(2, *block.shape, n, dtype=torch.float32, device=device)
         column_states = torch.empty(2, programs, n, dtype=torch.float32, device=device)
         _reduce[(programs,)](
-            **sweep.arguments(block, sweep.lead(block), sweep.tile),
+            **sweep.arguments(block, sweep.lead(block), tile),
             row_states=row_states,
             column_states=column_states,
             ADD=_REDUCTION.add,
@@ -455,13 +439,15 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
     m, results = len(z), [*(x.new_empty(x.shape, dtype=torch.float32) for x in z), scale.new_empty(())]
     with torch.cuda.device_of(z[0]), torch.autocast(z[0].device.type, enabled=False):
         sweep = _Sweep(z, scale)
-        lse = _log_sum_exps(sweep)
+        lse = launched("multilinear.reduce", sweep.problem(), lambda tile: _log_sum_exps(sweep, tile))
         loss = (lse.mean() - sweep.factor() * sweep.positives.double().mean()).float()
         if not any(needed):
             return loss, results
         # The gradient of a number, which is on the CPU, is nobody's.
         of_scale = needed[m] and scale.device == sweep.device
-        gradients, along = _gradients(sweep, lse, needed[:m], of_scale)
+        gradients, along = launched(
+            "multilinear.weigh", sweep.problem(), lambda tile: _gradients(sweep, lse, needed[:m], of_scale, tile)
+        )
         share = 1.0 / (m * sweep.n)
         lift = _lift(sweep)
         for k, gradient in enumerate(gradients):
@@ -478,7 +464,7 @@ def _lift(sweep: _Sweep) -> float:
 
 
 def _gradients(
-    sweep: _Sweep, lse: Tensor, needed: Sequence[bool], of_scale: bool
+    sweep: _Sweep, lse: Tensor, needed: Sequence[bool], of_scale: bool, tile: Tile
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients [N, d] of lifted weights for modalities, float32, and the sum of weights times scores, float64."""
     n, d, m, device, dtype = sweep.n, sweep.d, sweep.m, sweep.device, sweep.z[0].dtype
@@ -489,7 +475,7 @@ def _gradients(
     # A leading dimension of whole 128 bytes is what cuBLAS reads fastest.
     stride = triton.cdiv(n, 64) * 64
     row_bytes = stride * dtype.itemsize + d * (dtype.itemsize + 4)
-    weights, tile = None, sweep.tile_of_weights
+    weights = None
     for block in sweep.blocks(_CHUNK_BYTES // (row_bytes * n)):
         lead = sweep.lead(block)
         if weights is None and any(needed):
@@ -519,9 +505,9 @@ def _gradients(
         w = weights[: block.count * n, :n]
         if of_columns is not None:
             products = (lead[:, None] * sweep.z[-2]).to(dtype).flatten(0, 1)
-            _add_product(of_columns, w.T, products)
+            matrix_product(w.T, products, of_columns, add=True)
         if wants_rows:
-            _add_to_rows(sweep, block, lead, _product(w, sweep.z[-1]), gradients)
+            _add_to_rows(sweep, block, lead, matrix_product(w, sweep.z[-1]), gradients)
     return gradients, along
 
 
@@ -571,25 +557,6 @@ def _add_to_rows(
             other = sweep.z[1 - k][begin:end].float()
             own_begin, own_end = block.ranges[k]
             of_own[own_begin:own_end] += (of_lead * (other if k == 0 else other[:, None])).sum(1 - k)
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y, accumulated and returned in float32."""
-    if x.dtype == torch.float32:
-        return torch.mm(x, y)
-    if x.device.type != "cuda":  # the interpreter: CPU products are of one dtype
-        return torch.mm(x.float(), y.float())
-    return torch.mm(x, y, out_dtype=torch.float32)
-
-
-def _add_product(out: Tensor, x: Tensor, y: Tensor) -> None:
-    """out += x @ y, accumulated in float32, without another matrix of out's size."""
-    if x.dtype == torch.float32:
-        out.addmm_(x, y)
-    elif x.device.type != "cuda":
-        out.addmm_(x.float(), y.float())
-    else:
-        torch.addmm(out, x, y, out_dtype=torch.float32, out=out)
 
 
 def negatives_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:

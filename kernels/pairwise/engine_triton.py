@@ -47,7 +47,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.pairwise import tiles_triton
+from mibfast.kernels import launch_configuration
+from mibfast.kernels.launch_configuration import Problem, Tile
+from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise.reductions_triton import Reduction
 from mibfast.kernels.pairwise.scores_triton import Score
 
@@ -87,7 +89,7 @@ def _block(x, stride, first, last, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _operand(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
+def operand(pointers, start, d, DEPTH: tl.constexpr, EVEN: tl.constexpr):
     """Numbers `start` to `start + DEPTH` of each row, zeros from d on: [SIZE, DEPTH]."""
     index = start + tl.arange(0, DEPTH)
     addresses = pointers[:, None] + index[None, :]
@@ -103,8 +105,8 @@ def _inner_products(
     """Inner products [A, B] of the rows at pointers a [A] and b [B]."""
     tile = tl.zeros((A, B), tl.float32)
     for start in range(0, d, DEPTH):
-        left = _operand(a, start, d, DEPTH, EVEN)
-        right = _operand(b, start, d, DEPTH, EVEN)
+        left = operand(a, start, d, DEPTH, EVEN)
+        right = operand(b, start, d, DEPTH, EVEN)
         tile = tl.dot(left, tl.trans(right), tile, input_precision=PRECISION)
     return tile
 
@@ -168,7 +170,7 @@ def _reduce(
         if row_statistic is not None:
             of_row = tl.load(row_statistic + row_index)[:, None]
         if WHOLE:
-            left = _operand(row_pointers, 0, d, DEPTH, EVEN)
+            left = operand(row_pointers, 0, d, DEPTH, EVEN)
         row_state = ()
         for plane in tl.static_range(ROW_PLANES):
             row_state = row_state + (tl.full((ROWS,), -float("inf") if plane == 0 and MAXIMUM else 0.0, tl.float32),)
@@ -182,7 +184,7 @@ def _reduce(
             for k in tl.static_range(K):
                 pointers = _block(operands + k * tile_stride, column_stride, start, n_columns, COLUMNS)
                 if WHOLE:
-                    right = _operand(pointers, 0, d, DEPTH, EVEN)
+                    right = operand(pointers, 0, d, DEPTH, EVEN)
                     tiles = tiles + (tl.dot(left, tl.trans(right), input_precision=PRECISION),)
                 else:
                     tiles = tiles + (_inner_products(row_pointers, pointers, d, ROWS, COLUMNS, DEPTH, EVEN, PRECISION),)
@@ -462,7 +464,7 @@ def _recompute(
     first = tl.program_id(0) * OWN
     own = first + tl.arange(0, OWN)
     own_index = tl.minimum(own, own_count - 1)
-    left = _operand(_block(own_side, own_stride, first, own_count, OWN), 0, d, DEPTH, EVEN)
+    left = operand(_block(own_side, own_stride, first, own_count, OWN), 0, d, DEPTH, EVEN)
     gradient = tl.zeros((OWN, DEPTH), tl.float32)
     sum_along, sum_w, sum_losses = (
         tl.zeros((OWN,), tl.float32),
@@ -472,7 +474,7 @@ def _recompute(
     for start in range(0, other_count, OTHER):
         other = start + tl.arange(0, OTHER)
         other_index = tl.minimum(other, other_count - 1)
-        right = _operand(_block(other_side, other_stride, start, other_count, OTHER), 0, d, DEPTH, EVEN)
+        right = operand(_block(other_side, other_stride, start, other_count, OTHER), 0, d, DEPTH, EVEN)
         tile = tl.dot(left, tl.trans(right), input_precision=PRECISION)
         valid = (own < own_count)[:, None] & (other < other_count)[None, :]
         if OF_COLUMNS:
@@ -579,10 +581,9 @@ class Pairs:
     def k(self) -> int:
         return int(self.operands.shape[0])
 
-    def choice(self) -> tuple[int, int, str]:
-        """What tiles are chosen by: the device's capability, bytes of a number, precision of products."""
-        dtype = self.rows.dtype
-        return tiles_triton.capability(self.rows.device), dtype.itemsize, tiles_triton.precision(dtype)
+    def problem(self, light: bool = False) -> Problem:
+        """What a tile is chosen for."""
+        return Problem(self.rows.device, self.rows.dtype, self.n, self.count, self.d, self.k, light)
 
     def scored(self) -> dict[str, Any]:
         """Arguments that every kernel of scores takes."""
@@ -637,9 +638,15 @@ def _division(row_blocks: int, column_blocks: int, programs: int) -> tuple[int, 
 
 def reduce(score: Score, reduction: Reduction, pairs: Pairs, flags: int) -> States:
     """Reduce all pairs in one sweep; one launch."""
-    choice = pairs.choice()
-    tile, whole = tiles_triton.of_reduction(*choice, pairs.d, pairs.k, reduction.light)
-    programs = tiles_triton.programs(pairs.rows.device)
+
+    def launch(tile: Tile) -> States:
+        return _reduced(score, reduction, pairs, flags, tile)
+
+    return launch_configuration.launched("pairwise.reduce", pairs.problem(reduction.light), launch)
+
+
+def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile: Tile) -> States:
+    programs = launch_configuration.programs(pairs.rows.device)
     if reduction.column_planes:
         programs = max(1, min(programs, _LARGEST_WORKSPACE // (4 * reduction.column_planes * pairs.count)))
     column_blocks = triton.cdiv(pairs.count, tile.columns)
@@ -667,9 +674,9 @@ def reduce(score: Score, reduction: Reduction, pairs: Pairs, flags: int) -> Stat
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
-            WHOLE=whole,
+            WHOLE=tile.holds(pairs.d),
             EVEN=pairs.d % tile.depth == 0,
-            PRECISION=choice[2],
+            PRECISION=launch_configuration.precision(pairs.rows.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -737,12 +744,16 @@ def gradient(
     """Form gradients, from the results of an earlier reduction where the weights depend on them."""
     gain, undone = _gain(pairs, weights)
     plain = pairs.k == 1 and pairs.row_statistic is pairs.column_statistics is pairs.positives is None
-    form = _in_chunks
+    kernel, form, light = "pairwise.chunk", _in_chunks, reduction.light
     if plain and (wanted.rows or wanted.operands) and is_recomputed(pairs.n, pairs.count, pairs.d):
-        form = _recomputed
+        kernel, form, light = "pairwise.recompute", _recomputed, False
+
+    def launch(tile: Tile) -> Gradients:
+        return form(score, reduction, pairs, flags, weights, wanted, gain, undone, tile)
+
     # Products are of the operands' dtype and float32, whatever autocast would make of them.
     with torch.cuda.device_of(pairs.rows), torch.autocast(pairs.rows.device.type, enabled=False):
-        return form(score, reduction, pairs, flags, weights, wanted, gain, undone)
+        return launch_configuration.launched(kernel, pairs.problem(light), launch)
 
 
 def _gain(pairs: Pairs, weights: Weights) -> tuple[Scalar, Scalar]:
@@ -777,7 +788,7 @@ def _weighed(
         "FLAGS": flags,
         "GAIN": gain.kind,
         "TIMES_SCALE": pairs.rows.dtype != torch.float16,
-        "PRECISION": tiles_triton.precision(pairs.rows.dtype),
+        "PRECISION": launch_configuration.precision(pairs.rows.dtype),
     }
 
 
@@ -793,9 +804,9 @@ def _recomputed(
     wanted: Wanted,
     gain: Scalar,
     undone: Scalar,
+    tile: Tile,
 ) -> Gradients:
     rows, columns = pairs.rows, pairs.operands[0]
-    tile = tiles_triton.of_recomputation(*pairs.choice(), pairs.d)
     found: list[Tensor | None] = [None, None]
     sums = None
     for side, (own, other, needed) in enumerate(((rows, columns, wanted.rows), (columns, rows, wanted.operands))):
@@ -851,15 +862,7 @@ class _Sum:
 
     def add(self, begin: int, end: int, a: Tensor, b: Tensor, first: bool) -> None:
         """Add a @ b to rows begin to end, or put it there."""
-        out = self._sum[begin:end]
-        if out.dtype == a.dtype:
-            torch.mm(a, b, out=out) if first else out.addmm_(a, b)
-        elif out.device.type != "cuda":  # the interpreter: CPU products are of one dtype
-            out.copy_(a.float() @ b.float()) if first else out.addmm_(a.float(), b.float())
-        elif first:
-            torch.mm(a, b, out_dtype=torch.float32, out=out)
-        else:
-            torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+        matrix_product(a, b, self._sum[begin:end], add=not first)
 
     def finish(self) -> Tensor:
         if self._sum is not self._into:
@@ -876,10 +879,9 @@ def _in_chunks(
     wanted: Wanted,
     gain: Scalar,
     undone: Scalar,
+    tile: Tile,
 ) -> Gradients:
     rows, operands, k = pairs.rows, pairs.operands, pairs.k
-    choice = pairs.choice()
-    tile = tiles_triton.of_chunk(*choice, k, reduction.light)
     chunk_rows, chunk_columns = chunk_shape(pairs.n, pairs.count, k * rows.element_size())
     row_starts, column_starts = range(0, pairs.n, chunk_rows), range(0, pairs.count, chunk_columns)
 

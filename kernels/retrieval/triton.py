@@ -31,7 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.pairwise import tiles_triton
+from mibfast.kernels.launch_configuration import INTERPRETED, capability
+from mibfast.kernels.matrix_product import matrix_product
 
 _MOST_QUERIES = 4096
 _BLOCK_BYTES = 32 * 2**20
@@ -107,16 +108,6 @@ def _inverse_norms(x: Tensor) -> Tensor:
     return torch.where(norms == 0.0, 0.0, norms.reciprocal())
 
 
-def _score_block(query: Tensor, key: Tensor, out: Tensor) -> None:
-    """out = query @ key^T, accumulated in float32."""
-    if query.dtype == torch.float32:
-        torch.mm(query, key.float().T, out=out)
-    elif query.device.type != "cuda":  # the interpreter: CPU products are of one dtype
-        torch.mm(query.float(), key.float().T, out=out)
-    else:
-        torch.mm(query, key.T, out_dtype=torch.float32, out=out)
-
-
 def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple[Tensor, Tensor]:
     """The k best scores of each query [Q, k], float32, best first, and their indices, int64; `ridge` is for others."""
     query, key = query.detach(), key.detach()
@@ -138,8 +129,7 @@ def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple
 def _best_keys(query: Tensor, key: Tensor, k: int, cosine: bool) -> Tensor:
     n, count, device = query.shape[0], key.shape[0], query.device
     kept = max(16, 1 << (k - 1).bit_length())
-    interpreted = tiles_triton.capability(device) == tiles_triton.INTERPRETED
-    piece = max(kept, _INTERPRETED_PIECE if interpreted else _PIECE)
+    piece = max(kept, _INTERPRETED_PIECE if capability(device) == INTERPRETED else _PIECE)
     size = min(count, max(1, _BLOCK_BYTES // (4 * n)))
     splits = max(1, min(_PROGRAMS // n, size // piece))
     split_size = triton.cdiv(size, splits)
@@ -149,7 +139,7 @@ def _best_keys(query: Tensor, key: Tensor, k: int, cosine: bool) -> Tensor:
     for first in range(0, count, size):
         begin = min(first, count - size)
         candidates = key[begin : begin + size]
-        _score_block(query, candidates, block)
+        matrix_product(query, candidates.to(query.dtype).T, block)
         _keep_best[(n, splits)](
             scores=block,
             query_factors=query_factors,
