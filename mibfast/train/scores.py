@@ -132,6 +132,7 @@ def _anomaly_metrics() -> dict[str, _Metric]:
         return binary_auroc(ranks / max(1, len(ranks)), anomaly, validate_args=False)
 
     def f1(score: Tensor, anomaly: Tensor) -> Tensor:
-        return torch.tensor(f1_at_true_count(score, anomaly) if bool(anomaly.any()) else torch.nan)
+        value = f1_at_true_count(score, anomaly) if bool(anomaly.any()) else torch.nan
+        return torch.tensor(value, dtype=torch.float64)
 
     return {"AUC": auc, "F1": f1}
