@@ -204,7 +204,7 @@ def test_the_command(npz, tmp_path, capsys) -> None:
         (["--methods", "clipp"], "unknown method 'clipp'; did you mean 'clip'?"),
         (["--data", "npz:none"], "No such file or directory"),
         (["--modalities", "a,d"], "no modality 'd'"),
-        (["--vary", "beta=a"], "--vary must be numbers with commas between them, got 'a'"),
+        (["--vary", "beta=a"], "OVAIBLoss: beta must be a number, got str 'a'"),
     ):
         assert command([*arguments, "--output", str(tmp_path / "other"), *changed]) == 2
         error = capsys.readouterr().err

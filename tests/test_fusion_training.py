@@ -502,6 +502,25 @@ def test_fusions_are_tuned_alike_and_ranked(npz, tmp_path, monkeypatch, quick_be
         compare(["omib"], npz, tmp_path / "other", vary={"beta": [0.0]}, **settings)
 
 
+def test_ablations_of_omib_and_a_sweep_of_its_beta(npz, tmp_path, quick_beta) -> None:
+    settings = {**SMALL, "epochs": 1, "warm_up_epochs": 1, "seeds": 1, "tune": False}
+    vary = {"fusion": ["cross_attention", "concatenation"], "dynamic_weights": [True, False]}
+    found = compare(["omib"], npz, tmp_path / "ablations", vary=vary, **settings)
+    assert "omib[fusion=concatenation,dynamic_weights=False]" in found.settings
+    run = train.open_run(tmp_path / "ablations" / "runs" / "omib,fusion=concatenation,dynamic_weights=False,seed=0")
+    assert not run.module.model.dynamic_weights
+    assert not (tmp_path / "ablations" / "sweep.png").exists()
+    found = compare(["omib", "e-mib"], npz, tmp_path / "sweep", vary={"beta": [1e-4, 1e-2, 1.0]}, **settings)
+    assert len(found.settings) == 6
+    report = json.loads((tmp_path / "sweep" / "beta.json").read_text())
+    assert report["lower"] <= report["upper"]
+    # Runs whose beta is given estimate none.
+    assert not list((tmp_path / "sweep" / "runs").rglob("beta.json"))
+    import matplotlib.image
+
+    assert matplotlib.image.imread(tmp_path / "sweep" / "sweep.png").std() > 0.01
+
+
 def test_less_error_is_better(tmp_path, monkeypatch) -> None:
     views, labels = arrays(120)
     np.savez(tmp_path / "x.npz", **views, labels=labels + views["a"][:, 0])

@@ -423,7 +423,10 @@ def compare(
             folder,
             seeds=seeds,
             tune=tune,
-            vary={option: _numbers("--vary", values) for option, values in _pairs("--vary", vary or []).items()},
+            vary={
+                option: [_value(text) for text in values.split(",")]
+                for option, values in _pairs("--vary", vary or []).items()
+            },
             combinations="every" if every_combination else "whole",
             **settings,
         )

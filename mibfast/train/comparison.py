@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from mibfast.data.multimodal import nearest
+from mibfast.data.multimodal import MultimodalData, nearest
 from mibfast.data.sources import absolute_name
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
-from mibfast.train.fitting import Run, fit, fitting_target, open_data, open_run, refuse_settings
-from mibfast.train.folder import RunFolder
+from mibfast.train.fitting import Run, estimated_beta, fit, fitting_target, open_data, open_run, refuse_settings
+from mibfast.train.folder import BETA, RunFolder
 from mibfast.train.methods import Fusion, Method, method
-from mibfast.train.pictures import draw_comparison
+from mibfast.train.pictures import draw_comparison, draw_sweep
 from mibfast.train.progress import Report, Task
+from mibfast.train.targets import target_of
 
 TEMPERATURES = (0.05, 0.1, 0.2)
 BETAS = (0.1, 1.0)
@@ -99,25 +100,28 @@ class Comparison:
                 mean, spread = found[title]
                 cell = f"{mean:.4f} ± {spread:.4f}"
                 cells.append(f"**{cell}**" if mean == best[title] else cell)
-            settings = ", ".join(f"{key} {value:g}" for key, value in self.settings[name].items())
+            settings = ", ".join(f"{key} {_short(value)}" for key, value in self.settings[name].items())
             lines.append(f"| {method(name.partition('[')[0]).title} | {settings} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    """Return a setting as rows and folders of runs are named by it: a number by six digits."""
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def _size(modalities: str) -> int:
     return modalities.count("+") + 1
 
 
-def grid(
-    chosen: Method, tune: bool = True, learning_rate: float | None = None, **given: float
-) -> list[dict[str, float]]:
+def grid(chosen: Method, tune: bool = True, learning_rate: float | None = None, **given: Any) -> list[dict[str, Any]]:
     """Return the settings that a method is tuned over; without tuning there is one. What is given stays as it is.
 
     Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples
     of each method's own beta, which some sum over features and some average. OMIB's is estimated, not tuned.
     """
     takes = chosen.options
-    axes: dict[str, Sequence[float]] = {}
+    axes: dict[str, Sequence[Any]] = {}
     if tune and isinstance(chosen, Fusion):
         if learning_rate is None:
             axes["learning_rate"] = LEARNING_RATES
@@ -134,7 +138,7 @@ def grid(
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, dict[str, float]]]:
+def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return the name of each row with its method and the settings that it is given: a row for each value it takes."""
     takes = {name: method(name).options for name in methods}
     for option, values in vary.items():
@@ -142,7 +146,7 @@ def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> di
             valid = sorted({each for parameters in takes.values() for each in parameters})
             raise RunError(f"none of the methods has a loss option {option!r}{nearest(option, valid)}")
         # Rows and folders of runs are named by six digits.
-        if len({f"{value:g}" for value in values}) < max(1, len(values)):
+        if len({_short(value) for value in values}) < max(1, len(values)):
             listed = ", ".join(map(str, values)) or "none"
             raise RunError(f"values of {option} must be given, each once and told apart by six digits; got {listed}")
     found = {}
@@ -150,7 +154,7 @@ def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[float]]) -> di
         options = [option for option in vary if option in takes[name]]
         for values in itertools.product(*(vary[option] for option in options)):
             given = dict(zip(options, values, strict=True))
-            listed = ",".join(f"{option}={value:g}" for option, value in given.items())
+            listed = ",".join(f"{option}={_short(value)}" for option, value in given.items())
             found[f"{name}[{listed}]" if given else name] = name, given
     return found
 
@@ -162,7 +166,7 @@ def compare(
     *,
     seeds: int = 3,
     tune: bool = True,
-    vary: Mapping[str, Sequence[float]] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
     combinations: str = "every",
     progress: bool | Report = True,
     **settings: Any,
@@ -189,7 +193,9 @@ def compare(
     tune : bool
         Without, each loss keeps its own settings.
     vary : mapping from a loss's argument to its values, optional
-        Ablations: a method that takes the argument is compared with each of the values, tuned over the rest.
+        Ablations: a method that takes the argument is compared with each of the values, tuned over the rest. Of one
+        argument with three positive numbers or more, `sweep.png` draws the figures by it; of OMIB's beta with its
+        estimated bounds, which `beta.json` has.
     combinations : {"every", "whole"}
         See :func:`mibfast.train.evaluation.evaluate`.
     progress : bool or Report
@@ -254,11 +260,54 @@ def compare(
             found = [runner.tested(best[variant], seed, combinations) for seed in range(seeds)]
             rows += _summarised(variant, found)
     comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
+    bounds = _bounds(folder, config, methods, vary or {}, found_data, report)
     folder.write_table("comparison.csv", rows)
     folder.write("comparison.md", lambda path: path.write_text(comparison.markdown()))
     folder.write("comparison.png", lambda path: draw_comparison(comparison.figures(), comparison.title, path))
+    sweep = _sweep(comparison, variants, vary or {})
+    if sweep:
+        (option,) = vary or {}
+        folder.write("sweep.png", lambda path: draw_sweep(sweep, option, comparison.title, path, bounds))
     folder.write_json("comparison.json", {**plan, "chosen": best, "tried": tried, "rows": rows})
     return comparison
+
+
+def _bounds(
+    folder: RunFolder,
+    config: RunConfig,
+    methods: Sequence[str],
+    vary: Mapping[str, Sequence[Any]],
+    data: MultimodalData,
+    report: Report,
+) -> dict[str, float]:
+    """Return M_l and M_u where OMIB's beta is varied, so that it is not estimated for any run."""
+    if "beta" not in vary:
+        return {}
+    for chosen in map(method, methods):
+        if isinstance(chosen, Fusion) and chosen.estimates_beta:
+            if not (folder.path / BETA).exists():
+                target = target_of(data, config.task, config.normal_class)
+                folder.write_json(BETA, estimated_beta(config, data, target, report))
+            found = folder.read_json(BETA)
+            return {"M_l": found["lower"], "M_u": found["upper"]}
+    return {}
+
+
+def _sweep(
+    comparison: Comparison, variants: Mapping[str, tuple[str, Mapping[str, Any]]], vary: Mapping[str, Sequence[Any]]
+) -> dict[str, dict[float, dict[str, tuple[float, float]]]]:
+    """Return each method's figures by the value of the one option that is varied, where that is a picture."""
+    if len(vary) != 1:
+        return {}
+    ((option, values),) = vary.items()
+    if len(values) < 3 or not all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in values):
+        return {}
+    found: dict[str, dict[float, dict[str, tuple[float, float]]]] = {}
+    for variant, figures in comparison.figures().items():
+        name, given = variants[variant]
+        if option in given:
+            found.setdefault(method(name).title, {})[given[option]] = figures
+    return found
 
 
 def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +343,7 @@ class _Runner:
         self._report, self._task = report, task
 
     def _path(self, loss: Mapping[str, float], seed: int) -> Path:
-        parts = [self._name, *(f"{key}={value:g}" for key, value in loss.items()), f"seed={seed}"]
+        parts = [self._name, *(f"{key}={_short(value)}" for key, value in loss.items()), f"seed={seed}"]
         return self._folder.path / "runs" / ",".join(parts)
 
     def _run(self, loss: Mapping[str, float], seed: int) -> Run:

@@ -327,7 +327,7 @@ class _Fitting:
         if folder and folder.begun:
             self.beta = folder.read_config().get("beta")
         elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
-            self.beta = self._estimated_beta()
+            self.beta = estimated_beta(config, data, self.target, self.report)
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
@@ -337,24 +337,6 @@ class _Fitting:
             starts = range(0, len(chosen), _EMBEDDED_ROWS)
             module.set_center(data.take(chosen[start : start + _EMBEDDED_ROWS]) for start in starts)
         return module
-
-    def _estimated_beta(self) -> dict[str, Any]:
-        """Draw a beta between the bounds that the training split's modalities give."""
-        config, estimator = self.config, self.config.beta_estimator
-        self.report.say(f"estimating the bounds of beta by {estimator!r}")
-        chosen = usable(self.data, config, "train", self.target)
-        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(config.seed))
-        views = self.data.take(chosen[order[:_BETA_SAMPLES].sort().values])
-        try:
-            with warnings.catch_warnings(), isolate_rng():
-                # They are said with the report.
-                warnings.filterwarnings("ignore", "estimate_beta: ")
-                found = omib.estimate_beta({name: views[name] for name in self.data.views}, estimator=estimator)
-        except (TypeError, ValueError) as error:
-            raise RunError(str(error)) from error
-        beta = found.draw(config.seed)
-        self.report.say(f"{found}\ndrawn: beta {beta:.3g}")
-        return {"beta": beta, **found.as_dict()}
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -476,6 +458,28 @@ def refuse_settings(config: RunConfig) -> None:
                 raise RunError(f"{name} is of fusions, which predict labels; {chosen.title} aligns modalities without")
     if config.warm_up_epochs is not None and not (isinstance(chosen, Fusion) and len(chosen.stages) > 1):
         raise RunError(f"{chosen.title} has no warm-up; leave warm_up_epochs out")
+
+
+def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | None, report: Report) -> dict[str, Any]:
+    """Return a `beta`, drawn between the bounds that the training split's modalities give, and how they were found.
+
+    RunError where the estimator does not take the data.
+    """
+    estimator = config.beta_estimator
+    report.say(f"estimating the bounds of beta by {estimator!r}")
+    chosen = usable(data, config, "train", target)
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(config.seed))
+    views = data.take(chosen[order[:_BETA_SAMPLES].sort().values])
+    try:
+        with warnings.catch_warnings(), isolate_rng():
+            # They are said with the report.
+            warnings.filterwarnings("ignore", "estimate_beta: ")
+            found = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    beta = found.draw(config.seed)
+    report.say(f"{found}\ndrawn: beta {beta:.3g}")
+    return {"beta": beta, **found.as_dict()}
 
 
 def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:

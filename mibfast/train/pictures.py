@@ -179,3 +179,41 @@ def draw_comparison(figures: Mapping[str, Mapping[str, tuple[float, float]]], ti
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def draw_sweep(
+    sweep: Mapping[str, Mapping[float, Mapping[str, tuple[float, float]]]],
+    option: str,
+    title: str,
+    path: Path,
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """Draw figures by the value of an option, on a scale of its logarithm, a panel for each figure.
+
+    Parameters
+    ----------
+    sweep : mapping from a method's title to a mapping from a value to figures
+        These from a title to (mean, deviation).
+    option, title : str
+    path : Path
+    marks : mapping from a name to a value, optional
+        Lines to draw across, as M_l and M_u of OMIB's beta.
+    """
+    plt = _pyplot()
+    figures = list(dict.fromkeys(each for values in sweep.values() for found in values.values() for each in found))
+    size = (4.2 * len(figures), 3.4)
+    figure, panels = plt.subplots(1, len(figures), figsize=size, squeeze=False, layout="constrained")
+    for axes, each in zip(panels[0], figures, strict=True):
+        for name, values in sweep.items():
+            places = sorted(values)
+            means, spreads = (np.array([values[x][each][end] for x in places]) for end in (0, 1))
+            (line,) = axes.plot(places, means, "o-", markersize=4, linewidth=1, label=name)
+            axes.fill_between(places, means - spreads, means + spreads, color=line.get_color(), alpha=0.2, linewidth=0)
+        for mark, value in (marks or {}).items():
+            axes.axvline(value, color="black", linestyle=":", linewidth=1)
+            axes.annotate(mark, (value, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8)
+        axes.set(xscale="log", xlabel=option, ylabel=each)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
