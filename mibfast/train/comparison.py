@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mibfast.data.multimodal import MultimodalData, nearest
+from mibfast.data.multimodal import nearest
 from mibfast.data.sources import absolute_name
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, estimated_beta, fit, fitting_target, open_data, open_run, refuse_settings
-from mibfast.train.folder import BETA, RunFolder
+from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Fusion, Method, method
 from mibfast.train.pictures import draw_comparison, draw_sweep
 from mibfast.train.progress import Report, Task
@@ -178,7 +178,8 @@ def compare(
     The best setting is trained with every seed and evaluated on the test split.
 
     Fusions, which are compared with each other alone, are tuned over the same learning rates and multiples of their
-    betas by the validation split's accuracy, MAE or AUC. OMIB's beta is estimated, once for each run.
+    betas by the validation split's accuracy, MAE or AUC. OMIB's beta is estimated, once for each
+    seed, and kept with its report in `beta,seed=SEED.json`.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ def compare(
     vary : mapping from a loss's argument to its values, optional
         Ablations: a method that takes the argument is compared with each of the values, tuned over the rest. Of one
         argument with three positive numbers or more, `sweep.png` draws the figures by it; of OMIB's beta with its
-        estimated bounds, which `beta.json` has.
+        estimated bounds.
     combinations : {"every", "whole"}
         See :func:`mibfast.train.evaluation.evaluate`.
     progress : bool or Report
@@ -260,37 +261,30 @@ def compare(
             found = [runner.tested(best[variant], seed, combinations) for seed in range(seeds)]
             rows += _summarised(variant, found)
     comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
-    bounds = _bounds(folder, config, methods, vary or {}, found_data, report)
     folder.write_table("comparison.csv", rows)
     folder.write("comparison.md", lambda path: path.write_text(comparison.markdown()))
     folder.write("comparison.png", lambda path: draw_comparison(comparison.figures(), comparison.title, path))
     sweep = _sweep(comparison, variants, vary or {})
     if sweep:
         (option,) = vary or {}
-        folder.write("sweep.png", lambda path: draw_sweep(sweep, option, comparison.title, path, bounds))
+        marks = {}
+        if option == "beta" and any(isinstance(each, Fusion) and each.estimates_beta for each in map(method, methods)):
+            kept = _kept_beta(folder, config, report)
+            marks = {"M_l": kept["lower"], "M_u": kept["upper"]}
+        folder.write("sweep.png", lambda path: draw_sweep(sweep, option, comparison.title, path, marks))
     folder.write_json("comparison.json", {**plan, "chosen": best, "tried": tried, "rows": rows})
     return comparison
 
 
-def _bounds(
-    folder: RunFolder,
-    config: RunConfig,
-    methods: Sequence[str],
-    vary: Mapping[str, Sequence[Any]],
-    data: MultimodalData,
-    report: Report,
-) -> dict[str, float]:
-    """Return M_l and M_u where OMIB's beta is varied, so that it is not estimated for any run."""
-    if "beta" not in vary:
-        return {}
-    for chosen in map(method, methods):
-        if isinstance(chosen, Fusion) and chosen.estimates_beta:
-            if not (folder.path / BETA).exists():
-                target = target_of(data, config.task, config.normal_class)
-                folder.write_json(BETA, estimated_beta(config, data, target, report))
-            found = folder.read_json(BETA)
-            return {"M_l": found["lower"], "M_u": found["upper"]}
-    return {}
+def _kept_beta(folder: RunFolder, config: RunConfig, report: Report) -> dict[str, Any]:
+    """Return OMIB's beta for a seed, and its bounds: estimated once, and kept in the comparison's folder."""
+    name = f"beta,seed={config.seed}.json"
+    if not (folder.path / name).exists():
+        data = open_data(config)
+        target = target_of(data, config.task, config.normal_class)
+        folder.write_json(name, estimated_beta(config, data, target, report))
+    found: dict[str, Any] = folder.read_json(name)
+    return found
 
 
 def _sweep(
@@ -354,6 +348,10 @@ class _Runner:
         settings = dict(self._settings)
         if "learning_rate" in options:
             settings["learning_rate"] = options.pop("learning_rate")
+        chosen = method(self._name)
+        if isinstance(chosen, Fusion) and chosen.needs_beta(options):
+            named = {"method": self._name, "data": absolute_name(self._data), "seed": seed}
+            options["beta"] = _kept_beta(self._folder, RunConfig(**{**settings, **named}), self._report)["beta"]
         try:
             return fit(
                 self._name,
