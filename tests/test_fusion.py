@@ -453,11 +453,11 @@ def test_it_learns(method) -> None:
     torch.manual_seed(0)
     samples = {"image": torch.randn(256, 4), "text": torch.randn(256, 4)}
     labels = (samples["image"][:, 0] + samples["text"][:, 0] > 0).long()
-    encoders = {name: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32)) for name in samples}
+    encoders = {name: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 64)) for name in samples}
     taken = inspect.signature(METHODS[method]).parameters
     options = {name: 32 for name in ("hidden_features", "feedforward_features") if name in taken}
-    model = METHODS[method](encoders, 32, Classification(2), **options)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    model = METHODS[method](encoders, 64, Classification(2), **options)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     for _ in range(20):
         for rows in torch.randperm(256).split(32):
             optimizer.zero_grad()

@@ -100,7 +100,7 @@ def central_moment_discrepancy(a: Tensor, b: Tensor, moments: int = 5) -> Tensor
     """
     _check.count("central_moment_discrepancy", "moments", moments)
     a, b = _pair("central_moment_discrepancy", a=a, b=b)
-    total = (a.mean(0) - b.mean(0)).norm()
+    total: Tensor = (a.mean(0) - b.mean(0)).norm()
     a, b = a - a.mean(0), b - b.mean(0)
     power_a, power_b = a, b
     for _ in range(moments - 1):

@@ -117,7 +117,7 @@ class Regression(Task):
                 f"Regression: target must be floating-point of shape {list(found.shape)}, got "
                 f"{_check.described(target)}"
             )
-        difference = found - target.reshape(found.shape)
+        difference: Tensor = found - target.reshape(found.shape)
         return (difference.square() if self.error == "squared" else difference.abs()).sum(1)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
