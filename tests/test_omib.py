@@ -739,3 +739,47 @@ def test_attention_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             omib.CrossAttention(**options)
+
+
+# --- training
+
+
+def two_stages(specific: tuple[int, int], *, train: int = 1000, test: int = 1000):
+    """Train on shared, specific and superfluous blocks, of which a hyperplane makes the label; return accuracy and r."""
+    rng = np.random.default_rng(0)
+    shared, first, second = (rng.standard_normal((train + test, d)) for d in (10, *specific))
+    superfluous = rng.standard_normal((3, train + test, 10))
+    relevant = np.concatenate([shared, first, second], 1)
+    labels = torch.from_numpy((relevant @ rng.standard_normal(relevant.shape[1]) > 0).astype(np.int64))
+    views = {
+        name: torch.from_numpy(np.concatenate([shared, superfluous[0], each, b], 1)).float()
+        for name, each, b in (("v1", first, superfluous[1]), ("v2", second, superfluous[2]))
+    }
+    torch.manual_seed(0)
+    encoders = {
+        name: nn.Sequential(nn.Linear(x.shape[1], 64), nn.GELU(), nn.Linear(64, 32)) for name, x in views.items()
+    }
+    model = omib.OMIB(encoders, 32, fusion.Classification(2), beta=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    weights = []
+    for stage, epochs in (("warm-up", 3), ("main", 8)):
+        for _ in range(epochs):
+            for rows in torch.randperm(train).split(125):
+                terms = model.terms({name: x[rows] for name, x in views.items()}, labels[rows], stage)
+                optimizer.zero_grad()
+                terms["loss"].backward()
+                optimizer.step()
+                weights += [terms["r.v2"].item()] if stage == "main" else []
+    with torch.no_grad():
+        found = model({name: x[train:] for name, x in views.items()}).argmax(1)
+    return (found == labels[train:]).double().mean().item(), float(np.mean(weights))
+
+
+def test_training_uses_all_modalities_and_compresses_least_the_one_that_has_most() -> None:
+    accuracy, r = two_stages((20, 20))
+    # The best that one modality alone can do, with 30 of the label's 50 dimensions, is 0.78.
+    assert accuracy > 1 - math.acos(math.sqrt(30 / 50)) / math.pi + 0.05
+    _, first_has_most = two_stages((40, 4))
+    _, second_has_most = two_stages((4, 40))
+    assert first_has_most > r > second_has_most
+    assert first_has_most > 1 > second_has_most

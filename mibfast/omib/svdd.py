@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from mibfast import _check
@@ -150,7 +152,7 @@ def _array(x: ArrayLike | Tensor) -> ArrayLike:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
 
 
-def _scores(name: str, scores: ArrayLike | Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def _scores(name: str, scores: ArrayLike | Tensor) -> NDArray[np.number[Any]]:
     given = np.asarray(_array(scores))
     if given.dtype.kind not in "fiu" or given.ndim != 1 or not given.size:
         raise TypeError(f"{name}: scores must be numbers [N], got {_check.described(scores)}")

@@ -82,8 +82,8 @@ def modality_weights(
     divergences = torch.stack([task.divergence(x.double(), reference) for x in predictions]).clamp(0.0, largest)
     if ratio == "ratio_of_means":
         # Divided first: a sum may overflow where the mean does not.
-        first, *others = (divergences / divergences.shape[1]).sum(1).clamp(max=largest)
-        weights = torch.stack([_weight(first, each) for each in others])
+        means = (divergences / divergences.shape[1]).sum(1).clamp(max=largest)
+        weights = _weights(means[0], means[1:])
     else:
         first, others = divergences[0], divergences[1:]
         # 0 / 0 is a modality that knows as much as the first.
@@ -92,11 +92,11 @@ def modality_weights(
     return weights if fused.dtype == torch.float64 else weights.float()
 
 
-def _weight(first: Tensor, other: Tensor) -> Tensor:
-    """Return 2 / (1 + (other / first)^2), and 1 for two zeros, without overflow."""
-    largest = torch.maximum(first, other)
+def _weights(first: Tensor, others: Tensor) -> Tensor:
+    """Return 2 / (1 + (others / first)^2), and 1 for two zeros, without overflow."""
+    largest = torch.maximum(first, others)
     scale = torch.where(largest == 0, 1.0, largest)
-    a, b = (first / scale).square(), (other / scale).square()
+    a, b = (first / scale).square(), (others / scale).square()
     return torch.where(largest == 0, 1.0, 2 * a / (a + b))
 
 
