@@ -187,7 +187,7 @@ def start(tmp_path: Path, npz: str, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], changed_since: int = 0) -> None:
-    for _ in range(6000):
+    for _ in range(12000):
         if process.poll() is not None or (path.exists() and path.stat().st_mtime_ns > changed_since):
             return
         time.sleep(0.01)

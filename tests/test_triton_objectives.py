@@ -373,11 +373,11 @@ def _of_retrieval(kept: int):
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability) -> None:
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    choices = [(bf16, bf16, "tf32"), (bf16, fp32, "tf32"), (fp16, fp16, "tf32"), (fp32, fp32, "tf32")]
+    bf16, fp32 = torch.bfloat16, torch.float32
+    choices = [(bf16, bf16, "tf32"), (bf16, fp32, "tf32"), (fp32, fp32, "tf32")]
     cases = [_of_symile(kernel, capability, *each) for kernel in ("_reduce", "_weigh") for each in choices]
     cases += [_of_symile(kernel, capability, fp32, fp32, "ieee") for kernel in ("_reduce", "_weigh")]
-    cases += [_of_products_gradient(bf16), _of_retrieval(16), _of_retrieval(1024)]
+    cases += [_of_products_gradient(bf16), _of_retrieval(1024)]
     kernels = ("_moments", "_standardise", "_sum_products", "_mean_gradients", "_standardise_backward")
     cases += [_of_barlow_twins(kernel, dtype) for kernel in kernels for dtype in (bf16, torch.float64)]
     assert_compiled_without_spills(cases, capability)

@@ -1,21 +1,21 @@
-"""Compiles Triton kernels for GPUs that are not there, and reads what the assembler says of registers and memory.
+"""Compiles Triton kernels for GPUs that are not there, and reads what the binary takes of registers and memory.
 
 That happens in a process of its own, since nothing compiles in one where Triton's interpreter is on. The first call
-starts it and all later ones ask it again: importing torch and Triton costs more than most kernels.
+starts it and all later ones ask it again: importing torch and Triton costs more than most kernels. What Triton compiled
+before from the same source it finds in its cache.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import importlib
-import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ Compilation = tuple[str, str, dict[str, str | list[str]], dict[str, object], dic
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes: spilled bytes a thread, registers a thread, shared memory in bytes."""
+    """What a compiled kernel takes: bytes of stack a thread, where registers spill to, registers, bytes shared."""
 
     spilled: int
     registers: int
@@ -125,13 +125,12 @@ def of_pairwise_engine(
 
 @functools.cache
 def _compiler() -> subprocess.Popen[str]:
-    environment = {"TRITON_INTERPRET": "0", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
     compiler = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "TRITON_INTERPRET": "0"},
     )
 
     @atexit.register
@@ -175,11 +174,14 @@ def _compiled(compilation: Compilation, capability: int) -> Resources:
         {argument: found(constants.get(argument)) for argument, type_ in signature.items() if type_ == "constexpr"},
         {place: [["tt.divisibility", 16]] for place, type_ in places.items() if type_.endswith(":16")},
     )
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill", log.getvalue()))
-    registers = int(re.findall(r"Used (\d+) registers", log.getvalue())[0])
-    return Resources(spilled, registers, compiled.metadata.shared)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return Resources(int(stack), int(registers), compiled.metadata.shared)
 
 
 def _main() -> None:
