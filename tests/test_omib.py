@@ -745,7 +745,7 @@ def test_attention_refuses() -> None:
 
 
 def two_stages(specific: tuple[int, int], *, train: int = 1000, test: int = 1000):
-    """Train on shared, specific and superfluous blocks, of which a hyperplane makes the label; return accuracy and r."""
+    """Train on shared, specific and superfluous blocks; a hyperplane makes the label. Return accuracy and r."""
     rng = np.random.default_rng(0)
     shared, first, second = (rng.standard_normal((train + test, d)) for d in (10, *specific))
     superfluous = rng.standard_normal((3, train + test, 10))
