@@ -295,7 +295,7 @@ def _measured(
     key = _key(kernel, problem)
     with _lock:
         if key not in _choices:
-            _choices.update(_read())
+            _choices.update(_read() | _choices)
         if key in _choices:
             return _choices[key]
         if _is_capturing():
