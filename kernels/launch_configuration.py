@@ -80,7 +80,7 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     n: int
-    count: int
+    n_columns: int
     d: int
     operands: int = 1
     light: bool = False
@@ -295,7 +295,7 @@ def _measured(
     key = _key(kernel, problem)
     with _lock:
         if key not in _choices:
-            _choices.update(_read())
+            _choices.update(_read() | _choices)
         if key in _choices:
             return _choices[key]
         if _is_capturing():
@@ -342,11 +342,11 @@ def _neighbours(tile: Tile, limits: dict[str, tuple[int, int]]) -> Iterator[Tile
 
 def _key(kernel: str, problem: Problem) -> str:
     def bucket(count: int) -> int:
-        return 2 ** min(max((count - 1).bit_length(), _LEAST_COUNT), _LARGEST_COUNT)
+        return 1 << min(max((count - 1).bit_length(), _LEAST_COUNT), _LARGEST_COUNT)
 
-    d, n, count = power_of_two(problem.d, 16), bucket(problem.n), bucket(problem.count)
+    d, n, n_columns = power_of_two(problem.d, 16), bucket(problem.n), bucket(problem.n_columns)
     dtype = str(problem.dtype).removeprefix("torch.")
-    words = [kernel, _device_name(problem.device), dtype, arithmetic(problem.dtype), f"d {d}", f"{n} x {count}"]
+    words = [kernel, _device_name(problem.device), dtype, arithmetic(problem.dtype), f"d {d}", f"{n} x {n_columns}"]
     words += [f"operands {problem.operands}"] + ["light"] * problem.light
     return ", ".join(words)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,12 @@ def matrix_product(x: Tensor, y: Tensor, out: Tensor | None = None, add: bool = 
 
     The result is float32 where x is of half precision, unless `out` is of its dtype; else of the dtype of x.
     """
+    options: dict[str, Any] = {} if out is None else {"out": out}
     if x.dtype.itemsize == 2 and (out is None or out.dtype != x.dtype):
         if x.device.type == "cuda":
-            if add:
-                return torch.addmm(out, x, y, out_dtype=torch.float32, out=out)
-            return torch.mm(x, y, out_dtype=torch.float32, out=out)
-        # The interpreter: CPU products are of one dtype.
-        x, y = x.float(), y.float()
-    return torch.addmm(out, x, y, out=out) if add else torch.mm(x, y, out=out)
+            options["out_dtype"] = torch.float32
+        else:  # the interpreter: CPU products are of one dtype
+            x, y = x.float(), y.float()
+    if add and out is not None:
+        return torch.addmm(out, x, y, **options)
+    return torch.mm(x, y, **options)

@@ -138,7 +138,7 @@ def test_sizes_of_one_bucket_share_a_measurement() -> None:
         _problem(device=torch.device("cuda", 1)),
         _problem()._replace(operands=2),
         _problem()._replace(light=True),
-        _problem()._replace(count=100),
+        _problem()._replace(n_columns=100),
     ]
     for k, problem in enumerate(apart):
         clock.choose(problem)
