@@ -15,7 +15,7 @@ nothing else knows them. The functions may loop over K by `tl.static_range(len(t
 """
 
 # ruff: noqa: RUF005 - jit functions build tuples by addition
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment"
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -17,7 +17,7 @@ anchors, too, of which the origin is taken.
 """
 
 # ruff: noqa: RUF005 - jit functions build tuples by addition
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment"
 from __future__ import annotations
 
 from collections.abc import Sequence
