@@ -66,10 +66,10 @@ def info_nce_backward(
 ) -> list[Tensor]:
     """Gradients of `info_nce` for an upstream gradient [M, N]: those of the M embeddings, and the temperature's."""
     if keys == "pairwise":
-        _, *gradients, d_temperature = _sweep_pairwise(
+        _, *found, of_tau = _sweep_pairwise(
             z, temperature, ridge, positive_in_denominator, wants_temperature, upstream, lse
         )
-        return [*(g.to(x.dtype) for g, x in zip(gradients, z, strict=True)), d_temperature]
+        return [*(g.to(x.dtype) for g, x in zip(found, z, strict=True)), of_tau]
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
     d_temperature = []
     for m in range(len(z)):
