@@ -309,6 +309,41 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
             bars=[Bar("eager", least=1.0)],
             rounds=5,
         )
+    n = size(2048)
+    table["triangle"] = GPURow(
+        title=f"TRIANGLE, N={n}, d=256, float32",
+        inputs=partial(_embeddings, 3, n, 256, torch.float32, unit=True),
+        checked=partial(_embeddings, 3, size(512), 256, torch.float32, unit=True),
+        contenders={OURS: F.triangle_info_nce, "eager": peers.triangle_info_nce},
+        truth=partial(F.triangle_info_nce, backend="reference"),
+        bars=[Bar("eager", least=10.0)],
+        rounds=5,
+    )
+    n = size(4096)
+    pairwise = partial(F.one_vs_all_info_nce, keys="pairwise")
+    table["one-vs-all-pairwise"] = GPURow(
+        title=f"one-vs-all InfoNCE, pairwise keys, M=3, N={n}, d=256, float32",
+        inputs=partial(_embeddings, 3, n, 256, torch.float32),
+        checked=partial(_embeddings, 3, size(512), 256, torch.float32),
+        contenders={OURS: _listed(pairwise), "eager": _listed(peers.one_vs_all_info_nce_pairwise)},
+        truth=_listed(_reference(pairwise)),
+        floors={"18 GEMMs": gemms(18, n)},
+        bars=[Bar("eager", least=1.0)],
+        flops=(3 * 12.0 * n * n * 256, 3 * 16.0 * n * n * 256),
+        rounds=5,
+    )
+    n, h = size(2048), 256
+    table["critic-two-layers"] = GPURow(
+        title=f"InfoNCE of a concatenated critic, two hidden layers, N={n}, h={h}, float32",
+        inputs=partial(_two_layers, n, h),
+        checked=partial(_two_layers, size(256), h),
+        contenders={OURS: _info_nce_of_two_layers, "eager": partial(_info_nce_of_two_layers, backend="reference")},
+        truth=partial(_info_nce_of_two_layers, backend="reference"),
+        bars=[Bar("eager", least=0.5)],
+        most_bytes=16 * n * h * 4 + 192 * 2**20,
+        flops=(6.0 * n * n * h * h, 10.0 * n * n * h * h),
+        rounds=5,
+    )
     n, h = size(8192), 512
     table["critic-additive"] = GPURow(
         title=f"InfoNCE of a concatenated critic, N={n}, h={h}, float32",
@@ -382,6 +417,20 @@ def _additive(n: int, h: int) -> list[Tensor]:
 
 def _info_nce_of_additive(u: Tensor, v: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
     positives, row_lse = F.critic_log_sum_exp(u, v, weight, bias, score="additive", positive=True, **options)
+    return (row_lse - positives).mean()
+
+
+def _two_layers(n: int, h: int) -> list[Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix, offset = torch.randn(h, h, device=device) * (2 / h) ** 0.5, torch.randn(h, device=device)
+    return [*_additive(n, h), *(x.requires_grad_() for x in (matrix, offset))]
+
+
+def _info_nce_of_two_layers(
+    u: Tensor, v: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, offset: Tensor, **options: Any
+) -> Tensor:
+    hidden = {"hidden": (matrix, offset), "score": "additive", "positive": True}
+    positives, row_lse = F.critic_log_sum_exp(u, v, weight, bias, **hidden, **options)
     return (row_lse - positives).mean()
 
 

@@ -43,6 +43,10 @@ _Result = TypeVar("_Result")
 
 # Embeddings or experts that one Triton kernel takes: each is a pointer, and a tile or a row of one in registers.
 LARGEST_M = 16
+# Inner products a pair that kernels of all pairs take, each a tile of registers.
+LARGEST_K = 7
+# Numbers of a vector that kernels hold whole, beside the others of its sample.
+LARGEST_WHOLE_D = 4096
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
 # Threads of a warp.
@@ -75,7 +79,10 @@ class Tile(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a tile is chosen for: N rows [d] and N' columns of a number of operands."""
+    """What a tile is chosen for: N rows [d] and N' columns, and how many tiles of a pair registers hold.
+
+    These are the products with each of its operands, and the score where it is none of them.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -97,13 +104,17 @@ class _Row(NamedTuple):
 
 
 _INTERPRETED_PRODUCTS = _Row(Tile(16, 32, 1, 16, 1), capability=INTERPRETED)
-_WITHOUT_TENSOR_CORES = (_Row(Tile(64, 64, 8, 16, 2)), _INTERPRETED_PRODUCTS)
+_WITHOUT_TENSOR_CORES = (
+    _Row(Tile(64, 64, 8, 16, 2), most_operands=4),
+    _Row(Tile(64, 32, 8, 16, 2)),
+    _INTERPRETED_PRODUCTS,
+)
+_OF_MANY = (_Row(Tile(64, 64, 8, 32, 2), most_operands=4), _Row(Tile(64, 32, 8, 32, 2)), _INTERPRETED_PRODUCTS)
 _CHUNK = {
     "half": (
         _Row(Tile(128, 128, 8, 64, 3), most_operands=1, light=True),
         _Row(Tile(128, 64, 8, 64, 3), most_operands=1),
-        _Row(Tile(64, 64, 8, 32, 2)),
-        _INTERPRETED_PRODUCTS,
+        *_OF_MANY,
     ),
     "tf32": (_Row(Tile(128, 64, 8, 32, 3), most_operands=1), *_WITHOUT_TENSOR_CORES),
     "ieee": _WITHOUT_TENSOR_CORES,
@@ -123,18 +134,18 @@ _TABLE: dict[str, dict[str, tuple[_Row, ...]]] = {
             _Row(Tile(128, 128, 8, _ALL, 1), largest_d=128, most_operands=1, light=True),
             _Row(Tile(128, 64, 8, _ALL, 1), largest_d=128, most_operands=1),
             _Row(Tile(128, 128, 8, 64, 3), most_operands=1, light=True),
-            _Row(Tile(128, 64, 8, 64, 3), most_operands=2),
-            _Row(Tile(64, 64, 8, 32, 2)),
-            _INTERPRETED_PRODUCTS,
+            _Row(Tile(128, 64, 8, 64, 3), most_operands=1),
+            *_OF_MANY,
         ),
         "tf32": (
             _Row(Tile(128, 64, 8, _ALL, 1), largest_d=64, most_operands=1),
-            _Row(Tile(128, 64, 8, 32, 3), most_operands=2),
+            _Row(Tile(128, 64, 8, 32, 3), most_operands=1),
             *_WITHOUT_TENSOR_CORES,
         ),
         "ieee": _WITHOUT_TENSOR_CORES,
     },
     "pairwise.chunk": _CHUNK,
+    "pairwise.score": _CHUNK,
     # Rows are of the program's own side, columns of the one that it walks.
     "pairwise.recompute": {
         "half": _RECOMPUTED,
@@ -151,6 +162,11 @@ _TABLE: dict[str, dict[str, tuple[_Row, ...]]] = {
     "critic.scores": {
         **dict.fromkeys(("ieee", "tf32"), (_Row(Tile(64, 64, 8)), _Row(Tile(8, 16, 4), capability=INTERPRETED))),
         "float64": (_Row(Tile(32, 32, 4)), _Row(Tile(8, 16, 4), capability=INTERPRETED)),
+    },
+    # Pairs, which are rows of a product with the second hidden layer.
+    "critic.two_layers": {
+        **dict.fromkeys(("half", "tf32"), (_Row(Tile(8, 16, 8)), _Row(Tile(4, 8, 4), capability=INTERPRETED))),
+        "ieee": (_Row(Tile(4, 16, 8)), _Row(Tile(4, 8, 4), capability=INTERPRETED)),
     },
     # Owners and units.
     "critic.sums": dict.fromkeys(
@@ -228,6 +244,19 @@ def sample_tile(d: int, vectors: int) -> Tile:
     rows = power_of_two(vectors)
     warps, a_thread = max(1, rows // 4), 16 if rows <= 4 else 8
     return Tile(rows, min(power_of_two(d), a_thread * _WARP * warps // rows), warps)
+
+
+def whole_vectors_tile(d: int, vectors: int) -> Tile:
+    """For kernels that hold vectors of samples whole, in float64: its rows are samples, of a few vectors each.
+
+    Eight numbers a thread and vector at least, and warps for 96 registers of them.
+    """
+    columns = power_of_two(d)
+    rows = max(1, 8 * _WARP // columns)
+    warps = 1
+    while warps < 16 and 2 * vectors * rows * columns > 96 * _WARP * warps:
+        warps *= 2
+    return Tile(rows, columns, warps)
 
 
 def shipped(kernel: str, device_capability: int, how: str, d: int, operands: int = 1, light: bool = False) -> Tile:

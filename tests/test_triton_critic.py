@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 import torch
+from cuda_graphs import assert_a_graph_repeats
 from operations import OPERATIONS, inputs, value_and_gradients
 from torch import Tensor
 from triton_compilation import assert_compiled_without_spills, of_pairwise_engine
@@ -28,6 +29,7 @@ NAMES = [
     "critic_log_sum_exp, additive, columns, clipped, positive out",
     "critic_softplus, additive",
 ]
+TWO_LAYERS = ["critic_log_sum_exp, two layers, positive out", "critic_softplus, two layers"]
 INNER_PRODUCTS = [
     "critic_log_sum_exp",
     "critic_log_sum_exp, columns, positive out",
@@ -254,9 +256,102 @@ def test_what_has_no_kernel_says_why() -> None:
     for function in (F.critic_softplus, F.critic_log_sum_exp):
         with pytest.raises(RuntimeError, match=r"'triton' cannot be used: .*not for float64|it serves"):
             function(x.double(), x.double(), backend="triton")
-    options = {"score": "additive", "hidden": (torch.randn(2, 3), torch.randn(2)), "backend": "triton"}
-    with pytest.raises(RuntimeError, match=r"'triton' cannot be used: .*one hidden layer|it serves"):
-        F.critic_log_sum_exp(x, x, torch.randn(2), **options)
+    x, hidden = x.double(), (torch.randn(2, 3).double(), torch.randn(2).double())
+    with pytest.raises(
+        RuntimeError, match=r"'triton' cannot be used: .*two hidden layers are not for float64|it serves"
+    ):
+        F.critic_log_sum_exp(x, x, hidden[1], hidden=hidden, score="additive", backend="triton")
+
+
+def _two_layers(h: int, g: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Weight, bias, W and c."""
+    shapes = ((g,), (), (g, h), (g,))
+    return [(0.5 * torch.randn(shape)).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def _of_two_layers(leaves: list[Tensor], backend: str, softplus: bool = False, **options: object) -> list[Tensor]:
+    """Values, and the gradients of all for uneven upstream gradients."""
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    x, y, weight, bias, *hidden = leaves
+    function = F.critic_softplus if softplus else F.critic_log_sum_exp
+    found = function(x, y, weight, bias, tuple(hidden), score="additive", backend=backend, **options)
+    upstreams = [a * torch.linspace(-0.7, 1.3, len(z)).to(z) for a, z in zip((1.0, 1.0, -0.3), found, strict=False)]
+    return [*found, *torch.autograd.grad(found, leaves, upstreams)]
+
+
+OPTIONS = [{}, {"columns": True, "clip": 1.0}, {"positive": True, "columns": True}, {"softplus": True}]
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "h", "g"), [(1, 1, 1), (17, 9, 20)])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_two_layers_err_no_more_than_plain_pytorch(options, n, h, g, dtype) -> None:
+    if n == 1 and not options.get("positive"):
+        pytest.skip("log-sum-exps of nothing")
+    columns = n if options.get("columns") else n + 5
+    leaves = [torch.randn(n, h).to(dtype), torch.randn(columns, h).to(dtype), *_two_layers(h, g, dtype)]
+    _inner_products_err_no_more_than_plain_pytorch(lambda x, backend: _of_two_layers(x, backend, **options), leaves)
+
+
+@interpreted
+@pytest.mark.parametrize("options", OPTIONS[1::2], ids=str)
+def test_two_layers_in_chunks_and_shares(options, monkeypatch) -> None:
+    """Chunks of 16 x 16 pairs, of 48 x 32 and more; and the same result twice, and as the CPU's kernels have it."""
+    monkeypatch.setattr(kernels, "_PAIRS_BYTES", 1)
+    monkeypatch.setattr(kernels, "_PROGRAMS", 9)
+    leaves = [torch.randn(33, 5), torch.randn(33, 5), *_two_layers(5, 9, torch.float32)]
+    found = _of_two_layers(leaves, "triton", **options)
+    assert all(torch.equal(a, b) for a, b in zip(found, _of_two_layers(leaves, "triton", **options), strict=True))
+    for backend in ("reference", "cpu"):
+        for a, b in zip(found, _of_two_layers(leaves, backend, **options), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@interpreted
+@pytest.mark.parametrize("name", TWO_LAYERS)
+def test_two_layers_with_every_subset_of_inputs_that_need_gradients(name) -> None:
+    full = inputs(4, 3, torch.float32)[:4]
+    expected = torch.autograd.grad(OPERATIONS[name](*full, None, backend="triton").sum(), full)
+    for needed in product([False, True], repeat=4):
+        leaves = [x.detach().clone().requires_grad_(need) for x, need in zip(full, needed, strict=True)]
+        result = OPERATIONS[name](*leaves, None, backend="triton")
+        assert result.requires_grad == any(needed)
+        if any(needed):
+            result.sum().backward()
+        for x, g in zip(leaves, expected, strict=True):
+            assert (x.grad is None) == (not x.requires_grad)
+            if x.grad is not None:
+                assert torch.equal(x.grad, g)
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-4, 30.0])
+def test_two_layers_small_and_large_with_strides_and_duplicates(scale) -> None:
+    x, y = scale * torch.randn(6, 18).T, scale * torch.randn(18, 12)[:, ::2]
+    x[9:] = x[:9].clone()
+    leaves = [x, y, *_two_layers(6, 7, torch.float32)]
+    _inner_products_err_no_more_than_plain_pytorch(
+        lambda x, backend: _of_two_layers(x, backend, columns=True), leaves, 1e-6
+    )
+
+
+@interpreted
+def test_two_layers_keep_nan_and_a_tie_has_no_gradient() -> None:
+    x, y = torch.randn(2, 19, 3)
+    parameters = _two_layers(3, 4, torch.float32)
+    broken = x.clone()
+    broken[4, 1] = math.nan
+    for leaves in ((broken, y), (y, broken)):
+        for softplus in (False, True):
+            found = _of_two_layers([*leaves, *parameters], "triton", softplus, positive=True)
+            expected = _of_two_layers([*leaves, *parameters], "reference", softplus, positive=True)
+            for a, b in zip(found[:2], expected[:2], strict=True):
+                assert torch.equal(a.isnan(), b.isnan())
+            assert all(g.isnan().any() for g in found[2:])
+    zero = torch.zeros(5, 3)
+    found = _of_two_layers([zero, zero, *parameters[:3], torch.zeros(4)], "triton")
+    assert all((g == 0).all() for g in (found[2], found[3], found[6], found[7]))
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -286,6 +381,29 @@ def test_kernels_compile_without_spills(capability) -> None:
         integers = "first count units g_stride"
         add("_sum_active", element, "owners others g sums", "", integers, OF_ROWS=softplus, **sum_options)
     assert_compiled_without_spills(compilations, capability)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_two_layers_compile_without_spills(capability) -> None:
+    cases = []
+    for element, how in (("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
+        tile = shipped("critic.two_layers", capability, how, 256)
+        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "SECOND": 64}
+        constants |= {"PRECISION": "ieee" if how == "ieee" else "tf32"}
+        constants |= {"SOFTPLUS": False, "POSITIVE": False, "CLIPPED": True, "BOTH_WAYS": True}
+        numbers = dict.fromkeys(("u", "n", "v", "matrix", "first_layer", "second_layer"), f"*{element}:16")
+        numbers |= dict.fromkeys(("weight", "row_offsets", "column_offsets", "offset", "sums", "totals"), "*fp32:16")
+        numbers |= dict.fromkeys(("positives", "maxima", "of_positives", "of_rows", "of_columns"), "*fp32:16")
+        numbers |= dict.fromkeys(("row_lse", "column_lse"), "*fp64:16") | {"clip": "fp32"}
+        numbers |= dict.fromkeys(("rows", "columns", "share", "first_row", "first_column", "chunk_columns"), "i32")
+        numbers |= dict.fromkeys(("units", "second_units", "u_stride", "n_stride"), "i32:16")
+        warps = {"num_warps": tile.warps}
+        cases.append((MODULE, "_reduce", numbers, constants | {"TOGETHER": kernels._UNITS_OF_TWO}, warps))
+        cases.append((MODULE, "_weigh_second_layer", numbers, constants | {"UNITS": kernels._UNITS_OF_TWO}, warps))
+        pointers = dict.fromkeys(("owners", "others", "pairs"), f"*{element}:16") | {"sums": "*fp32:16"}
+        integers = {"count": "i32", "units": "i32:16", "owner_stride": "i32", "other_stride": "i32"}
+        cases.append((MODULE, "_sum_pairs", pointers | integers, {"OTHERS": 16, "UNITS": 64}, {"num_warps": 4}))
+    assert_compiled_without_spills(cases, capability)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -384,3 +502,30 @@ def test_on_a_gpu_torch_compile_and_cuda_graphs() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "h", "g"), [(2, 5, 3), (300, 77, 130), (1000, 256, 128)])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_on_a_gpu_two_layers_err_by_the_rounding_of_products(options, n, h, g, dtype) -> None:
+    leaves = [torch.randn(n, h).to("cuda", dtype) for _ in range(2)] + _two_layers(h, g, dtype, "cuda")
+    with torch.no_grad():
+        leaves[4] /= h**0.5
+    truth = _of_two_layers([x.double() for x in leaves], "reference", **options)
+    # What is multiplied is bfloat16, or has the digits of float16 (tf32) where inputs do.
+    rounding = 2e-2 if dtype == torch.bfloat16 else 4e-3 if dtype == torch.float16 else 1e-4
+    for a, exact in zip(_of_two_layers(leaves, "triton", **options), truth, strict=True):
+        finite = exact.isfinite()
+        assert torch.equal(a.isfinite(), finite)
+        assert (a.double() - exact)[finite].norm() <= rounding * exact[finite].norm().clamp(min=1.0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_layers_repeat_and_graphs_capture_them() -> None:
+    leaves = [torch.randn(700, 100, device="cuda") for _ in range(2)] + _two_layers(100, 90, torch.float32, "cuda")
+    expected = _of_two_layers(leaves, "triton", columns=True)
+    assert all(torch.equal(a, b) for a, b in zip(_of_two_layers(leaves, "triton", columns=True), expected, strict=True))
+    assert_a_graph_repeats(
+        lambda: _of_two_layers(leaves, "triton", columns=True), lambda: leaves[0].copy_(leaves[1].flip(0))
+    )

@@ -67,10 +67,14 @@ def of_pairwise_engine(
     reduction: str = "log_sum_exp",
     dtype: torch.dtype = torch.bfloat16,
     how: str = "half",
+    score: str = "INNER_PRODUCT",
+    k: int = 1,
+    s: int = 0,
 ) -> Compilation:
-    """The compilation of a kernel of the pairwise engine for inner products, at the tile that is shipped.
+    """The compilation of a kernel of the pairwise engine, at the tile that is shipped.
 
-    `reduction` is a name in `reductions_triton`, `how` the arithmetic.
+    `reduction` is a name in `reductions_triton`, `how` the arithmetic. A score is of k tiles, and of s statistics of
+    columns and, with them, one of rows and positives that are known apart.
     """
     from mibfast.kernels.launch_configuration import shipped
     from mibfast.kernels.pairwise import reductions_triton
@@ -80,19 +84,21 @@ def of_pairwise_engine(
         found, functions = reductions_triton.log_sum_exp(flags), [f"{place}:_{x}_log_sum_exp" for x in ("add", "weigh")]
     else:
         found, functions = getattr(reductions_triton, reduction), [f"{place}:{reduction}.{x}" for x in ("add", "weigh")]
-    name = {"_reduce": "pairwise.reduce", "_weigh_chunk": "pairwise.chunk", "_recompute": "pairwise.recompute"}[kernel]
-    tile = shipped(name, capability, how, d, light=found.light)
+    names = {"_reduce": "reduce", "_weigh_chunk": "chunk", "_recompute": "recompute", "_score": "score"}
+    light = found.light and kernel != "_score"
+    tile = shipped(f"pairwise.{names[kernel]}", capability, how, d, k + (s > 0), light)
     constants = {
-        "SCORE": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.value",
-        "SCORE_GRADIENT": "mibfast.kernels.pairwise.scores_triton:INNER_PRODUCT.gradient",
+        "SCORE": f"mibfast.kernels.pairwise.scores_triton:{score}.value",
+        "SCORE_GRADIENT": f"mibfast.kernels.pairwise.scores_triton:{score}.gradient",
         "ADD": functions[0],
         "WEIGH": functions[1],
         "ROW_PLANES": found.row_planes,
         "COLUMN_PLANES": found.column_planes,
         "MAXIMUM": found.maximum,
         "FLAGS": flags,
-        "K": 1,
-        "S": 0,
+        "K": k,
+        "S": s,
+        "into_column_stride": 1,
         "SCALE": 2,
         **dict.fromkeys(("BIAS", "GAIN", "UNDONE"), 0),
         "TIMES_SCALE": True,
@@ -107,7 +113,7 @@ def of_pairwise_engine(
         "PRECISION": "ieee" if how == "ieee" else "tf32",
     }
     counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size"
-    strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride split_size"
+    strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride into_row_stride split_size"
     matrices = "rows operands weights own_side other_side into"
     vectors = "upstream sums row_states column_states positive_scores"
     types = {
@@ -119,6 +125,11 @@ def of_pairwise_engine(
         **dict.fromkeys(("bias", "gain", "undone", "smoothing"), "fp32"),
         "scale": "*fp32:16",
     }
+    if s:
+        statistics = [x for side in ("row_statistic", "column_statistics") for x in (side, f"{side}_gradient")]
+        types |= dict.fromkeys((*statistics, "positives", "positive_gradient"), "*fp32:16")
+    if kernel == "_score":
+        types["into"] = "*fp32:16"
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     return "mibfast.kernels.pairwise.engine_triton", kernel, types, constants, options
 

@@ -1,4 +1,4 @@
-"""Critics of inner products and of one hidden layer over all pairs in Triton; `cpu.py` has the formulas.
+"""Critics of inner products and of one or two hidden layers over all pairs in Triton; `cpu.py` has the formulas.
 
 Inner products are of the pairwise engine, 1 GEMM of 2 N N' d FLOPs forward and 3 backward, or 4 up to d = 128, whatever
 is asked for: cost and floor stand at the head of `pairwise/engine_triton.py`. Predicted on an H200 for N = N' = 8192,
@@ -18,6 +18,15 @@ Cost on an H200: the floor of 3 N N' h FLOPs over 67 TFLOP/s float32 is 0.2 ms f
 runs at half the rate of a multiply-add (16.7 T/s), so the units of a tile take N N' h / 16.7e12 s, 0.26 ms; the
 backward is three of these, 0.8 ms. Bytes are no matter: a pair of a tile loads 1 / 32 of a number a unit, from the
 first cache. Prediction: forward and backward in 1.6 ms. Measured: not run.
+
+With a second layer W [g, h] a tile of pairs forms its relu(u_i + v_j) on the chip, a piece of the units at a time, for
+a product with a block of W: 1 GEMM of 2 N N' h g FLOPs forward, two both ways, and nothing of a pair leaves the chip.
+The backward takes chunks of pairs, square, 128 MiB at most: `_weigh_second_layer` forms the scores once more and writes
+the first layer, and the gradient of the second over its sums; cuBLAS makes dL/dW and the gradient of the first of them,
+4 GEMMs in all; and `_sum_pairs` adds that up for rows and columns. In bfloat16 what is multiplied is rounded to it.
+Cost on an H200 for N = 4096, h = g = 256: a GEMM is 2.2 TFLOP, 2.8 ms at 790 TFLOP/s in bfloat16 and 37 ms at 60 in
+float32. Of a pair 5 h + 5 g numbers are moved, 86 GB in bfloat16 and 18 ms at 4.8 TB/s where they do not stay in L2.
+Predicted: 5 ms forward and 40 ms both in bfloat16, 60 and 260 ms in float32. Measured: not run.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -31,7 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.launch_configuration import Problem, Tile, choose
+from mibfast.kernels.launch_configuration import Problem, Tile, arithmetic, capability, choose, precision, shipped
+from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
 from mibfast.kernels.pairwise import triton as pairwise
@@ -46,6 +56,12 @@ _PIECE = 64
 _PROGRAMS = 528
 # Bytes of a chunk of G and its transpose.
 _CHUNK_BYTES = 2**26
+# Units of the first layer that a tile of two takes at once; of the second it takes as many as pad them.
+_UNITS_OF_TWO = 32
+# Bytes of a chunk of pairs, their first layer, its gradient, and the second layer's.
+_PAIRS_BYTES = 2**27
+# Pairs that `_sum_pairs` adds at once.
+_OTHERS = 16
 
 
 @triton.jit
@@ -58,6 +74,59 @@ def _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_str
             x, y = tl.load(u + unit * u_stride + row), tl.load(n + unit * n_stride + column)
             s += tl.load(weight + unit) * tl.maximum(x[:, None], y[None, :])
     return s
+
+
+@triton.jit
+def _second_layer_scores(
+    u,
+    v,
+    weight,
+    row_offsets,
+    column_offsets,
+    matrix,
+    offset,
+    first_row,
+    first_column,
+    units,
+    second_units,
+    kept,
+    kept_second,
+    kept_first,
+    kept_column,
+    kept_columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    SECOND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Scores [ROWS, COLUMNS] from u and v, [padded count, units]; both layers are stored where `kept` is given.
+
+    There pairs are those of rows from `kept_first` on and `kept_columns` columns from `kept_column` on.
+    """
+    pair = tl.arange(0, ROWS * COLUMNS)
+    row, column = first_row + pair // COLUMNS, first_column + pair % COLUMNS
+    s = tl.load(row_offsets + row) + tl.load(column_offsets + column)
+    mine, theirs = u + row[:, None].to(tl.int64) * units, v + column[:, None].to(tl.int64) * units
+    if kept is not None:
+        place = ((row - kept_first).to(tl.int64) * kept_columns + (column - kept_column))[:, None]
+    for first in range(0, second_units, SECOND):
+        second = first + tl.arange(0, SECOND)
+        z = tl.zeros((ROWS * COLUMNS, SECOND), tl.float32)
+        for start in range(0, units, UNITS):
+            unit = (start + tl.arange(0, UNITS))[None, :]
+            x = tl.load(mine + unit).to(tl.float32) + tl.load(theirs + unit).to(tl.float32)
+            # NaN is kept.
+            x = tl.where(x <= 0.0, 0.0, x).to(matrix.dtype.element_ty)
+            if kept is not None:
+                tl.store(kept + place * units + unit, x, mask=first == 0)
+            block = tl.load(matrix + second[:, None].to(tl.int64) * units + unit)
+            z = tl.dot(x, tl.trans(block), z, input_precision=PRECISION)
+        z += tl.load(offset + second)[None, :]
+        if kept is not None:
+            tl.store(kept_second + place * second_units + second[None, :], z.to(matrix.dtype.element_ty))
+        s += tl.sum(tl.load(weight + second)[None, :] * tl.where(z <= 0.0, 0.0, z), 1)
+    return tl.reshape(s, (ROWS, COLUMNS))
 
 
 @triton.jit
@@ -95,21 +164,54 @@ def _reduce(
     n_stride,
     share,
     clip,
+    matrix,
+    offset,
+    second_units,
     SOFTPLUS: tl.constexpr,
     POSITIVE: tl.constexpr,
     CLIPPED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TOGETHER: tl.constexpr,
+    SECOND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Maximum and sum of each row's scores over a share of the columns, and positives where they lie in it."""
+    """Maximum and sum of each row's scores over a share of the columns, and positives where they lie in it.
+
+    Of one hidden layer, from transposes, or with `matrix` of two; TOGETHER units at a time.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     begin = tl.program_id(1) * share
-    number = u.dtype.element_ty
+    number = row_offsets.dtype.element_ty
     maximum, total = tl.full((ROWS,), -float("inf"), number), tl.zeros((ROWS,), number)
     for first in range(begin, tl.minimum(begin + share, columns), COLUMNS):
         column = first + tl.arange(0, COLUMNS)
-        s = _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER)
+        if matrix is None:
+            s = _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER)
+        else:
+            s = _second_layer_scores(
+                u,
+                n,
+                weight,
+                row_offsets,
+                column_offsets,
+                matrix,
+                offset,
+                tl.program_id(0) * ROWS,
+                first,
+                units,
+                second_units,
+                None,
+                None,
+                0,
+                0,
+                0,
+                ROWS,
+                COLUMNS,
+                TOGETHER,
+                SECOND,
+                PRECISION,
+            )
         own = row[:, None] == column[None, :]
         has_own = (row >= first) & (row < first + COLUMNS) & (row < rows)
         tl.store(positives + row, tl.sum(tl.where(own, s, 0.0), 1), mask=has_own)
@@ -132,6 +234,46 @@ def _parts(lse, dtype: tl.constexpr):
     """A float64 log-sum-exp in two numbers of a dtype: that of large scores has no digits to spare."""
     high = lse.to(dtype)
     return high, tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(dtype)
+
+
+@triton.jit
+def _pair_weights(
+    s,
+    row,
+    column,
+    rows,
+    columns,
+    of_positives,
+    of_rows,
+    of_columns,
+    row_lse,
+    column_lse,
+    clip,
+    SOFTPLUS: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
+):
+    """dL/ds of a tile of pairs, zero where there is no pair."""
+    in_rows, in_columns = row < rows, column < columns
+    upstream = tl.load(of_rows + row, mask=in_rows, other=0.0)
+    if SOFTPLUS:
+        weights = upstream[:, None] / (1.0 + tl.exp(-s))
+    else:
+        high, low = _parts(tl.load(row_lse + row, mask=in_rows, other=0.0), s.dtype)
+        weights = upstream[:, None] * tl.exp((s - high[:, None]) - low[:, None])
+        if BOTH_WAYS:
+            high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
+            factor = tl.load(of_columns + column, mask=in_columns, other=0.0)
+            weights += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
+    own = row[:, None] == column[None, :]
+    if CLIPPED:
+        weights = tl.where(tl.abs(s) > clip, 0.0, weights)
+    if not POSITIVE:
+        weights = tl.where(own, 0.0, weights)
+    of_own = tl.load(of_positives + row, mask=in_rows, other=0.0)
+    weights += tl.where(own, of_own[:, None], 0.0)
+    return tl.where(in_rows[:, None] & in_columns[None, :], weights, 0.0)
 
 
 @triton.jit
@@ -169,25 +311,23 @@ def _weigh(
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row, column = first + local, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     s = _scores(u, n, weight, row_offsets, column_offsets, row, column, units, u_stride, n_stride, TOGETHER)
-    in_rows, in_columns = row < rows, column < columns
-    upstream = tl.load(of_rows + row, mask=in_rows, other=0.0)
-    if SOFTPLUS:
-        weights = upstream[:, None] / (1.0 + tl.exp(-s))
-    else:
-        high, low = _parts(tl.load(row_lse + row, mask=in_rows, other=0.0), s.dtype)
-        weights = upstream[:, None] * tl.exp((s - high[:, None]) - low[:, None])
-        if BOTH_WAYS:
-            high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
-            factor = tl.load(of_columns + column, mask=in_columns, other=0.0)
-            weights += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
-    own = row[:, None] == column[None, :]
-    if CLIPPED:
-        weights = tl.where(tl.abs(s) > clip, 0.0, weights)
-    if not POSITIVE:
-        weights = tl.where(own, 0.0, weights)
-    of_own = tl.load(of_positives + row, mask=in_rows, other=0.0)
-    weights += tl.where(own, of_own[:, None], 0.0)
-    weights = tl.where(in_rows[:, None] & in_columns[None, :], weights, 0.0)
+    weights = _pair_weights(
+        s,
+        row,
+        column,
+        rows,
+        columns,
+        of_positives,
+        of_rows,
+        of_columns,
+        row_lse,
+        column_lse,
+        clip,
+        SOFTPLUS,
+        POSITIVE,
+        CLIPPED,
+        BOTH_WAYS,
+    )
     tl.store(g + local[:, None].to(tl.int64) * g_stride + column[None, :], weights)
     place = column[:, None].to(tl.int64) * transposed_stride + local[None, :]
     tl.store(g_transposed + place, tl.trans(weights))
@@ -227,12 +367,146 @@ def _sum_active(
     tl.store(sums + place, total)
 
 
+@triton.jit
+def _weigh_second_layer(
+    u,
+    v,
+    weight,
+    row_offsets,
+    column_offsets,
+    matrix,
+    offset,
+    of_positives,
+    of_rows,
+    of_columns,
+    row_lse,
+    column_lse,
+    first_layer,
+    second_layer,
+    sums,
+    totals,
+    first_row,
+    first_column,
+    rows,
+    columns,
+    chunk_columns,
+    units,
+    second_units,
+    clip,
+    SOFTPLUS: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    SECOND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The first layer of a chunk of pairs, and dL/d of the sums that the second layer is made of.
+
+    A program adds to sums of its own: `totals` of dL/ds, and in `sums`, [2, second_units], dL/dweight and dL/doffset.
+    """
+    start_row = first_row + tl.program_id(0) * ROWS
+    start_column = first_column + tl.program_id(1) * COLUMNS
+    s = _second_layer_scores(
+        u,
+        v,
+        weight,
+        row_offsets,
+        column_offsets,
+        matrix,
+        offset,
+        start_row,
+        start_column,
+        units,
+        second_units,
+        first_layer,
+        second_layer,
+        first_row,
+        first_column,
+        chunk_columns,
+        ROWS,
+        COLUMNS,
+        UNITS,
+        SECOND,
+        PRECISION,
+    )
+    weights = _pair_weights(
+        s,
+        start_row + tl.arange(0, ROWS),
+        start_column + tl.arange(0, COLUMNS),
+        rows,
+        columns,
+        of_positives,
+        of_rows,
+        of_columns,
+        row_lse,
+        column_lse,
+        clip,
+        SOFTPLUS,
+        POSITIVE,
+        CLIPPED,
+        BOTH_WAYS,
+    )
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(totals + program, tl.load(totals + program) + tl.sum(tl.sum(weights, 1), 0))
+    weights = tl.reshape(weights, (ROWS * COLUMNS,))[:, None]
+    pair = tl.arange(0, ROWS * COLUMNS)
+    local_row, local_column = start_row - first_row + pair // COLUMNS, start_column - first_column + pair % COLUMNS
+    place = second_layer + (local_row.to(tl.int64) * chunk_columns + local_column)[:, None] * second_units
+    # What other threads of the program stored is read.
+    tl.debug_barrier()
+    for first in range(0, second_units, SECOND):
+        second = first + tl.arange(0, SECOND)
+        z = tl.load(place + second[None, :]).to(tl.float32)
+        # A NaN is no reason to leave a gradient out.
+        inactive = z <= 0.0
+        of_weight = tl.sum(tl.where(inactive, 0.0, weights * z), 0)
+        of_z = tl.where(inactive, 0.0, weights * tl.load(weight + second)[None, :])
+        tl.store(place + second[None, :], of_z.to(second_layer.dtype.element_ty))
+        at = sums + program * 2 * second_units + second
+        tl.store(at, tl.load(at) + of_weight)
+        tl.store(at + second_units, tl.load(at + second_units) + tl.sum(of_z, 0))
+
+
+@triton.jit
+def _sum_pairs(
+    owners,
+    others,
+    pairs,
+    sums,
+    count,
+    units,
+    owner_stride,
+    other_stride,
+    OTHERS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """sums_pk += sum_q pairs_pqk 1[owners_pk + others_qk > 0] over `count` others q."""
+    owner = tl.program_id(0).to(tl.int64)
+    unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    mine = tl.load(owners + owner * units + unit).to(tl.float32)[None, :]
+    total = tl.zeros((UNITS,), tl.float32)
+    for start in range(0, count, OTHERS):
+        other = (start + tl.arange(0, OTHERS))[:, None].to(tl.int64)
+        x = mine + tl.load(others + other * units + unit[None, :]).to(tl.float32)
+        g = tl.load(pairs + (owner * owner_stride + other * other_stride) * units + unit[None, :]).to(tl.float32)
+        total += tl.sum(tl.where(x <= 0.0, 0.0, g), 0)
+    at = sums + owner * units + unit
+    tl.store(at, tl.load(at) + total)
+
+
 def _multiple(n: int, of: int) -> int:
     return -(-n // of) * of
 
 
 class _Operands:
     """u, n = -v and the weight, padded with zeros, and what a score has of its row and column alone."""
+
+    # Units of the first layer that a tile takes at once, and of a second one; how tiles are multiplied.
+    _together, _second, _precision = _UNITS_TOGETHER, 1, "ieee"
+    _hidden: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
 
     def __init__(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> None:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -258,6 +532,9 @@ class _Operands:
     def _tile_of_scores(self, softplus: bool, positive: bool, clip: float) -> Tile:
         return self._tile("critic.scores", lambda tile: self._reduced(softplus, positive, clip, False, tile))
 
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        return self.u_transposed, self.n_transposed
+
     def reduce(
         self, softplus: bool, positive: bool, clip: float, transposed: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,16 +544,14 @@ class _Operands:
     def _reduced(
         self, softplus: bool, positive: bool, clip: float, transposed: bool, tile: Tile
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sides = [
-            (self.u_transposed, self.row_offsets, self.rows),
-            (self.n_transposed, self.column_offsets, self.columns),
-        ]
+        of_rows, of_columns = self._sides()
+        sides = [(of_rows, self.row_offsets, self.rows), (of_columns, self.column_offsets, self.columns)]
         (u, row_offsets, rows), (n, column_offsets, columns) = reversed(sides) if transposed else sides
         blocks = triton.cdiv(rows, tile.rows)
         share = _multiple(triton.cdiv(columns, max(1, _PROGRAMS // blocks)), tile.columns)
         shares = triton.cdiv(columns, share)
-        positives = u.new_empty(rows)
-        maxima, totals = u.new_empty(shares, rows), u.new_empty(shares, rows)
+        positives = row_offsets.new_empty(rows)
+        maxima, totals = row_offsets.new_empty(shares, rows), row_offsets.new_empty(shares, rows)
         with torch.cuda.device_of(u):
             _reduce[(blocks, shares)](
                 u,
@@ -294,12 +569,15 @@ class _Operands:
                 n.shape[1],
                 share,
                 clip,
+                *self._hidden,
                 softplus,
                 positive,
                 clip < math.inf,
                 tile.rows,
                 tile.columns,
-                _UNITS_TOGETHER,
+                self._together,
+                self._second,
+                self._precision,
                 num_warps=tile.warps,
             )
         return positives, maxima, totals
@@ -311,6 +589,21 @@ class _Operands:
         highest = maxima.amax(0)
         level = torch.where(highest.isinf(), 0.0, highest)
         return positives, level + torch.log((totals * torch.exp(maxima - level)).sum(0))
+
+    def _upstream(
+        self,
+        of_positives: Tensor,
+        of_rows: Tensor,
+        of_columns: Tensor | None,
+        row_lse: Tensor | None,
+        column_lse: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What weights of pairs are made of, as kernels take it; what has no part in one may be any tensor."""
+        positives, rows = (z.to(self.weight.dtype).contiguous() for z in (of_positives, of_rows))
+        columns = rows if of_columns is None else of_columns.to(self.weight.dtype).contiguous()
+        row_lse = rows if row_lse is None else _without_minus_infinity(row_lse)
+        column_lse = row_lse if column_lse is None else _without_minus_infinity(column_lse)
+        return positives, rows, columns, row_lse, column_lse
 
     def gradients(
         self,
@@ -324,12 +617,8 @@ class _Operands:
         like: Sequence[Tensor],
     ) -> list[Tensor]:
         """Gradients of x, y, weight and bias, in their dtypes; those of softplus sums without `row_lse`."""
-        of_positives, of_rows = (z.to(self.u.dtype).contiguous() for z in (of_positives, of_rows))
         softplus, both_ways = row_lse is None, column_lse is not None
-        # What has no part in a kernel may be any tensor.
-        of_columns = of_rows if of_columns is None else of_columns.to(self.u.dtype).contiguous()
-        row_lse = of_rows if row_lse is None else _without_minus_infinity(row_lse)
-        column_lse = row_lse if column_lse is None else _without_minus_infinity(column_lse)
+        upstream = self._upstream(of_positives, of_rows, of_columns, row_lse, column_lse)
         tile = self._tile_of_scores(softplus, positive, clip)
         padded_rows, padded_columns = self.u.shape[0], self.n.shape[0]
         at_once = max(1, _CHUNK_BYTES // (2 * padded_columns * self.u.element_size()) // _PADDING) * _PADDING
@@ -350,11 +639,7 @@ class _Operands:
                     self.weight,
                     self.row_offsets,
                     self.column_offsets,
-                    of_positives,
-                    of_rows,
-                    of_columns,
-                    row_lse,
-                    column_lse,
+                    *upstream,
                     g,
                     transposed,
                     first,
@@ -416,6 +701,138 @@ class _Operands:
         )
 
 
+class _SecondLayerOperands(_Operands):
+    """u, v, the weight and a second layer W and c, padded with zeros; what is multiplied in the dtype of x.
+
+    Or in float32 for float16, which is too narrow.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, offset: Tensor) -> None:
+        (self.rows, self.h), self.columns, self._g = x.shape, y.shape[0], matrix.shape[0]
+        dtype = engine.operand_dtype(x.dtype)
+        self._precision = precision(dtype)
+        self._together, self._second = min(_UNITS_OF_TWO, _UNIT_PADDING), _UNIT_PADDING
+        self.units = _multiple(self.h, _UNIT_PADDING)
+        self.u, self.n = self._padded(x.to(dtype)), self._padded(y.to(dtype))
+        second_units = _multiple(self._g, _UNIT_PADDING)
+        self.weight, c = torch.zeros(2, second_units, dtype=torch.float32, device=x.device).unbind()
+        self.weight[: self._g], c[: self._g] = weight, offset
+        self._matrix = self.u.new_zeros(second_units, self.units)
+        self._matrix[: self._g, : self.h] = matrix
+        self._hidden = (self._matrix, c, second_units)
+        self.row_offsets = self.weight.new_zeros(self.u.shape[0])
+        self.column_offsets = bias.float().expand(self.n.shape[0]).contiguous()
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        return self.u, self.n
+
+    def _tile_of_scores(self, softplus: bool, positive: bool, clip: float) -> Tile:
+        """The table's, which divides the padding; it is not measured."""
+        return shipped("critic.two_layers", capability(self.u.device), arithmetic(self.u.dtype), self.h)
+
+    def gradients(
+        self,
+        of_positives: Tensor,
+        of_rows: Tensor,
+        of_columns: Tensor | None,
+        row_lse: Tensor | None,
+        column_lse: Tensor | None,
+        positive: bool,
+        clip: float,
+        like: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Gradients of x, y, weight, bias, W and c, in their dtypes."""
+        softplus, both_ways = row_lse is None, column_lse is not None
+        upstream = self._upstream(of_positives, of_rows, of_columns, row_lse, column_lse)
+        tile = self._tile_of_scores(softplus, positive, clip)
+        second_units, device = self.weight.shape[0], self.u.device
+        # Rows and columns of a chunk.
+        pairs = _PAIRS_BYTES // ((2 * self.units + second_units) * self.u.element_size())
+        edge = max(1, math.isqrt(pairs) // _PADDING) * _PADDING
+        edge = min(edge, max(self.u.shape[0], self.n.shape[0]))
+        at_once = min(edge, self.u.shape[0]) * min(edge, self.n.shape[0])
+
+        def sums(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        first_layers, of_first_layers = (self.u.new_empty(at_once, self.units) for _ in range(2))
+        second_layers = self.u.new_empty(at_once, second_units)
+        programs = at_once // (tile.rows * tile.columns)
+        of_second, totals = sums(programs, 2, second_units), sums(programs)
+        of_u, of_v = sums(*self.u.shape), sums(*self.n.shape)
+        of_matrix = sums(*self._matrix.shape)
+        with torch.cuda.device_of(self.u), torch.autocast(device.type, enabled=False):
+            for first_row in range(0, self.u.shape[0], edge):
+                for first_column in range(0, self.n.shape[0], edge):
+                    height = min(edge, self.u.shape[0] - first_row)
+                    breadth = min(edge, self.n.shape[0] - first_column)
+                    chunk = tuple(x[: height * breadth] for x in (first_layers, second_layers))
+                    of_first = of_first_layers[: height * breadth]
+                    _weigh_second_layer[(height // tile.rows, breadth // tile.columns)](
+                        self.u,
+                        self.n,
+                        self.weight,
+                        self.row_offsets,
+                        self.column_offsets,
+                        *self._hidden[:2],
+                        *upstream,
+                        *chunk,
+                        of_second,
+                        totals,
+                        first_row,
+                        first_column,
+                        self.rows,
+                        self.columns,
+                        breadth,
+                        self.units,
+                        second_units,
+                        clip,
+                        softplus,
+                        positive,
+                        clip < math.inf,
+                        both_ways,
+                        tile.rows,
+                        tile.columns,
+                        self._together,
+                        self._second,
+                        self._precision,
+                        num_warps=tile.warps,
+                    )
+                    matrix_product(chunk[1].mT, chunk[0], of_matrix, add=True)
+                    matrix_product(chunk[1], self._matrix, of_first)
+                    u, v = self.u[first_row:], self.n[first_column:]
+                    for owners, others, into, owned, count, strides in (
+                        (u, v, of_u[first_row:], height, breadth, (breadth, 1)),
+                        (v, u, of_v[first_column:], breadth, height, (1, breadth)),
+                    ):
+                        _sum_pairs[(owned, self.units // _UNIT_PADDING)](
+                            owners,
+                            others,
+                            of_first,
+                            into,
+                            count,
+                            self.units,
+                            *strides,
+                            _OTHERS,
+                            _UNIT_PADDING,
+                            num_warps=4,
+                        )
+        of_weight, of_offset = of_second.sum(0, dtype=torch.float64)[:, : self._g]
+        found = (
+            of_u[: self.rows, : self.h],
+            of_v[: self.columns, : self.h],
+            of_weight,
+            totals.sum(dtype=torch.float64),
+            of_matrix[: self._g, : self.h],
+            of_offset,
+        )
+        return [z.to(x.dtype).contiguous() for z, x in zip(found, like, strict=True)]
+
+
+def _operands(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> _Operands:
+    return _Operands(x, y, *parameters) if len(parameters) == 2 else _SecondLayerOperands(x, y, *parameters)
+
+
 def _without_minus_infinity(lse: Tensor) -> Tensor:
     """+inf for -inf: what has no softmax has weights e^(s - inf) = 0."""
     return torch.where(lse == -torch.inf, torch.inf, lse)
@@ -452,11 +869,11 @@ def _results(gradients: engine.Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
 def log_sum_exp(
     x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `cpu.log_sum_exp`, of no parameters or of weight and bias."""
+    """As `cpu.log_sum_exp`, of any parameters."""
     if not parameters:
         flags = _flags(positive, clip, columns)
         return pairwise.losses_and_positives(INNER_PRODUCT, _pairs(x, y, clip), flags, 0.0)[1:]
-    operands = _Operands(x, y, *parameters)
+    operands = _operands(x, y, parameters)
     positives, row_lse = operands.log_sum_exp(positive, clip)
     column_lse = operands.log_sum_exp(positive, clip, transposed=True)[1] if columns else row_lse.new_empty(0)
     return positives, row_lse, column_lse
@@ -485,7 +902,7 @@ def log_sum_exp_backward(
         gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(x, y, clip), flags, weights, wanted)
         return _results(gradients, x, y)
     both = (of_columns, column_lse) if columns else (None, None)
-    operands = _Operands(x, y, *parameters)
+    operands = _operands(x, y, parameters)
     return operands.gradients(of_positives, of_rows, both[0], row_lse, both[1], positive, clip, (x, y, *parameters))
 
 
@@ -494,7 +911,7 @@ def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> 
     if not parameters:
         states = engine.reduce(INNER_PRODUCT, reductions.SOFTPLUS_SUM, _pairs(x, y), _flags(positive))
         return states.positives, states.rows[0].sum(0, dtype=torch.float64).float()
-    positives, _, totals = _Operands(x, y, *parameters).reduce(True, positive, math.inf)
+    positives, _, totals = _operands(x, y, parameters).reduce(True, positive, math.inf)
     return positives, totals.sum(0, dtype=torch.float64).to(totals.dtype)
 
 
@@ -513,5 +930,5 @@ def softplus_backward(
         wanted = engine.Wanted(needed[0], needed[1])
         reduction, flags = reductions.SOFTPLUS_SUM, _flags(positive)
         return _results(engine.gradient(INNER_PRODUCT, reduction, _pairs(x, y), flags, weights, wanted), x, y)
-    operands = _Operands(x, y, *parameters)
+    operands = _operands(x, y, parameters)
     return operands.gradients(of_positives, of_rows, None, None, None, positive, math.inf, (x, y, *parameters))

@@ -1,12 +1,17 @@
-"""OVA-IB's one-vs-all InfoNCE in Triton, with per-sample keys: unit queries and keys, then the pairwise sweep of each.
+"""OVA-IB's one-vs-all InfoNCE in Triton: projections made into keys, swept by the pairwise engine, one modality a time.
 
-All M unit queries and leave-one-out keys come from one pass over the embeddings (`projection/triton.py`), in their
-dtype, as a normalisation in plain PyTorch would leave them; a modality then costs what one-way InfoNCE costs (3 GEMMs
-of N^2 d with the gradient, `pairwise/triton.py`); and one pass brings the gradients of queries and keys back. Beside
-the GEMMs the passes are small: 4 M N d numbers moved forward and 4 backward. On an H200 at N = 32768, M = 3, d = 256 in
-bfloat16 that is 84 us at the datasheet's bandwidth beside 6.3 ms of 3 M GEMMs at 790 TFLOP/s. Measured: not run.
+Per-sample keys: all M unit queries and leave-one-out keys come from one pass over the embeddings
+(`projection/triton.py`), in their dtype, as a normalisation in plain PyTorch would leave them; a modality then costs
+what one-way InfoNCE costs (3 GEMMs of N^2 d with the gradient, `pairwise/triton.py`); and one pass brings the
+gradients of queries and keys back. Beside the GEMMs the passes are small: 4 M N d numbers moved forward and 4 backward.
+On an H200 at N = 32768, M = 3, d = 256 in bfloat16 that is 84 us at the datasheet's bandwidth beside 6.3 ms of 3 M
+GEMMs at 790 TFLOP/s. Measured: not run.
 
-Memory beyond the gradients: queries and keys, each replaced by its gradient as the modalities are swept.
+Pairwise keys: a modality costs 4 (M - 1) GEMMs of its M - 1 tiles, from bases that one pass over the others whitens: at
+the same size 24 GEMMs, 17 ms. Predicted: 25 ms. Measured: not run.
+
+Memory beyond the gradients: queries and keys, each replaced by its gradient as the modalities are swept; or one
+modality's bases and their gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.pairwise.scores_triton import RIDGE_PROJECTION
 from mibfast.kernels.projection import triton as projection
 
 
@@ -24,13 +31,27 @@ def info_nce(
     z: Sequence[Tensor], temperature: Tensor, ridge: float, keys: str, positive_in_denominator: bool
 ) -> tuple[Tensor, Tensor]:
     """One-vs-all InfoNCE of each sample and modality [M, N], and its log-sum-exps [M, N], float64."""
-    _per_sample(keys)
-    queries, projections, _, _ = projection.unit_queries_and_keys(z, ridge)
-    results = [
-        pairwise.info_nce(query, key, temperature, 0, positive_in_denominator, False, 0.0)[:2]
-        for query, key in zip(queries, projections, strict=True)
-    ]
-    return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results]).double()
+    if keys == "per_sample":
+        queries, projections, _, _ = projection.unit_queries_and_keys(z, ridge)
+        results = [
+            pairwise.info_nce(query, key, temperature, 0, positive_in_denominator, False, 0.0)[:2]
+            for query, key in zip(queries, projections, strict=True)
+        ]
+    else:
+        flags = pairwise.info_nce_flags(positive_in_denominator, False, 0.0)
+        results = [
+            pairwise.losses(RIDGE_PROJECTION, _cosines(z, m, ridge, temperature), flags, 0.0)[:2] for m in range(len(z))
+        ]
+    return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results])
+
+
+def _others(z: Sequence[Tensor], m: int) -> list[Tensor]:
+    return [x for k, x in enumerate(z) if k != m]
+
+
+def _cosines(z: Sequence[Tensor], m: int, ridge: float, temperature: Tensor) -> engine.Pairs:
+    """Modality m as the query, the others as its contexts."""
+    return pairwise.cosines(z[m], _others(z, m), ridge, engine.scalar(temperature.detach(), inverted=True))
 
 
 def info_nce_backward(
@@ -44,7 +65,11 @@ def info_nce_backward(
     wants_temperature: bool,
 ) -> list[Tensor]:
     """Gradients of `info_nce` for an upstream gradient [M, N]: those of the M embeddings, and the temperature's."""
-    _per_sample(keys)
+    if keys == "pairwise":
+        _, *found, of_tau = _sweep_pairwise(
+            z, temperature, ridge, positive_in_denominator, wants_temperature, upstream, lse
+        )
+        return [*(g.to(x.dtype) for g, x in zip(found, z, strict=True)), of_tau]
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
     d_temperature = []
     for m in range(len(z)):
@@ -75,7 +100,9 @@ def info_nce_mean(
     wants_temperature: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The mean of one-vs-all InfoNCE over samples and modalities, and its gradients in float32, still to be scaled."""
-    _per_sample(keys)
+    if keys == "pairwise":
+        loss, *gradients = _sweep_pairwise(z, temperature, ridge, positive_in_denominator, wants_temperature)
+        return loss, gradients
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
     losses, d_temperature = [], []
     for m in range(len(z)):
@@ -97,6 +124,34 @@ def info_nce_mean(
     return torch.stack(losses).mean(), [*gradients, torch.stack(d_temperature).mean(0)]
 
 
-def _per_sample(keys: str) -> None:
-    if keys != "per_sample":
-        raise NotImplementedError(f"one_vs_all_info_nce: no Triton kernel of keys={keys!r}")
+def _sweep_pairwise(
+    z: Sequence[Tensor],
+    temperature: Tensor,
+    ridge: float,
+    positive_in_denominator: bool,
+    wants_temperature: bool,
+    upstream: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> list[Tensor]:
+    """The mean of the losses, zero where their log-sum-exps are given, the gradients in float32, the temperature's.
+
+    Gradients are for an upstream gradient [M, N], or of the mean.
+    """
+    flags = pairwise.info_nce_flags(positive_in_denominator, False, 0.0)
+    into = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in z]
+    factor = 1.0 if upstream is not None else 1.0 / (len(z) * z[0].shape[0])
+    loss = torch.zeros((), dtype=torch.float32, device=z[0].device)
+    d_temperature = []
+    for m in range(len(z)):
+        pairs = _cosines(z, m, ridge, temperature)
+        if lse is None:
+            each, row_lse, _ = pairwise.losses(RIDGE_PROJECTION, pairs, flags, 0.0)
+            loss += each.mean() / len(z)
+        else:
+            row_lse = lse[m]
+        weights = engine.Weights(None if upstream is None else upstream[m].contiguous(), factor, row_lse)
+        wanted = engine.Wanted(statistics=True, sums=int(wants_temperature), dtype=torch.float32)
+        gradients = pairwise.losses_gradient(RIDGE_PROJECTION, pairs, flags, weights, wanted)
+        pairwise.bring_back_cosines(gradients, pairs, _others(z, m), ridge, into[m], _others(into, m))
+        d_temperature.append(pairwise.temperature_gradient(gradients, temperature, factor))
+    return [loss, *into, torch.stack(d_temperature).sum(0)]

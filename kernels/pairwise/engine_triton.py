@@ -19,6 +19,7 @@ With N rows [N, d] and N' columns of K operands [K, N', d], a GEMM is 2 N N' K d
   The fourth GEMM and a second exponential cost 0.5 ps a pair at d = 64 and 0.8 at d = 128 (650 TFLOP/s in Triton's
   GEMM, 3.7e12 exponentials a second), 6 bytes 1.25 at 4.8 TB/s: so up to d = 128, where there are rows and columns
   enough for a program each.
+- `dense`, 1 GEMM, stores the scores themselves; their gradient is `gradient` by the reduction GIVEN, in chunks.
 
 Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), N = N' = 32768, d = 512: a GEMM is 1.10
 TFLOP and 1.4 ms, so forward 1.4 and both 5.6 ms. Predicted: forward 2.0 ms, in chunks 4.9, both 6.9, of which 1.0 ms
@@ -294,6 +295,68 @@ def _tile_gradients(
 
 
 @triton.jit
+def _place(program, row_blocks, column_blocks, TOGETHER: tl.constexpr):
+    """A program's blocks of rows and columns: TOGETHER blocks of rows walk the columns abreast, for L2."""
+    group = program // (TOGETHER * column_blocks)
+    abreast = tl.minimum(row_blocks - group * TOGETHER, TOGETHER)
+    within = program - group * TOGETHER * column_blocks
+    return group * TOGETHER + within % abreast, within // abreast
+
+
+@triton.jit(do_not_specialize=_NOT_SPECIALISED)
+def _score(
+    rows,
+    operands,
+    row_statistic,
+    column_statistics,
+    positives,
+    scale,
+    bias,
+    into,
+    n,
+    n_columns,
+    d,
+    offset,
+    row_stride,
+    column_stride,
+    tile_stride,
+    into_row_stride,
+    into_column_stride,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    SCORE: tl.constexpr,
+    SCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """scale score + bias of a tile of pairs, stored."""
+    row_block, column_block = _place(tl.program_id(0), tl.cdiv(n, ROWS), tl.cdiv(n_columns, COLUMNS), TOGETHER)
+    first, start = row_block * ROWS, column_block * COLUMNS
+    row, column = first + tl.arange(0, ROWS)[:, None], start + tl.arange(0, COLUMNS)[None, :]
+    row_index = tl.minimum(row, n - 1)
+    row_pointers = _block(rows, row_stride, first, n, ROWS)
+    tiles = ()
+    for k in tl.static_range(K):
+        pointers = _block(operands + k * tile_stride, column_stride, start, n_columns, COLUMNS)
+        tiles = tiles + (_inner_products(row_pointers, pointers, d, ROWS, COLUMNS, DEPTH, EVEN, PRECISION),)
+    of_row = 0.0
+    if row_statistic is not None:
+        of_row = tl.load(row_statistic + row_index)
+    of_columns = _statistics(column_statistics, n_columns, tl.minimum(column, n_columns - 1), S)
+    s = SCORE(tiles, of_row, of_columns)
+    if positives is not None:
+        s = tl.where(row + offset == column, tl.load(positives + row_index), s)
+    s = s * load_scalar(scale, SCALE) + load_scalar(bias, BIAS)
+    addresses = into + row.to(tl.int64) * into_row_stride + column.to(tl.int64) * into_column_stride
+    tl.store(addresses, s, mask=(row < n) & (column < n_columns))
+
+
+@triton.jit
 def _store_sums(sums, size, place, along, w, losses, SUMS: tl.constexpr):
     if SUMS != _NO_SUMS:
         tl.store(sums + place, tl.sum(tl.sum(along, 1), 0))
@@ -353,17 +416,14 @@ def _weigh_chunk(
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dL/dtile of a chunk of pairs, [K, rows, columns]; TOGETHER blocks of rows walk the columns abreast, for L2."""
+    """dL/dtile of a chunk of pairs, [K, rows, columns]."""
     factor, shift = load_scalar(scale, SCALE), load_scalar(bias, BIAS)
     passing = load_scalar(gain, GAIN)
     if TIMES_SCALE:
         passing = passing * factor
     program = tl.program_id(0)
     row_blocks, column_blocks = tl.cdiv(last_row - first_row, ROWS), tl.cdiv(last_column - first_column, COLUMNS)
-    group = program // (TOGETHER * column_blocks)
-    abreast = tl.minimum(row_blocks - group * TOGETHER, TOGETHER)
-    within = program - group * TOGETHER * column_blocks
-    row_block, column_block = group * TOGETHER + within % abreast, within // abreast
+    row_block, column_block = _place(program, row_blocks, column_blocks, TOGETHER)
     first, start = first_row + row_block * ROWS, first_column + column_block * COLUMNS
     row, column = first + tl.arange(0, ROWS), start + tl.arange(0, COLUMNS)
     row_pointers = _block(rows, row_stride, first, last_row, ROWS)
@@ -546,7 +606,7 @@ def scalar(x: Tensor | float, inverted: bool = False) -> Scalar:
     return Scalar(value, _GIVEN.value)
 
 
-_ZERO, _ONE = Scalar(0.0, _GIVEN.value), Scalar(1.0, _GIVEN.value)
+ZERO, ONE = Scalar(0.0, _GIVEN.value), Scalar(1.0, _GIVEN.value)
 
 
 @dataclass(frozen=True)
@@ -558,8 +618,8 @@ class Pairs:
 
     rows: Tensor
     operands: Tensor
-    scale: Scalar = _ONE
-    bias: Scalar = _ZERO
+    scale: Scalar = ONE
+    bias: Scalar = ZERO
     offset: int = 0
     row_statistic: Tensor | None = None  # [N]
     column_statistics: Tensor | None = None  # [S, N']
@@ -581,9 +641,14 @@ class Pairs:
     def k(self) -> int:
         return int(self.operands.shape[0])
 
+    @property
+    def held(self) -> int:
+        """Tiles that a pair takes in registers: inner products, and the score where it is none of them."""
+        return self.k + (self.row_statistic is not None or self.column_statistics is not None)
+
     def problem(self, light: bool = False) -> Problem:
         """What a tile is chosen for."""
-        return Problem(self.rows.device, self.rows.dtype, self.n, self.count, self.d, self.k, light)
+        return Problem(self.rows.device, self.rows.dtype, self.n, self.count, self.d, self.held, light)
 
     def scored(self) -> dict[str, Any]:
         """Arguments that every kernel of scores takes."""
@@ -607,6 +672,11 @@ class Pairs:
             "SCALE": self.scale.kind,
             "BIAS": self.bias.kind,
         }
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of operands of a score that float16 is too narrow for: dL/dtile of a volume grows as it vanishes."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def rows_in_place(x: Tensor) -> Tensor:
@@ -683,11 +753,40 @@ def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile:
     return states
 
 
+def dense(score: Score, pairs: Pairs, into: Tensor | None = None) -> Tensor:
+    """Scores of all pairs [N, N'], float32, stored in `into`, of any strides, where it is given; one launch."""
+    stored = into
+    if stored is None:
+        stored = torch.empty(pairs.n, pairs.count, dtype=torch.float32, device=pairs.rows.device)
+
+    def launch(tile: Tile) -> Tensor:
+        with torch.cuda.device_of(pairs.rows):
+            _score[(triton.cdiv(pairs.n, tile.rows) * triton.cdiv(pairs.count, tile.columns),)](
+                **pairs.scored(),
+                into=stored,
+                into_row_stride=stored.stride(0),
+                into_column_stride=stored.stride(1),
+                SCORE=score.value,
+                ROWS=tile.rows,
+                COLUMNS=tile.columns,
+                DEPTH=tile.depth,
+                EVEN=pairs.d % tile.depth == 0,
+                PRECISION=launch_configuration.precision(pairs.rows.dtype),
+                TOGETHER=8,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
+        return stored
+
+    return launch_configuration.launched("pairwise.score", pairs.problem(), launch)
+
+
 @dataclass(frozen=True)
 class Weights:
     """What the weights of pairs depend on besides their scores; `factor` multiplies every gradient."""
 
-    upstream: Tensor | None = None  # [N], or [3, N'] of rows, positives and columns, float32; None for ones
+    # [N], or [3, N'] of rows, positives and columns, or [N, N'] of dense scores, float32; None for ones
+    upstream: Tensor | None = None
     factor: float = 1.0
     row_lse: Tensor | None = None  # [N], float64, nats
     column_lse: Tensor | None = None  # [N'], float64, nats
@@ -743,7 +842,7 @@ def gradient(
 ) -> Gradients:
     """Form gradients, from the results of an earlier reduction where the weights depend on them."""
     gain, undone = _gain(pairs, weights)
-    plain = pairs.k == 1 and pairs.row_statistic is pairs.column_statistics is pairs.positives is None
+    plain = pairs.held == 1 and pairs.positives is None
     kernel, form, light = "pairwise.chunk", _in_chunks, reduction.light
     if plain and (wanted.rows or wanted.operands) and is_recomputed(pairs.n, pairs.count, pairs.d):
         kernel, form, light = "pairwise.recompute", _recomputed, False
@@ -759,7 +858,7 @@ def gradient(
 def _gain(pairs: Pairs, weights: Weights) -> tuple[Scalar, Scalar]:
     """What weights are multiplied by, besides the scale unless it is float16, and gradients afterwards."""
     if pairs.rows.dtype != torch.float16:
-        return Scalar(weights.factor, _GIVEN.value), _ONE
+        return Scalar(weights.factor, _GIVEN.value), ONE
     scale = pairs.scale.found()
     if weights.upstream is None:
         return Scalar(_FLOAT16_LIFT, _GIVEN.value), _computed(scale * (weights.factor / _FLOAT16_LIFT))
@@ -857,7 +956,7 @@ class _Sum:
         self._into, self._undone = into, undone
         direct = into.dtype == torch.float32 or products == 1
         self._sum = (
-            into if direct and undone is _ONE else torch.empty(into.shape, dtype=torch.float32, device=into.device)
+            into if direct and undone is ONE else torch.empty(into.shape, dtype=torch.float32, device=into.device)
         )
 
     def add(self, begin: int, end: int, a: Tensor, b: Tensor, first: bool) -> None:
@@ -964,7 +1063,7 @@ def _in_chunks(
                     of_operands[number].add(c, last_column, w.T, rows[r:last_row], r == 0)
 
     def apart(x: Tensor | None) -> Tensor | None:
-        return x if x is None or undone is _ONE else (x * undone.value).float()
+        return x if x is None or undone is ONE else (x * undone.value).float()
 
     if of_operands is not None:
         for each in of_operands:

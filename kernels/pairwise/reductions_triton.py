@@ -309,6 +309,30 @@ def _weigh_softplus_sum(
     return w, w
 
 
+@triton.jit
+def _weigh_given(
+    s,
+    scale,
+    bias,
+    rows,
+    columns,
+    n_columns,
+    upstream,
+    row_lse,
+    column_lse,
+    smoothing,
+    valid,
+    positive,
+    FLAGS: tl.constexpr,
+    SPECIAL: tl.constexpr,
+):
+    """dL/ds itself is the upstream gradient, [N, N']."""
+    w = tl.load(upstream + tl.cast(rows, tl.int64) * n_columns + columns)
+    return w, w
+
+
+# Of dense scores, which are not reduced.
+GIVEN = Reduction(None, _weigh_given, 0, 0, False, True)
 SOFTPLUS_SUM = Reduction(_add_softplus_sum, _weigh_softplus_sum, 1, 0, False, False)
 SOFTPLUS = Reduction(_add_softplus, _weigh_softplus, 3, 0, False, False)
 

@@ -6,12 +6,16 @@ float64. The backward is three at least where pairs fit one chunk (N = N' <= 409
 queries and keys; a temperature's gradient is the sum that the first of them leaves, and a few launches of one number.
 Scores are float32: at a temperature of 0.01 a cosine's is known to 6e-6, and so are weights, relatively. Log-sum-exps,
 float64, add nothing to that, and losses and weights near zero keep their digits. Cost: `engine_triton.py`.
+Cosines with projections are of whitened bases, K tiles, in the dtype of the embeddings, or float32 for float16; a query
+stays where it lies, and its inverse norm is the row's statistic.
 `info_nce_mean` takes both sweeps: forming gradients in the first would store a chunk's float32 scores, 18 bytes a pair,
 which is more time than forming them again at d < 1000.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -22,6 +26,7 @@ from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
 from mibfast.kernels.pairwise import scores_triton as scores
 from mibfast.kernels.pairwise.reductions_triton import POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.projection import triton as projection
 
 # Indices a program of `_finish` takes, and partial results that it reads at once.
 _INDICES, _PARTS = 128, 16
@@ -93,7 +98,8 @@ def _finish(
     tl.store(losses + index, loss.to(tl.float32), mask=mask)
 
 
-def _flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
+def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
+    """What `losses` and `losses_gradient` are told of the objective."""
     flags = 0 if positive_in_denominator else POSITIVE_EXCLUDED.value
     flags |= TWO_WAY.value if symmetric else 0
     return int(flags | (TOTALS.value if label_smoothing else 0))
@@ -161,11 +167,14 @@ def _results(
     """The gradients of query, key and temperature; those that were not needed are empty."""
     d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
     d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
+    return d_query, d_key, temperature_gradient(gradients, temperature, factor)
+
+
+def temperature_gradient(gradients: engine.Gradients, temperature: Tensor, factor: float) -> Tensor:
+    """dL/dtau = -dL/d(1 / tau) / tau^2, of sums without the weights' factor; empty where it was not needed."""
     if gradients.sums is None:
-        return d_query, d_key, temperature.new_empty(())
-    # dL/dtau = -dL/d(1 / tau) / tau^2
-    d_temperature = (gradients.sums[0] * -factor / temperature.detach().double().square()).to(temperature.dtype)
-    return d_query, d_key, d_temperature
+        return temperature.new_empty(())
+    return (gradients.sums[0] * -factor / temperature.detach().double().square()).to(temperature.dtype)
 
 
 def info_nce(
@@ -178,7 +187,7 @@ def info_nce(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
-    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
     return losses(scores.INNER_PRODUCT, _pairs(query, key, temperature, offset), flags, label_smoothing)
 
 
@@ -196,7 +205,7 @@ def info_nce_backward(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
-    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
     weights = engine.Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
     wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
     pairs = _pairs(query, key, temperature, offset)
@@ -215,7 +224,7 @@ def info_nce_mean(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean of InfoNCE and its gradients, those of query and key in float32, still to be scaled."""
-    flags = _flags(positive_in_denominator, symmetric, label_smoothing)
+    flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
     pairs = _pairs(query, key, temperature, offset)
     each, row_lse, column_lse = losses(scores.INNER_PRODUCT, pairs, flags, label_smoothing)
     factor = 1.0 / pairs.n
@@ -223,3 +232,53 @@ def info_nce_mean(
     wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]), dtype=torch.float32)
     gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
     return each.mean(), *_results(gradients, query, key, temperature, factor, torch.float32)
+
+
+def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engine.Scalar) -> engine.Pairs:
+    """Pairs of queries [N, d] and K contexts [N', d] each, scored by the query's cosine with its ridge projection."""
+    dtype = engine.operand_dtype(query.dtype)
+    bases, shrinkage = projection.whitened_bases(contexts, ridge, dtype)
+    norms = torch.linalg.vector_norm(query.detach(), dim=1, dtype=torch.float64)
+    inverse_norms = torch.where(norms == 0.0, 0.0, norms.reciprocal()).float()
+    rows = engine.rows_in_place(query.to(dtype))
+    return engine.Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=shrinkage)
+
+
+def bring_back_cosines(
+    gradients: engine.Gradients,
+    pairs: engine.Pairs,
+    contexts: Sequence[Tensor],
+    ridge: float,
+    into_query: Tensor,
+    into_contexts: Sequence[Tensor],
+) -> None:
+    """Add the gradients of `cosines` to those of the query and the contexts, float32."""
+    assert gradients.rows is not None
+    assert gradients.operands is not None
+    assert gradients.row_statistic is not None
+    assert pairs.row_statistic is not None
+    # With r = 1 / |q|, dr/dq = -r^3 q.
+    along = -gradients.row_statistic.double() * pairs.row_statistic.double() ** 3
+    into_query.add_(gradients.rows).add_(pairs.rows * along.float()[:, None])
+    statistics = gradients.column_statistics
+    projection.whitened_bases_backward(gradients.operands, statistics, contexts, ridge, into_contexts)
+
+
+def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
+    """cos(c, P_i c) of candidates [C, d] and contexts [Q, K, d]: [C, Q], float32."""
+    return engine.dense(scores.RIDGE_PROJECTION, cosines(candidates, context.unbind(1), ridge, engine.scalar(1.0)))
+
+
+def projection_score_backward(
+    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `projection_score` for an upstream gradient [C, Q]."""
+    contexts = context.unbind(1)
+    pairs = cosines(candidates, contexts, ridge, engine.scalar(1.0))
+    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
+    gradients = engine.gradient(scores.RIDGE_PROJECTION, reductions.GIVEN, pairs, 0, weights, wanted)
+    count, k, d = context.shape
+    d_candidates = torch.zeros(candidates.shape, dtype=torch.float32, device=candidates.device)
+    d_contexts = torch.zeros(k, count, d, dtype=torch.float32, device=context.device)
+    bring_back_cosines(gradients, pairs, contexts, ridge, d_candidates, d_contexts.unbind())
+    return d_candidates.to(candidates.dtype), d_contexts.transpose(0, 1).to(context.dtype)

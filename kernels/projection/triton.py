@@ -652,17 +652,16 @@ def ridge_projection_backward(upstream: Tensor, target: Tensor, basis: Tensor, r
     return d_target.view(target.shape), d_basis.view(basis.shape)
 
 
-def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:
+def whitened_bases(contexts: Sequence[Tensor], ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and U [K (K + 1) / 2, N].
 
     With L L^T = A^T A + ridge I: B = A L^-T, and U = L^-1 ridge L^-T is what B^T B lacks of the identity, its upper
-    triangle row by row. float64 for float64 contexts, else float32. The largest of U, which the CPU's launcher adds, is
-    left out: it would have to be read back.
+    triangle row by row. B is of the dtype given, U float64 for float64 contexts, else float32. The largest of U, which
+    the CPU's launcher adds, is left out: it would have to be read back.
     """
     matrices, k, (n, d) = _matrices(contexts), len(contexts), contexts[0].shape
-    dtype = _accumulation_dtype(contexts[0])
     bases = contexts[0].new_empty((k, n, d), dtype=dtype)
-    shrinkage = contexts[0].new_empty((k * (k + 1) // 2, n), dtype=dtype)
+    shrinkage = contexts[0].new_empty((k * (k + 1) // 2, n), dtype=_accumulation_dtype(contexts[0]))
     tile = sample_tile(d, k)
     with on_device_of(bases):
         _whiten[(n,)](

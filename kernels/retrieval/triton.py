@@ -1,4 +1,8 @@
-"""Top-k retrieval on the GPU: blocks of scores by cuBLAS, and a kernel that keeps each query's best.
+"""Top-k retrieval on the GPU: blocks of scores, and a kernel that keeps each query's best.
+
+Inner products are cuBLAS's; scores of a context of several embeddings are the pairwise engine's, whose rows are the
+candidates and whose columns the queries, transposed as it stores them. The lowest volumes and areas are the best: their
+sign is turned before they are compared, and back at the end.
 
 A block of scores [Q, B], float32, is written to a workspace that L2 holds, and read once: a program walks scores of
 one query, compares them with a bar, the worst of its k best so far, and sorts only a piece that holds a score above it.
@@ -12,12 +16,13 @@ such keys, passes over 8 bytes a score eight times or more, 13 ps at 4.8 TB/s, w
 at d = 512 in bf16.
 
 All blocks have one shape, the last shares candidates with the one before and passes them over: so every candidate is
-scored by the same kernel of cuBLAS, and equal candidates score the same. Cosines are inner products of vectors as they
-are times inverse norms: nothing is rounded to the inputs' dtype. Products for Symile are float32, and multiplied as
-torch multiplies float32.
+scored by the same kernel, and equal candidates score the same. Cosines are inner products of vectors as they
+are times inverse norms: nothing is rounded to the inputs' dtype. Products for Symile, and unit vectors for volumes and
+areas, are float32, and multiplied as torch multiplies float32.
 
-Cost: 2 Q C d FLOPs, and a write and a read of 4 bytes a score. Memory: a block of 32 MiB, and keys, 8 bytes for each
-of the least power of two from k on. More than `_MOST_QUERIES` are taken in turns, each reading all candidates once.
+Cost: 2 Q C K d FLOPs for K embeddings a query, and a write and a read of 4 bytes a score. Memory: a block of 32 MiB,
+and keys, 8 bytes for each of the least power of two from k on. More than `_MOST_QUERIES` are taken in turns, each
+reading all candidates once.
 
 Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), Q = 4096, C = 2^20, d = 512, bf16, k = 10:
 4.4 TFLOP and 5.6 ms. Predicted: 15 ms, as much again for comparing and for 512 pairs of launches. Measured: not run.
@@ -26,6 +31,9 @@ Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), Q =
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -33,6 +41,11 @@ from torch import Tensor
 
 from mibfast.kernels.launch_configuration import INTERPRETED, capability
 from mibfast.kernels.matrix_product import matrix_product
+from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.pairwise.scores_triton import RIDGE_PROJECTION
+from mibfast.kernels.volume import triton as volume
+from mibfast.kernels.volume.reference import GRAM, TRIANGLE
 
 _MOST_QUERIES = 4096
 _BLOCK_BYTES = 32 * 2**20
@@ -108,8 +121,39 @@ def _inverse_norms(x: Tensor) -> Tensor:
     return torch.where(norms == 0.0, 0.0, norms.reciprocal())
 
 
+# Stores the scores of some candidates [B, d] in [Q, B].
+_ScoreBlock = Callable[[Tensor, Tensor], object]
+_VOLUMES = {"gram_volume": GRAM, "triangle_area": TRIANGLE}
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x.float() * _inverse_norms(x)[:, None]
+
+
+def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
+    """How candidates are scored against queries [Q, d] or [Q, K, d]; the highest are the best."""
+    if score in _VOLUMES:
+        found, columns = volume.columns(_VOLUMES[score], [_unit(x) for x in query.unbind(1)], -1.0)
+
+        def of_volumes(candidates: Tensor, out: Tensor) -> None:
+            rows = _unit(candidates)
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square().float()
+            engine.dense(found, replace(columns, rows=rows, row_statistic=norms), out.T)
+
+        return of_volumes
+    if score == "ridge_projection":
+        contexts = pairwise.cosines(query[:, 0], query.unbind(1), ridge, engine.ONE)
+
+        def of_projections(candidates: Tensor, out: Tensor) -> None:
+            rows = engine.rows_in_place(candidates.to(contexts.rows.dtype))
+            engine.dense(RIDGE_PROJECTION, replace(contexts, rows=rows, row_statistic=_inverse_norms(rows)), out.T)
+
+        return of_projections
+    return lambda candidates, out: matrix_product(query, candidates.to(query.dtype).T, out)
+
+
 def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple[Tensor, Tensor]:
-    """The k best scores of each query [Q, k], float32, best first, and their indices, int64; `ridge` is for others."""
+    """The k best scores of each query [Q, k], float32, best first, and their indices, int64."""
     query, key = query.detach(), key.detach()
     with torch.cuda.device_of(query), torch.autocast(query.device.type, enabled=False):
         if score == "symile":
@@ -120,13 +164,16 @@ def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple
         for first in range(0, n, turn):
             # The last turn takes some queries again, and finds the same.
             begin = min(first, n - turn)
-            keys[begin : begin + turn] = _best_keys(query[begin : begin + turn], key, k, cosine)
+            part = query[begin : begin + turn]
+            keys[begin : begin + turn] = _best_keys(part, key, k, _scored_by(score, part, ridge), cosine)
         order = (keys >> 32).int()
         values = (order ^ ((order >> 31) & _LAST_INDEX.value)).view(torch.float32)
+        if score in _VOLUMES:
+            values = 0.0 - values
         return values, _LAST_INDEX.value - (keys & _LAST_INDEX.value)
 
 
-def _best_keys(query: Tensor, key: Tensor, k: int, cosine: bool) -> Tensor:
+def _best_keys(query: Tensor, key: Tensor, k: int, score_block: _ScoreBlock, cosine: bool) -> Tensor:
     n, count, device = query.shape[0], key.shape[0], query.device
     kept = max(16, 1 << (k - 1).bit_length())
     piece = max(kept, _INTERPRETED_PIECE if capability(device) == INTERPRETED else _PIECE)
@@ -139,7 +186,7 @@ def _best_keys(query: Tensor, key: Tensor, k: int, cosine: bool) -> Tensor:
     for first in range(0, count, size):
         begin = min(first, count - size)
         candidates = key[begin : begin + size]
-        matrix_product(query, candidates.to(query.dtype).T, block)
+        score_block(candidates, block)
         _keep_best[(n, splits)](
             scores=block,
             query_factors=query_factors,

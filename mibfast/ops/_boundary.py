@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _buffers
-from mibfast.kernels.launch_configuration import LARGEST_M
+from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -57,9 +57,17 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses
 
 
-def pairwise_offers(x: Tensor) -> dict[str, str | None]:
-    """Return the backends that have kernels of a loss of pairs, for :func:`mibfast._backend.choose`."""
-    return {"cpu": None, "triton": "its kernels are not for float64" if x.dtype == torch.float64 else None}
+def pairwise_offers(x: Tensor, symbol: str = "", count: int = 1, largest: int = LARGEST_K) -> dict[str, str | None]:
+    """Return the backends that have kernels of all pairs, for :func:`mibfast._backend.choose`.
+
+    Those of Triton hold `count` vectors a pair, whose number the operation calls `symbol`, and at most `largest`.
+    """
+    reason = None
+    if x.dtype == torch.float64:
+        reason = "its kernels are not for float64"
+    elif count > largest:
+        reason = f"{symbol} = {count}, and its kernels of all pairs take {symbol} <= {largest}"
+    return {"cpu": None, "triton": reason}
 
 
 def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -77,10 +77,8 @@ def _zero_dimensional(name: str, bias: Any) -> Tensor:
 def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:
     """The backends with kernels of critics, and why one cannot take these arguments."""
     refused = None
-    if not parameters and x.dtype == torch.float64:
-        refused = "its kernels of inner products are not for float64"
-    elif len(parameters) > 2:
-        refused = "its kernels have one hidden layer"
+    if x.dtype == torch.float64 and len(parameters) != 2:
+        refused = f"its kernels of {'two hidden layers' if parameters else 'inner products'} are not for float64"
     return {"cpu": None, "triton": refused}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mibfast.kernels.launch_configuration import LARGEST_WHOLE_D
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.kernels.volume import reference
 from mibfast.kernels.volume.reference import GRAM, SQUARED_TRIANGLE, TRIANGLE
@@ -17,11 +18,20 @@ from mibfast.ops._boundary import (
     kernels,
     of_any_number,
     operation,
+    pairwise_offers,
     scaled,
     temperature_tensor,
 )
 
 __all__ = ["GRAM", "SQUARED_TRIANGLE", "TRIANGLE"]
+
+
+def offers(x: Tensor, others: int) -> dict[str, str | None]:
+    """The backends with kernels of volumes, and why one cannot take vectors [..., d] of so many others a sample."""
+    found, d = pairwise_offers(x, "K", others), x.shape[-1]
+    if found["triton"] is None and d > LARGEST_WHOLE_D:
+        found["triton"] = f"d = {d}, and its kernels hold vectors of d <= {LARGEST_WHOLE_D}"
+    return found
 
 
 def info_nce(

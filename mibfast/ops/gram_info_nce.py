@@ -71,7 +71,7 @@ def gram_info_nce(
     temperature = _check.temperature(_NAME, temperature, anchor.device)
     smoothing = _check.smoothing(_NAME, label_smoothing, True)
     z = _check.promoted([anchor, *vectors])
-    chosen = _backend.choose(_NAME, anchor.device, backend)
+    chosen = _backend.choose(_NAME, anchor.device, backend, _volume.offers(anchor, len(vectors)))
     return _volume.info_nce(_GRAMInfoNCE, chosen, _volume.GRAM, z, temperature, smoothing)
 
 

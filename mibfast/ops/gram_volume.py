@@ -61,7 +61,7 @@ def gram_volume(anchor: Tensor, others: Sequence[Tensor], *, backend: str | None
     _check.alike(_NAME, anchor=anchor, **{"others[0]": vectors[0]})
     _check.same_dimension(_NAME, anchor=anchor, **{"others[0]": vectors[0]})
     anchor, *vectors = _check.promoted([anchor, *vectors])
-    chosen = _backend.choose(_NAME, anchor.device, backend)
+    chosen = _backend.choose(_NAME, anchor.device, backend, _volume.offers(anchor, len(vectors)))
     if chosen == "reference":
         return reference.volumes(_volume.GRAM, anchor, vectors)
     return _GramVolume.apply(chosen, _volume.GRAM, anchor, *vectors)  # type: ignore[no-any-return,no-untyped-call]

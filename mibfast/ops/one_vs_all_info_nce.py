@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
+from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 from mibfast.kernels.one_vs_all import reference
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.ops._boundary import (
@@ -18,8 +19,8 @@ from mibfast.ops._boundary import (
     inverse_temperature,
     kernels,
     of_any_number,
-    offers_up_to_largest_m,
     operation,
+    pairwise_offers,
     reduced,
     scaled,
     temperature_tensor,
@@ -141,11 +142,9 @@ def one_vs_all_info_nce(
 
 
 def _offers(z: Sequence[Tensor], keys: str) -> dict[str, str | None]:
-    if keys != "per_sample":
-        return {"cpu": None, "triton": f"it has no kernel for keys={keys!r}"}
-    if z[0].dtype == torch.float64:
-        return {"cpu": None, "triton": "its kernels are not for float64"}
-    return offers_up_to_largest_m("M", len(z))
+    if keys == "per_sample":
+        return pairwise_offers(z[0], "M", len(z), LARGEST_M)
+    return pairwise_offers(z[0], "M", len(z), LARGEST_K + 1)
 
 
 def _of_those_present(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation, pairwise_offers
 
 __all__ = ["projection_score"]
 
@@ -58,7 +58,7 @@ def projection_score(candidates: Tensor, context: Tensor, ridge: float = 1e-8, *
     _check.same_dimension(_NAME, candidates=candidates, context=context)
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     candidates, context = _check.promoted([candidates, context])
-    chosen = _backend.choose(_NAME, candidates.device, backend)
+    chosen = _backend.choose(_NAME, candidates.device, backend, pairwise_offers(context, "K", context.shape[1]))
     if chosen == "reference":
         return reference.projection_cosine(candidates, context, ridge).mT
     return _ProjectionScore.apply(chosen, candidates, context, ridge).mT  # type: ignore[no-any-return,no-untyped-call]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.retrieval import reference
-from mibfast.ops._boundary import accumulation_dtype, kernels, operation
+from mibfast.ops import _volume
+from mibfast.ops._boundary import accumulation_dtype, kernels, operation, pairwise_offers
 
 __all__ = ["top_k"]
 
@@ -112,15 +113,14 @@ def top_k(
 
 def _offers(query: Tensor, key: Tensor, k: int, score: str) -> dict[str, str | None]:
     """Return the backends that have kernels, and why Triton's cannot take these arguments where it cannot."""
-    reason = None
-    if score not in ("inner_product", "cosine", "symile"):
-        reason = f"its kernels score by inner products, and have no {score!r}"
-    elif query.dtype == torch.float64:
-        reason = "its kernels are not for float64"
-    elif k > _MOST_KEPT:
-        reason = f"its kernels keep at most {_MOST_KEPT} candidates a query, got k = {k}"
+    if score in ("gram_volume", "triangle_area"):
+        reason = _volume.offers(query, query.shape[1])["triton"]
+    else:
+        reason = pairwise_offers(query, "K", query.shape[1] if score == "ridge_projection" else 1)["triton"]
+    if k > _MOST_KEPT:
+        reason = reason or f"its kernels keep at most {_MOST_KEPT} candidates a query, got k = {k}"
     elif key.shape[0] >= 2**31:
-        reason = f"its kernels number candidates in 31 bits, got C = {key.shape[0]}"
+        reason = reason or f"its kernels number candidates in 31 bits, got C = {key.shape[0]}"
     return {"cpu": None, "triton": reason}
 
 

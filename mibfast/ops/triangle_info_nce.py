@@ -70,7 +70,7 @@ def triangle_info_nce(
     temperature = _check.temperature(_NAME, temperature, a.device)
     smoothing = _check.smoothing(_NAME, label_smoothing, True)
     z = _check.promoted([a, b, c])
-    chosen = _backend.choose(_NAME, a.device, backend)
+    chosen = _backend.choose(_NAME, a.device, backend, _volume.offers(a, 2))
     kind = _volume.SQUARED_TRIANGLE if squared else _volume.TRIANGLE
     return _volume.info_nce(_TriangleInfoNCE, chosen, kind, z, temperature, smoothing)
 

@@ -1,0 +1,455 @@
+"""GRAM's volumes and TRIANGLE's areas in Triton: float64 factors of each sample, swept by the pairwise engine.
+
+The formulae are those of `cpu.py`, and so is what is formed apart: a sample's own vectors, the positive, in float64 and
+from the residual. Here scores carry the sign of the loss, and the engine the temperature.
+
+A program takes a few samples and holds their vectors whole, in float64 registers: Gram-Schmidt, twice over, reads them
+once. Over N samples, M vectors of d numbers, B bytes a number and bases of B' bytes, the factors read M N d B and write
+(M - 1) N d B', and their backward reads M N d B, (M - 1) N d 4 and, of the anchor, N d 4, and writes M N d 4; in plain
+PyTorch, which would pass over float64 copies some twelve times for each pair of vectors and way, a hundred times that.
+On an H200 (4.8 TB/s by datasheet) N = 32768, M = 3, d = 512 in bfloat16: 84 and 252 MB, 0.02 and 0.05 ms, beside 8
+GEMMs of 1.1 TFLOP, 11.2 ms at 790 TFLOP/s; arithmetic in float64 is a third of that traffic's time. Predicted: 0.2 ms
+for the factors, bound by the latency of their sums, 15 ms for all. Measured: not run.
+
+Operands are of the embeddings' dtype, or float32 for float16, which has no room for their gradients. In bfloat16 bases
+are rounded to it, as its products ask for: a cosine of unit vectors is off by 2^-9 / sqrt(d), and so is r. TRIANGLE's
+anchors, too, of which the origin is taken.
+"""
+
+# ruff: noqa: RUF005 - jit functions build tuples by addition
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mibfast.kernels.launch_configuration import Tile, on_device_of, whole_vectors_tile
+from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import reductions_triton as reductions
+from mibfast.kernels.pairwise import scores_triton
+from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
+
+_SCORES = {
+    GRAM: scores_triton.GRAM_VOLUME,
+    TRIANGLE: scores_triton.TRIANGLE_AREA,
+    SQUARED_TRIANGLE: scores_triton.SQUARED_TRIANGLE_AREA,
+}
+_SQUARED_FLOOR = tl.constexpr(RELATIVE_FLOOR**2)
+
+
+@triton.jit
+def _vector(matrix, stride, sample, column, inside):
+    """Rows of a matrix, [samples, d], zeros where there are none."""
+    return tl.load(matrix + sample * stride + column, mask=inside, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _dot(x, y):
+    return tl.sum(x * y, 1, keep_dims=True)
+
+
+@triton.jit
+def _inverse(x):
+    """1 / x, 0 where x is 0."""
+    return tl.where(x == 0.0, 0.0, 1.0 / tl.where(x == 0.0, 1.0, x))
+
+
+@triton.jit
+def _length(squared, squared_whole):
+    """The square root of what is left of a square, 0 where that is rounding; NaN stays, and infinity."""
+    none = (squared <= _SQUARED_FLOOR * squared_whole) & (squared < float("inf"))
+    return tl.where(none, 0.0, tl.sqrt(tl.where(none, 0.0, squared)))
+
+
+@triton.jit
+def _orthogonal(basis, rest):
+    """What is left of a vector beside an orthonormal basis, and its components along it."""
+    along = ()
+    for k in tl.static_range(len(basis)):
+        c = _dot(basis[k], rest)
+        rest = rest - c * basis[k]
+        along = along + (c,)
+    return rest, along
+
+
+@triton.jit
+def _orthonormalise(vectors):
+    """Gram-Schmidt, twice over: z_m = sum of r_km q_k. Returns the q, and the r_km, k <= m, one m after the other.
+
+    A vector that depends on those before it has q_m = 0 and r_mm = 0.
+    """
+    q = ()
+    r = ()
+    for m in tl.static_range(len(vectors)):
+        whole = vectors[m]
+        rest, first = _orthogonal(q, whole)
+        rest, second = _orthogonal(q, rest)
+        for k in tl.static_range(m):
+            r = r + (first[k] + second[k],)
+        length = _length(_dot(rest, rest), _dot(whole, whole))
+        q = q + (rest * _inverse(length),)
+        r = r + (length,)
+    return q, r
+
+
+@triton.jit
+def _volume(r, K: tl.constexpr):
+    """The volume of the first K vectors."""
+    volume = r[0]
+    for k in tl.static_range(1, K):
+        volume = volume * r[k * (k + 1) // 2 + k]
+    return volume
+
+
+@triton.jit
+def _places(count, paired, d, SAMPLES: tl.constexpr, DEPTH: tl.constexpr):
+    """Samples [SAMPLES, 1] and columns [1, DEPTH] of a program; which have numbers, and which of an anchor too."""
+    sample = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    column = tl.arange(0, DEPTH)[None, :]
+    return sample, column, (sample < count) & (column < d), (sample < paired) & (column < d)
+
+
+@triton.jit
+def _sample_vectors(others, strides, anchor, anchor_stride, sample, column, there, has_anchor):
+    """The vectors of samples, the anchor last."""
+    vectors = ()
+    for k in tl.static_range(len(others)):
+        vectors = vectors + (_vector(others[k], strides[k], sample, column, there),)
+    return vectors + (_vector(anchor, anchor_stride, sample, column, has_anchor),)
+
+
+@triton.jit(do_not_specialize=["count", "paired"])
+def _gram_factors(
+    others,
+    strides,
+    anchor,
+    anchor_stride,
+    origin,
+    bases,
+    statistics,
+    positives,
+    count,
+    paired,
+    d,
+    K: tl.constexpr,
+    SIGN: tl.constexpr,
+    SQUARED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Bases [K, N', d] and volumes [1, N'] of the others, and the volumes with the anchor, of those that have one."""
+    sample, column, there, has_anchor = _places(count, paired, d, SAMPLES, DEPTH)
+    vectors = _sample_vectors(others, strides, anchor, anchor_stride, sample, column, there, has_anchor)
+    q, r = _orthonormalise(vectors)
+    volume = SIGN * _volume(r, K)
+    for k in tl.static_range(K):
+        place = (k * tl.cast(count, tl.int64) + sample) * d + column
+        tl.store(bases + place, q[k].to(bases.dtype.element_ty), mask=there)
+    tl.store(statistics + sample, volume.to(tl.float32), mask=sample < count)
+    own = volume * r[K * (K + 1) // 2 + K]
+    tl.store(positives + sample, own.to(tl.float32), mask=sample < paired)
+
+
+@triton.jit
+def _add_to_anchor(gradients, sample, column, d, x, has_anchor):
+    at = gradients + sample * d + column
+    tl.store(at, tl.load(at, mask=has_anchor, other=0.0) + x.to(tl.float32), mask=has_anchor)
+
+
+@triton.jit(do_not_specialize=["count", "paired"])
+def _gram_factors_backward(
+    others,
+    strides,
+    anchor,
+    anchor_stride,
+    origin,
+    of_bases,
+    of_statistics,
+    of_positives,
+    others_gradients,
+    anchor_gradient,
+    count,
+    paired,
+    d,
+    K: tl.constexpr,
+    SIGN: tl.constexpr,
+    SQUARED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """The gradients of what `_gram_factors` gives: of the others, and added to that of the anchor.
+
+    A score depends on the span of the bases B alone, so that B^T dB is symmetric and the gradient of the others A = B R
+    is (dB - B B^T dB + dt t B) R^-T; that of the volume V of all M vectors Q R is dV V Q R^-T.
+    """
+    sample, column, there, has_anchor = _places(count, paired, d, SAMPLES, DEPTH)
+    vectors = _sample_vectors(others, strides, anchor, anchor_stride, sample, column, there, has_anchor)
+    q, r = _orthonormalise(vectors)
+    volume = SIGN * _volume(r, K)
+    length = r[K * (K + 1) // 2 + K]
+    own = volume * length * tl.load(of_positives + sample, mask=sample < paired, other=0.0)
+    along = own + volume * tl.load(of_statistics + sample, mask=sample < count, other=0.0)
+    # Solve X R^T = g from the last row on; a row of r = 0 depends on none.
+    row = own * q[K] * _inverse(length)
+    _add_to_anchor(anchor_gradient, sample, column, d, row, has_anchor)
+    solved = (row,)
+    for k in tl.static_range(K - 1, -1, -1):
+        row = _vector(of_bases + k * tl.cast(count, tl.int64) * d, d, sample, column, there)
+        for other in tl.static_range(K):
+            row -= _dot(q[other], row) * q[other]
+        row += along * q[k]
+        for later in tl.static_range(K - k):
+            row -= r[(K - later) * (K - later + 1) // 2 + k] * solved[later]
+        row = row * _inverse(r[k * (k + 1) // 2 + k])
+        result = others_gradients[k]
+        tl.store(result + sample * d + column, row.to(result.dtype.element_ty), mask=there)
+        solved = solved + (row,)
+
+
+@triton.jit
+def _origin(origin, column, d):
+    return tl.load(origin + column, mask=column < d, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _side(b, c):
+    """The length of c - b, and its direction, zero where that is."""
+    side = c - b
+    length = tl.sqrt(_dot(side, side))
+    return length, side * _inverse(length)
+
+
+@triton.jit
+def _height(edge, w):
+    """What is left of a - b across w, its length, zero for a point on the line, and a - b's component along w."""
+    foot = _dot(w, edge)
+    across = edge - foot * w
+    return across, _length(_dot(across, across), _dot(edge, edge)), foot
+
+
+@triton.jit(do_not_specialize=["count", "paired"])
+def _triangle_factors(
+    others,
+    strides,
+    anchor,
+    anchor_stride,
+    origin,
+    lines,
+    statistics,
+    positives,
+    count,
+    paired,
+    d,
+    K: tl.constexpr,
+    SIGN: tl.constexpr,
+    SQUARED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Directions and points [2, N', d] of the lines through b and c; the columns' factors and squared norms of points.
+
+    Points are relative to `origin`. And the areas, or twice their squares, of the samples' own triangles.
+    """
+    sample, column, there, has_anchor = _places(count, paired, d, SAMPLES, DEPTH)
+    b = _vector(others[0], strides[0], sample, column, there)
+    c = _vector(others[1], strides[1], sample, column, there)
+    a = _vector(anchor, anchor_stride, sample, column, has_anchor)
+    length, w = _side(b, c)
+    relative = b - _origin(origin, column, d)
+    point = (relative - _dot(relative, w) * w).to(lines.dtype.element_ty)
+    at = lines + sample * d + column
+    tl.store(at, w.to(lines.dtype.element_ty), mask=there)
+    tl.store(at + tl.cast(count, tl.int64) * d, point, mask=there)
+    # Of the point as it is stored: a squared distance to it is then one.
+    rounded = point.to(tl.float64)
+    tl.store(statistics + count + sample, _dot(rounded, rounded).to(tl.float32), mask=sample < count)
+    _, height, _ = _height(a - b, w)
+    doubled = length * height
+    factor, own = 0.5 * SIGN * length, 0.5 * SIGN * doubled
+    if SQUARED:
+        factor, own = factor * length, own * doubled
+    tl.store(statistics + sample, factor.to(tl.float32), mask=sample < count)
+    tl.store(positives + sample, own.to(tl.float32), mask=sample < paired)
+
+
+@triton.jit(do_not_specialize=["count", "paired"])
+def _triangle_factors_backward(
+    others,
+    strides,
+    anchor,
+    anchor_stride,
+    origin,
+    of_lines,
+    of_statistics,
+    of_positives,
+    others_gradients,
+    anchor_gradient,
+    count,
+    paired,
+    d,
+    K: tl.constexpr,
+    SIGN: tl.constexpr,
+    SQUARED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """The gradients of what `_triangle_factors` gives, where `_gram_factors_backward` has them.
+
+    w = (c - b) / l and p = b - (b . w) w, b in p being relative to `origin`, which no score depends on. So db = dp -
+    (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The gradient of
+    l h, twice the area: l across the line at a; at b and c minus their shares of that, and h along it.
+    """
+    sample, column, there, has_anchor = _places(count, paired, d, SAMPLES, DEPTH)
+    b = _vector(others[0], strides[0], sample, column, there)
+    c = _vector(others[1], strides[1], sample, column, there)
+    a = _vector(anchor, anchor_stride, sample, column, has_anchor)
+    length, w = _side(b, c)
+    across, height, foot = _height(a - b, w)
+    of_own = 0.5 * SIGN * tl.load(of_positives + sample, mask=sample < paired, other=0.0)
+    stretch = 0.5 * SIGN * tl.load(of_statistics + sample, mask=sample < count, other=0.0)
+    twice = 2.0 * tl.load(of_statistics + count + sample, mask=sample < count, other=0.0)
+    if SQUARED:
+        of_own, stretch = 2.0 * length * height * of_own, 2.0 * length * stretch
+    across = of_own * length * _inverse(height) * across
+    _add_to_anchor(anchor_gradient, sample, column, d, across, has_anchor)
+    stretch += of_own * height
+    relative = b - _origin(origin, column, d)
+    along = _dot(relative, w)
+    dp = _vector(of_lines + tl.cast(count, tl.int64) * d, d, sample, column, there)
+    point_along = _dot(dp, w)
+    dp += twice * (relative - along * w)
+    dw = _vector(of_lines, d, sample, column, there) - along * dp - point_along * relative
+    inverse = _inverse(length)
+    # The foot of the height moves with c by its share of the side; the side grows along w.
+    moved = (dw - _dot(dw, w) * w) * inverse + stretch * w - foot * inverse * across
+    # Nothing depends on a side of no length.
+    of_b = tl.where(length == 0.0, 0.0, (dp - point_along * w) - across - moved)
+    at = sample * d + column
+    tl.store(others_gradients[0] + at, of_b.to(others_gradients[0].dtype.element_ty), mask=there)
+    of_c = tl.where(length == 0.0, 0.0, moved)
+    tl.store(others_gradients[1] + at, of_c.to(others_gradients[1].dtype.element_ty), mask=there)
+
+
+class _Volumes:
+    """What the engine sweeps for volumes times a sign, and the way back of its gradients."""
+
+    def __init__(
+        self,
+        kind: str,
+        anchor: Tensor,
+        others: Sequence[Tensor],
+        sign: float,
+        scale: engine.Scalar = engine.ONE,
+        centred: bool = True,
+    ) -> None:
+        self._kind, self._sign, self.score = kind, sign, _SCORES[kind]
+        n, (count, d) = anchor.shape[0], others[0].shape
+        self._anchor, self._others = engine.rows_in_place(anchor), tuple(map(engine.rows_in_place, others))
+        # The anchor's rows beyond the others' belong to no sample.
+        self._sizes = {"count": count, "paired": min(n, count), "d": d}
+        dtype = engine.operand_dtype(anchor.dtype)
+        operands = anchor.new_empty(len(others), count, d, dtype=dtype)
+        statistics = anchor.new_empty(1 if kind == GRAM else 2, count, dtype=torch.float32)
+        positives = anchor.new_empty(n, dtype=torch.float32)
+        rows, self._origin = self._anchor.to(dtype), torch.zeros(d, dtype=torch.float32, device=anchor.device)
+        if kind != GRAM and centred:
+            # Areas do not depend on the origin, but float32 inner products lose what is far from it.
+            self._origin = middle(others[0]).float()
+            rows = (self._anchor.float() - self._origin).to(dtype)
+        self._launch(_gram_factors if kind == GRAM else _triangle_factors, 1, operands, statistics, positives)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        self.pairs = engine.Pairs(
+            rows,
+            operands,
+            scale,
+            row_statistic=norms.square().float(),
+            column_statistics=statistics,
+            positives=positives,
+        )
+
+    def _launch(self, kernel: Any, copies: int, *arguments: Any) -> None:
+        """Run a kernel of factors, which holds so many copies of a sample's vectors."""
+        tile: Tile = whole_vectors_tile(self._sizes["d"], copies * (len(self._others) + 1))
+        with on_device_of(self._anchor):
+            kernel[(triton.cdiv(self._sizes["count"], tile.rows),)](
+                self._others,
+                tuple(x.stride(0) for x in self._others),
+                self._anchor,
+                self._anchor.stride(0),
+                self._origin,
+                *arguments,
+                **self._sizes,
+                K=len(self._others),
+                SIGN=self._sign,
+                SQUARED=self._kind == SQUARED_TRIANGLE,
+                SAMPLES=tile.rows,
+                DEPTH=tile.columns,
+                num_warps=tile.warps,
+            )
+
+    def bring_back(self, gradients: engine.Gradients) -> list[Tensor]:
+        """The gradients of anchor and others, float32, the first in the memory of the rows'."""
+        assert gradients.rows is not None
+        assert gradients.row_statistic is not None
+        of_anchor = gradients.rows
+        of_anchor += self.pairs.rows * (2.0 * gradients.row_statistic)[:, None]
+        of_others = tuple(torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in self._others)
+        kernel = _gram_factors_backward if self._kind == GRAM else _triangle_factors_backward
+        found = (gradients.operands, gradients.column_statistics, gradients.positives)
+        self._launch(kernel, 2, *found, of_others, of_anchor)
+        return [of_anchor, *of_others]
+
+
+def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores_triton.Score, engine.Pairs]:
+    """The score of volumes, times a sign, with others [N', d], and its columns, for rows paired with none of them."""
+    swept = _Volumes(kind, others[0][:1], others, sign, centred=False)
+    return swept.score, replace(swept.pairs, positives=None)
+
+
+def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Volumes of anchors [N, d] with others [N', d]: [N, N'], float32."""
+    swept = _Volumes(kind, anchor, others, 1.0)
+    return engine.dense(swept.score, swept.pairs)
+
+
+def volumes_backward(upstream: Tensor, kind: str, anchor: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
+    swept = _Volumes(kind, anchor, others, 1.0)
+    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
+    gradients = engine.gradient(swept.score, reductions.GIVEN, swept.pairs, 0, weights, wanted)
+    return [g.to(anchor.dtype) for g in swept.bring_back(gradients)]
+
+
+def _swept(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor) -> _Volumes:
+    return _Volumes(kind, anchor, others, -1.0, engine.scalar(temperature.detach(), inverted=True))
+
+
+def info_nce(
+    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+) -> Tensor:
+    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores."""
+    swept = _swept(kind, anchor, others, temperature)
+    flags = pairwise.info_nce_flags(True, True, label_smoothing)
+    return pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)[0].mean()
+
+
+def info_nce_with_gradient(
+    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+) -> tuple[Tensor, list[Tensor]]:
+    """`info_nce`, and its gradients: those of anchor and others, float32, and the temperature's."""
+    swept = _swept(kind, anchor, others, temperature)
+    flags = pairwise.info_nce_flags(True, True, label_smoothing)
+    each, row_lse, column_lse = pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)
+    factor = 1.0 / anchor.shape[0]
+    weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
+    wanted = engine.Wanted(statistics=True, sums=1, dtype=torch.float32)
+    gradients = pairwise.losses_gradient(swept.score, swept.pairs, flags, weights, wanted)
+    d_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
+    return each.mean(), [*swept.bring_back(gradients), d_temperature]
