@@ -410,14 +410,15 @@ class _DeepTiles(engine.Tiles):
     def _bring_back_block(self, u: np.ndarray, g: np.ndarray, first: int, columns: int) -> np.ndarray:
         own, rows = self._own, u.shape[0]
         units, second, shares = self._layers(u, first, columns)
-        z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size), own.v.dtype)
+        # In float64: tens of thousands of pairs are added one by one.
+        z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size))
 
         def weigh(share: int) -> None:
             of_weight, of_offset = sums[share]
             _second_layer_gradient(z, own.offset, own.weight, g, first, *shares[share], columns, of_weight, of_offset)
 
         parallel(weigh, len(shares))
-        own.unit_gradients += sums.sum(0, dtype=np.float64)
+        own.unit_gradients += sums.sum(0)
         own.matrix_gradient.addmm_(second.T, units)
         of_units = torch.mm(second, own.matrix, out=self._unit_gradient[: rows * columns]).numpy()
         of_rows, active = self._row_gradient[:rows], units.numpy()

@@ -78,7 +78,7 @@ class _CriticLogMeanExp(torch.autograd.Function):
         value, *gradients = _critic.critic_log_mean_exp_with_gradient(x, y, list(parameters), needed, backend)
         ctx.save_for_backward(*gradients)
         ctx.dtype = x.dtype
-        return value
+        return value  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order(_NAME)
