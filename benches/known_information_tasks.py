@@ -46,23 +46,23 @@ def write_samples(folder: Path, seeds: tuple[int, ...]) -> None:
 
 
 def estimate(folder: Path, tasks: list[str]) -> None:
-    """Run the package's estimators on the samples of some tasks."""
+    """Run the package's estimators on the samples of some tasks, but those that were run before."""
     import bmi
     import numpy as np
 
     found = json.loads((folder / "peers.json").read_text()) if (folder / "peers.json").exists() else {}
     estimators = {"infonce": bmi.estimators.InfoNCEEstimator, "mine": bmi.estimators.MINEEstimator}
     for name in tasks:
-        data = [np.load(folder / f"{name}-{seed}.npz") for seed in SEEDS]
         for label, make in estimators.items():
-            values, seconds = [], []
-            for seed, arrays in zip(SEEDS, data, strict=True):
+            each = found.setdefault(name, {}).setdefault(label, {"values": [], "seconds": []})
+            for seed in SEEDS[len(each["values"]) :]:
+                arrays = np.load(folder / f"{name}-{seed}.npz")
                 started = time.perf_counter()
-                values.append(float(make(verbose=False, seed=seed).estimate(arrays["x"], arrays["y"])))
-                seconds.append(time.perf_counter() - started)
-            found.setdefault(name, {})[label] = {"values": values, "seconds": seconds}
-            print(f"{name}, {label}: {np.mean(values):.3f} nats, {np.median(seconds):.1f} s")
-            (folder / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
+                value = float(make(verbose=False, seed=seed).estimate(arrays["x"], arrays["y"]))
+                each["seconds"].append(time.perf_counter() - started)
+                each["values"].append(value)
+                print(f"{name}-{seed}, {label}: {value:.3f} nats, {each['seconds'][-1]:.1f} s", flush=True)
+                (folder / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
