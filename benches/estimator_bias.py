@@ -31,7 +31,7 @@ from mibfast import information
 
 ESTIMATORS = ("infonce", "clip", "nwj", "tuba", "dv", "mine", "js", "smile")
 NATS = (2.0, 4.0, 6.0, 8.0, 10.0)
-FEATURES, BATCH, STEPS, BATCHES, REPEATS = 20, 128, 1500, 100, 3
+FEATURES, BATCH, STEPS, BATCHES, REPEATS = 20, 128, 1000, 100, 2
 LEARNING_RATE = 5e-4
 _ROWS, _COLUMNS = 2, 4
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -94,16 +94,25 @@ def _summary(runs: list[list[list[float]]]) -> list[dict[str, float]]:
     return [{"mean": statistics.fmean(values), "deviation": statistics.stdev(values)} for values in pooled]
 
 
-def measure() -> dict[str, Any]:
-    """Train and evaluate every estimator."""
-    found = {}
-    for estimator in ESTIMATORS:
-        runs = {"trained": _trained, "exact": _exact}
-        found[estimator] = {kind: _summary([run(estimator, s) for s in range(REPEATS)]) for kind, run in runs.items()}
-        print(estimator, *(f"{each['mean']:.2f} ± {each['deviation']:.2f}" for each in found[estimator]["trained"]))
+def measure(file: Path) -> None:
+    """Train and evaluate every estimator that the file does not have yet."""
     settings = {"features": FEATURES, "batch": BATCH, "steps": STEPS, "batches": BATCHES, "repeats": REPEATS}
-    about = {"date": datetime.date.today().isoformat(), "machine": _machine(), "versions": mibfast.info()["versions"]}
-    return {**about, "settings": settings, "nats": list(NATS), "estimators": found}
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"estimators": {}}
+    results |= {
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(),
+        "versions": mibfast.info()["versions"],
+    }
+    results |= {"settings": settings, "nats": list(NATS)}
+    found = results["estimators"]
+    for estimator in ESTIMATORS:
+        if estimator not in found:
+            runs = {"trained": _trained, "exact": _exact}
+            found[estimator] = {
+                name: _summary([run(estimator, s) for s in range(REPEATS)]) for name, run in runs.items()
+            }
+            print(estimator, *(f"{each['mean']:.2f} ± {each['deviation']:.2f}" for each in found[estimator]["trained"]))
+            file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -150,7 +159,7 @@ def main() -> None:
     drawing.add_argument("picture", type=Path)
     options = parser.parse_args()
     if options.command == "measure":
-        options.file.write_text(json.dumps(measure(), indent=1) + "\n")
+        measure(options.file)
     else:
         draw(json.loads(options.file.read_text()), options.picture)
 

@@ -4,8 +4,9 @@
     python -m benches.known_information --table FILE                  print the table of a results file
 
 FOLDER is what `benches/known_information_tasks.py` wrote. Each estimate is one critic, as the package trains one, with
-the defaults of `information.estimate`, for each of three samples. Seconds are medians over the samples, the first call
-left out, which compiles. A release must come within 0.12 nats of the truth in the mean over the samples of each task,
+the defaults of `information.estimate`, for each of three samples. Seconds are of CPU time, so other work on the machine
+does not count, each on one core (`taskset -c 0`, OMP_NUM_THREADS=1): medians over the samples. A call before leaves out
+what Numba compiles; JAX compiles in every call. A release must come within 0.12 nats of the truth in the mean over the samples of each task,
 be no farther from it than the package's estimators in the mean over tasks, and take a fifth of their time.
 """
 
@@ -44,9 +45,9 @@ def measure(folder: Path, tasks: list[str]) -> dict[str, Any]:
             information.estimate(data[0]["x"], data[0]["y"], estimator, epochs=1, seeds=1)
             values, seconds = [], []
             for seed, arrays in zip(SEEDS, data, strict=True):
-                started = time.perf_counter()
+                started = time.process_time()
                 values.append(information.estimate(arrays["x"], arrays["y"], estimator, seeds=[seed]).value)
-                seconds.append(time.perf_counter() - started)
+                seconds.append(time.process_time() - started)
             row["mibfast"][estimator] = {"values": values, "seconds": seconds}
             print(f"{name}, {estimator}: {np.mean(values):.3f} of {row['truth']:.3f} nats, {np.median(seconds):.2f} s")
         found[name] = row

@@ -4,7 +4,7 @@
     python benches/known_information_tasks.py FOLDER          writes FOLDER/TASK-SEED.npz: x, y and the truth in nats
     python benches/known_information_tasks.py FOLDER --estimate [--tasks NAME,..]
                                                               runs its InfoNCE and MINE on them, and writes what they
-                                                              found, and in how many seconds, to FOLDER/peers.json
+                                                              found, and in how many CPU seconds, to FOLDER/peers.json
 
 `benches/known_information.py` compares. The tasks, sample size and seeds were chosen before any estimate was made: four
 pairs of one dimension, normal and not, two normal vectors of 5 dimensions, and two twisted into spirals. Czyż et al.
@@ -52,14 +52,16 @@ def estimate(folder: Path, tasks: list[str]) -> None:
 
     found = json.loads((folder / "peers.json").read_text()) if (folder / "peers.json").exists() else {}
     estimators = {"infonce": bmi.estimators.InfoNCEEstimator, "mine": bmi.estimators.MINEEstimator}
-    for name in tasks:
-        for label, make in estimators.items():
-            each = found.setdefault(name, {}).setdefault(label, {"values": [], "seconds": []})
-            for seed in SEEDS[len(each["values"]) :]:
-                arrays = np.load(folder / f"{name}-{seed}.npz")
-                started = time.perf_counter()
+    for position, seed in enumerate(SEEDS):
+        for name in tasks:
+            arrays = np.load(folder / f"{name}-{seed}.npz")
+            for label, make in estimators.items():
+                each = found.setdefault(name, {}).setdefault(label, {"values": [], "seconds": []})
+                if len(each["values"]) > position:
+                    continue
+                started = time.process_time()
                 value = float(make(verbose=False, seed=seed).estimate(arrays["x"], arrays["y"]))
-                each["seconds"].append(time.perf_counter() - started)
+                each["seconds"].append(time.process_time() - started)
                 each["values"].append(value)
                 print(f"{name}-{seed}, {label}: {value:.3f} nats, {each['seconds'][-1]:.1f} s", flush=True)
                 (folder / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
