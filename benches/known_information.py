@@ -5,9 +5,10 @@
 
 FOLDER is what `benches/known_information_tasks.py` wrote. Each estimate is one critic, as the package trains one, with
 the defaults of `information.estimate`, for each of three samples. Seconds are of CPU time, so other work on the machine
-does not count, each on one core (`taskset -c 0`, OMP_NUM_THREADS=1): medians over the samples. A call before leaves out
-what Numba compiles; JAX compiles in every call. A release must come within 0.12 nats of the truth in the mean over the samples of each task,
-be no farther from it than the package's estimators in the mean over tasks, and take a fifth of their time.
+does not count, all on one core (`taskset -c 0`, OMP_NUM_THREADS=1): medians over the samples. A call before leaves out
+what Numba compiles; JAX compiles in every call. A release must come within 0.12 nats of the truth in the mean over the
+samples of each task, be no farther from it than the package's estimators in the mean over tasks, and take a fifth of
+their time.
 """
 
 from __future__ import annotations
