@@ -6,6 +6,7 @@ comes. `reference.py` in the kernels is the truth of tests; these are the oppone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -110,6 +111,38 @@ def one_way_info_nce_by_linear_cross_entropy(query: Tensor, key: Tensor) -> Tens
     """The same by torch's linear cross-entropy, in one chunk, its fastest here."""
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=None, chunking_method=None)
     return F.linear_cross_entropy(query, key, torch.arange(len(query)), options=options)
+
+
+def _log_mean_exp_of_negatives(scores: Tensor) -> Tensor:
+    n = len(scores)
+    diagonal = torch.eye(n, dtype=torch.bool, device=scores.device)
+    return torch.logsumexp(scores.masked_fill(diagonal, -torch.inf), dim=(0, 1)) - math.log(n * (n - 1))
+
+
+def nwj(x: Tensor, y: Tensor) -> Tensor:
+    """Minus NWJ's bound for inner products, as its released code has it."""
+    scores = x @ y.T
+    return torch.exp(_log_mean_exp_of_negatives(scores - 1.0)) - scores.diagonal().mean()
+
+
+def smile(x: Tensor, y: Tensor, clip: float = 5.0) -> Tensor:
+    """Minus SMILE for inner products, as its released code has it: one value with the gradient of another."""
+    scores = x @ y.T
+    n, positives = len(scores), scores.diagonal()
+    negatives = F.softplus(scores).sum() - F.softplus(positives).sum()
+    jensen_shannon = -F.softplus(-positives).mean() - negatives / (n * (n - 1))
+    with torch.no_grad():
+        value = positives.mean() - _log_mean_exp_of_negatives(scores.clamp(-clip, clip))
+        apart = value - jensen_shannon
+    return -(jensen_shannon + apart)
+
+
+def club(mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """CLUB as released, from the differences of all pairs."""
+    precision = torch.exp(-logvar)
+    positive = -0.5 * (mean - y) ** 2 * precision
+    negative = -0.5 * ((y[None] - mean[:, None]) ** 2).mean(1) * precision
+    return (positive - negative).sum(1).mean()
 
 
 def info_nce_of_concatenated(u: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

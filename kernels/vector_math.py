@@ -236,3 +236,36 @@ def _softplus_and_sigmoid(x: Any) -> Any:
         return (x if x > 0.0 else 0.0) + math.log1p(u), (1.0 if x > 0.0 else u) / (1.0 + u)
 
     return by_the_library
+
+
+def softplus_sigmoid_and_exp(x: float) -> tuple[float, float, float]:
+    """:func:`softplus_and_sigmoid` and e^x, from one exponential and one division; e^x holds for |x| <= 87."""
+    return *softplus_and_sigmoid(x), math.exp(x)
+
+
+@overload(softplus_sigmoid_and_exp, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _softplus_sigmoid_and_exp(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            u = exp(-abs(x))
+            one_u, two_u = _ONE + u, _TWO + u
+            product = one_u * two_u
+            # One division for all three quotients; u is no smaller than 1e-38.
+            all_three = _ONE / (u * product)
+            r = all_three * u
+            t = u * one_u * r
+            y = t * t
+            logarithm = t * _TWO + t * y * (((_A3 * y + _A2) * y + _A1) * y + _A0)
+            positive = x if x > _ZERO else _ZERO
+            numerator = _ONE if x > _ZERO else u
+            return positive + logarithm, numerator * two_u * r, all_three * product if x > _ZERO else u
+
+        return polynomial
+
+    def by_the_library(x: Any) -> Any:
+        u = math.exp(-abs(x))
+        softplus = (x if x > 0.0 else 0.0) + math.log1p(u)
+        return softplus, (1.0 if x > 0.0 else u) / (1.0 + u), 1.0 / u if x > 0.0 else u
+
+    return by_the_library

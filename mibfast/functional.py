@@ -4,7 +4,9 @@ Each is documented where it is defined, in `mibfast.ops`.
 """
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms
+from mibfast.ops.critic_log_mean_exp import critic_log_mean_exp
 from mibfast.ops.critic_log_sum_exp import critic_log_sum_exp
+from mibfast.ops.critic_mean_softplus import critic_mean_softplus
 from mibfast.ops.critic_softplus import critic_softplus
 from mibfast.ops.gaussian_kl import gaussian_kl
 from mibfast.ops.gram_info_nce import gram_info_nce
@@ -26,7 +28,9 @@ from mibfast.ops.triangle_info_nce import triangle_info_nce
 __all__ = [
     "barlow_twins",
     "barlow_twins_terms",
+    "critic_log_mean_exp",
     "critic_log_sum_exp",
+    "critic_mean_softplus",
     "critic_softplus",
     "gaussian_kl",
     "gram_info_nce",

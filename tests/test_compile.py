@@ -35,6 +35,8 @@ from mibfast import losses
         "critic_log_sum_exp, columns, clipped",
         "critic_log_sum_exp, additive",
         "critic_softplus, two layers",
+        "critic_log_mean_exp",
+        "critic_mean_softplus, log_mean_exp",
     ],
 )
 def test_operations(name) -> None:
@@ -107,6 +109,8 @@ def test_registered_operations_are_what_torch_expects(dtype) -> None:
             True,
             "cpu",
         ),
+        "critic_log_mean_exp_with_gradient": (z[0], z[1], [z[2][0], tau.to(dtype)], [True, False, True, True], "cpu"),
+        "critic_mean_softplus_with_gradient": (z[0], z[1], [], [True, True], True, 2.0, "cpu"),
         "critic_softplus_sums": (z[0], z[1], [], False, "cpu"),
         "critic_softplus_sums_backward": (z[0][:, 0], z[1][:, 0], z[0], z[1], [], [True, True], False, "cpu"),
     }
@@ -131,6 +135,8 @@ def test_any_number_of_arguments_compiles_where_no_gradient_is_needed(m) -> None
         "gaussian_kl": lambda *z: F.gaussian_kl(*z[:2], *(z[2:] if m == 4 else ())),
         "critic_log_sum_exp": lambda *z: F.critic_log_sum_exp(*z[:2])[1],
         "critic_softplus": lambda *z: F.critic_softplus(*z[:2])[1],
+        "critic_log_mean_exp": lambda *z: F.critic_log_mean_exp(*z[:2]),
+        "critic_mean_softplus": lambda *z: F.critic_mean_softplus(*z[:2]),
     }
     if m == 3:
         operations["triangle_area"] = F.triangle_area

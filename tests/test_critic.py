@@ -170,3 +170,101 @@ def test_columns_far_below_the_others_keep_their_digits() -> None:
         expected = F.critic_log_sum_exp(x, y, positive=True, columns=True, clip=clip, backend="reference")
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
+
+
+MEANS = {
+    "log_mean_exp": F.critic_log_mean_exp,
+    "softplus": F.critic_mean_softplus,
+    "softplus, log_mean_exp, clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=3.0),
+    "softplus, log_mean_exp, loosely clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=60.0),
+    "softplus, log_mean_exp": partial(F.critic_mean_softplus, log_mean_exp=True),
+}
+
+
+def _mean_step(function, leaves, backend):
+    """Results and the gradients of the first, whatever is needed of it."""
+    found = _call(function, leaves, backend=backend)
+    results = [found] if isinstance(found, torch.Tensor) else list(found)
+    needed = [x for x in leaves if x.requires_grad]
+    return [*(r.detach() for r in results), *torch.autograd.grad(-1.3 * results[0], needed)]
+
+
+@LAYERS
+@pytest.mark.parametrize("name", MEANS)
+@pytest.mark.parametrize(("n", "columns", "d"), [(2, 2, 1), (1, 3, 9), (7, 8, 1), (33, 1500, 17), (1200, 1210, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_means_formed_with_their_gradients(n, columns, d, name, layers, dtype) -> None:
+    """Rows of one tile and of several; `scale` brings larger rows after smaller ones."""
+    if layers and n * columns * d > 10**6:
+        n, columns = 300, 301
+    leaves = _leaves(n, columns, d, layers)
+    with torch.no_grad():
+        leaves[0].mul_(torch.linspace(0.1, 3.0, n, dtype=torch.float64)[:, None])
+    narrow = [x.detach().to(dtype).requires_grad_() for x in leaves]
+    exact = [x.detach().double().requires_grad_() for x in narrow]
+    found, expected = (_mean_step(MEANS[name], z, b) for z, b in ((narrow, "cpu"), (exact, "reference")))
+    for result, truth in zip(found, expected, strict=True):
+        assert (result.double() - truth).norm() <= (1e-11 if dtype == torch.float64 else 1e-3) * max(1e-6, truth.norm())
+
+
+@pytest.mark.parametrize("name", ["log_mean_exp", "softplus, log_mean_exp"])
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_means_of_which_one_side_needs_a_gradient(needed, name) -> None:
+    leaves = [x.detach().requires_grad_(need) for x, need in zip(_leaves(20, 25, 3, 0), needed, strict=True)]
+    found, expected = (_mean_step(MEANS[name], leaves, backend) for backend in ("cpu", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@LAYERS
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("size", [1e-4, 300.0, 1e4])
+def test_a_mean_of_rows_whose_levels_are_far_apart(size, descending, layers) -> None:
+    """Beside float64 on the same inputs, an error like that of float32 in plain PyTorch."""
+    leaves = _leaves(1500 if not layers else 200, 1500 if not layers else 200, 6, layers)
+    with torch.no_grad():
+        leaves[0].mul_(size * torch.linspace(0.0, 1.0, len(leaves[0]), dtype=torch.float64)[:, None])
+        if descending:
+            leaves[0].copy_(leaves[0].flip(0))
+    narrow = [x.detach().float().requires_grad_() for x in leaves]
+    exact = [x.detach().double().requires_grad_() for x in narrow]
+    truth = _mean_step(F.critic_log_mean_exp, exact, "reference")
+    plain, found = (_mean_step(F.critic_log_mean_exp, narrow, b) for b in ("reference", "cpu"))
+    for a, b, c in zip(found, plain, truth, strict=True):
+        assert a.isfinite().all()
+        assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * c.abs().max()
+
+
+def test_a_mean_of_nan_is_nan_with_every_gradient() -> None:
+    for row, side in ((2, 0), (2, 1)):
+        leaves = _leaves(6, 6, 3, 0)
+        with torch.no_grad():
+            leaves[side][row, 1] = math.nan
+        for function in MEANS.values():
+            value, *_, of_x, of_y = _mean_step(function, leaves, "cpu")
+            assert value.isnan()
+            assert of_x.isnan().any()
+            assert of_y.isnan().any()
+
+
+def test_the_value_beside_the_mean_softplus_has_no_gradient() -> None:
+    x, y = _leaves(5, 5, 3, 0)
+    for backend in ("cpu", "reference"):
+        mean, value = F.critic_mean_softplus(x, y, log_mean_exp=True, backend=backend)
+        assert mean.requires_grad
+        assert not value.requires_grad
+
+
+def test_a_mean_keeps_a_half_precision_gradient_until_the_loss_is_scaled() -> None:
+    """Of 300 samples, a softplus weighs 1e-5 of a mean: in float16 most gradients were zero before a scale of 1e4."""
+    x, y = (torch.full((300, 2), 0.01, dtype=torch.float16, requires_grad=True) for _ in range(2))
+    for function in (F.critic_log_mean_exp, F.critic_mean_softplus):
+        (found,) = torch.autograd.grad(1e4 * function(x, y, backend="cpu"), x)
+        (expected,) = torch.autograd.grad(1e4 * function(x.double(), y.double(), backend="reference"), x)
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0.0)
+
+
+def test_means_repeat_bit_for_bit() -> None:
+    leaves = _leaves(1100, 1100, 8, 0, torch.float32)
+    for function in MEANS.values():
+        first, second = (_mean_step(function, leaves, "cpu") for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,7 +1,10 @@
 """Critics over all pairs on the CPU: log-sum-exps and softplus sums by the reductions of the pairwise engine.
 
 Scores of inner products are the engine's own: 1 GEMM of 2 N N' d FLOPs for the results and 3 for the gradients, since
-an upstream gradient for each row is known only after all of them.
+an upstream gradient for each row is known only after all of them. A mean over all pairs has one upstream gradient, so
+its gradient is formed in the sweep that finds it, 3 GEMMs in all: a softplus's weight depends on its own pair alone,
+and those of a log-sum-exp over all pairs are a row's softmax times a factor that is known up to the largest row so
+far, by which what is gathered is brought down where a larger row comes.
 
 An additive score, w . relu(u_i + v_j) + b, has tiles of its own. relu(a + b) = max(a, -b) + b, so with the column's
 w . v_j + b apart a score costs a maximum and a multiply-add for each of the h units, not three operations. With
@@ -21,6 +24,7 @@ FLOPs for the results and 3 for the gradients; nothing but a block is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise as neighbours
 from typing import Any
@@ -285,6 +289,12 @@ class _AdditiveTiles(engine.Tiles):
 
         parallel(add, len(shares))
 
+    def scale_columns(self, factor: float, gradients: engine.Gradients) -> None:
+        own = self._own
+        own.sums *= own.sums.dtype.type(factor)
+        own.weight_gradient *= factor
+        own.bias_gradient *= factor
+
     def bring_back(self, first: int, count: int, gradients: engine.Gradients) -> None:
         own, u, g = self._own, self.rows.block(first, first + count).numpy(), self._tile[:count]
         if first == 0:
@@ -377,6 +387,13 @@ class _DeepTiles(engine.Tiles):
 
         parallel(score, len(shares))
 
+    def scale_columns(self, factor: float, gradients: engine.Gradients) -> None:
+        own = self._own
+        own.column_gradient *= own.column_gradient.dtype.type(factor)
+        own.matrix_gradient *= factor
+        own.unit_gradients *= factor
+        own.bias_gradient *= factor
+
     def bring_back(self, first: int, count: int, gradients: engine.Gradients) -> None:
         own, u, g = self._own, self.rows.block(first, first + count).numpy(), self._tile[:count]
         if first == 0:
@@ -393,14 +410,15 @@ class _DeepTiles(engine.Tiles):
     def _bring_back_block(self, u: np.ndarray, g: np.ndarray, first: int, columns: int) -> np.ndarray:
         own, rows = self._own, u.shape[0]
         units, second, shares = self._layers(u, first, columns)
-        z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size), own.v.dtype)
+        # In float64: tens of thousands of pairs are added one by one.
+        z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size))
 
         def weigh(share: int) -> None:
             of_weight, of_offset = sums[share]
             _second_layer_gradient(z, own.offset, own.weight, g, first, *shares[share], columns, of_weight, of_offset)
 
         parallel(weigh, len(shares))
-        own.unit_gradients += sums.sum(0, dtype=np.float64)
+        own.unit_gradients += sums.sum(0)
         own.matrix_gradient.addmm_(second.T, units)
         of_units = torch.mm(second, own.matrix, out=self._unit_gradient[: rows * columns]).numpy()
         of_rows, active = self._row_gradient[:rows], units.numpy()
@@ -439,15 +457,26 @@ def _gradients(x: Tensor, y: Tensor, parameters: Sequence[Tensor], rows: Rows, n
 
 
 def _results(
-    gradients: engine.Gradients, columns: Any, x: Tensor, y: Tensor, parameters: Sequence[Tensor]
+    gradients: engine.Gradients,
+    columns: Any,
+    x: Tensor,
+    y: Tensor,
+    parameters: Sequence[Tensor],
+    dtype: torch.dtype,
+    of_columns: float = 1.0,
 ) -> list[Tensor]:
-    """The gradients of x, y and the parameters; one of x or y that was not needed is empty."""
-    of_x = x.new_empty(x.shape) if gradients.rows is None else gradients.rows.to(x.dtype)
+    """The gradients of x, y and the parameters in a dtype, all but x's times a factor.
+
+    One of x or y that was not needed is empty.
+    """
+    of_x = x.new_empty(x.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
     if parameters:
-        found = zip(columns.gradients(), (y, *parameters), strict=True)
-        return [of_x, *(g.to(z.dtype) for g, z in found)]
-    of_y = y.new_empty(y.shape) if gradients.columns is None else gradients.columns[0].to(y.dtype)
-    return [of_x, of_y]
+        found = columns.gradients()
+        return [of_x, *((g if of_columns == 1.0 else g * of_columns).to(dtype) for g in found)]
+    if gradients.columns is None:
+        return [of_x, y.new_empty(y.shape, dtype=dtype)]
+    of_y = gradients.columns[0]
+    return [of_x, (of_y if of_columns == 1.0 else of_y.mul_(of_columns)).to(dtype)]
 
 
 def log_sum_exp(
@@ -490,7 +519,7 @@ def log_sum_exp_backward(
         of_positives=of_positives.double().numpy(),
         gradients=gradients,
     )
-    return _results(gradients, operands, x, y, parameters)
+    return _results(gradients, operands, x, y, parameters, x.dtype)
 
 
 def _softplus_flags(positive: bool) -> int:
@@ -532,4 +561,47 @@ def softplus_backward(
         column_weights=np.zeros((3, 1), rows.numpy_dtype),
         gradients=gradients,
     )
-    return _results(gradients, operands, x, y, parameters)
+    return _results(gradients, operands, x, y, parameters, x.dtype)
+
+
+def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool]) -> list[Tensor]:
+    """The logarithm of the mean of e^s over negatives, and its gradients, all in the engine's dtype."""
+    rows, operands = _operands(x, y, parameters)
+    gradients = _gradients(x, y, parameters, rows, needed)
+    total, of_columns = pairwise.log_sum_exp_of_all_with_gradient(scores.INNER_PRODUCT, rows, operands, gradients)
+    value = torch.tensor(total - math.log(_negatives(x, y)), dtype=rows.dtype)
+    return [value, *_results(gradients, operands, x, y, parameters, rows.dtype, of_columns)]
+
+
+def mean_softplus_with_gradient(
+    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], log_mean_exp: bool, clip: float
+) -> list[Tensor]:
+    """The mean softplus of negatives, `log_mean_exp` of clamped ones (NaN where unwanted), and the first's gradients.
+
+    All in the engine's dtype.
+    """
+    rows, operands = _operands(x, y, parameters)
+    gradients = _gradients(x, y, parameters, rows, needed)
+    state = np.zeros((reductions.ROW_STATES, rows.n))
+    state[reductions.SOFTPLUS_CLIP] = clip
+    count = _negatives(x, y)
+    engine.reduce_with_gradient(
+        scores.INNER_PRODUCT,
+        reductions.SOFTPLUS_AND_LOG_SUM_EXP if log_mean_exp else reductions.SOFTPLUS,
+        rows,
+        operands,
+        0,
+        reductions.POSITIVE_EXCLUDED,
+        upstream=1.0 / count,
+        label_smoothing=0.0,
+        gradients=gradients,
+        row_state=state,
+    )
+    mean = torch.tensor(state[reductions.SOFTPLUS_SUM].sum() / count, dtype=rows.dtype)
+    found = pairwise.log_sum_exp_of_rows(state[reductions.LSE]) - math.log(count) if log_mean_exp else math.nan
+    value = torch.tensor(found, dtype=rows.dtype)
+    return [mean, value, *_results(gradients, operands, x, y, parameters, rows.dtype)]
+
+
+def _negatives(x: Tensor, y: Tensor) -> int:
+    return x.shape[0] * (y.shape[0] - 1)

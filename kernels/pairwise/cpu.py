@@ -272,6 +272,55 @@ def log_sum_exps_gradient(
     )
 
 
+@_QUIET
+def log_sum_exp_of_rows(row_lse: np.ndarray) -> float:
+    """The log-sum-exp over all pairs from those of rows [N]."""
+    level = float(np.fmax.reduce(row_lse))
+    if not abs(level) < math.inf:
+        return float(row_lse.sum()) if level != -math.inf else level
+    return level + math.log(float(np.exp(row_lse - level).sum()))
+
+
+@_QUIET
+def log_sum_exp_of_all_with_gradient(
+    score: int, rows: Rows, columns: engine.AnyColumns, gradients: engine.Gradients
+) -> tuple[float, float]:
+    """The log-sum-exp over all pairs but the positives, and its gradients, those of columns up to a factor, the second.
+
+    The weight of a pair is its row's softmax times e^(R_i - L). L is known at the end: until then weights are relative
+    to the largest R so far, with the factor of float32 weights.
+    """
+    level, scale = -math.inf, 2.0**WEIGHT_EXPONENT if rows.dtype == torch.float32 else 1.0
+    levels = np.zeros(rows.n)
+
+    def weigh_block(row_state: np.ndarray, factors: np.ndarray, first: int, count: int) -> float:
+        nonlocal level
+        lse = row_state[reductions.LSE, first : first + count]
+        # A NaN is no level, and comes out of the exponential.
+        before, level = level, max(level, float(np.fmax.reduce(lse)))
+        levels[first : first + count] = level if level > -math.inf else 0.0
+        factors[:count] *= scale * np.exp(lse - levels[first : first + count])
+        return math.exp(before - level) if before < level else 1.0
+
+    row_state = engine.reduce_with_gradient(
+        score,
+        reductions.LOG_SUM_EXP,
+        rows,
+        columns,
+        0,
+        reductions.POSITIVE_EXCLUDED | reductions.WITHOUT_TARGET,
+        upstream=1.0,
+        label_smoothing=0.0,
+        gradients=gradients,
+        weigh_block=weigh_block,
+    )
+    total = log_sum_exp_of_rows(row_state[reductions.LSE])
+    if gradients.rows is not None:
+        by_row = np.exp(levels - total) / scale
+        gradients.rows.mul_(torch.from_numpy(by_row[:, None].astype(rows.numpy_dtype)))
+    return total, float(np.exp(level - total)) / scale
+
+
 def inverse_temperature(temperature: Tensor) -> float:
     """1 / temperature; NaN where it is not positive and finite."""
     tau = float(temperature)

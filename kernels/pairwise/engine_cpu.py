@@ -380,14 +380,14 @@ class Tiles:
         self,
         rows_function: Callable[[int, int, int, int], None],
         gradients: Gradients | None = None,
-        after_tile: Callable[[], None] = lambda: None,
+        after_tile: Callable[[int, int], None] = lambda first, count: None,
     ) -> None:
         """Call `rows_function(first, begin, end, slot)` for every slot of every block, once its tile is there."""
         for first in range(0, self.n, self.size):
             count = min(self.size, self.n - first)
             self.load(first, count)
             self.each_slot(rows_function, first, count)
-            after_tile()
+            after_tile(first, count)
             if gradients is not None:
                 self.bring_back(first, count, gradients)
         if gradients is not None:
@@ -404,6 +404,10 @@ class Tiles:
 
     def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
         """Turn a tile of gradients into those of columns and rows."""
+        raise NotImplementedError
+
+    def scale_columns(self, factor: float, gradients: Gradients) -> None:
+        """Multiply what `bring_back` has gathered for columns so far."""
         raise NotImplementedError
 
     def finish(self, gradients: Gradients) -> None:
@@ -443,6 +447,12 @@ class ProductTiles(Tiles):
             torch.mm(tile, self._flat, out=self._row_gradient[:count])
             self.rows.add_gradient(first, count, self._row_gradient, self.factors, gradients.rows)
 
+    def scale_columns(self, factor: float, gradients: Gradients) -> None:
+        """Multiply the gradients of operands and statistics so far."""
+        self.statistics_gradient *= factor
+        if gradients.columns is not None:
+            gradients.columns.mul_(factor)
+
     def finish(self, gradients: Gradients) -> None:
         """Add up what the slots gathered for the columns' statistics."""
         if gradients.statistics is not None:
@@ -460,7 +470,7 @@ class _ColumnStates:
         self.whole = np.zeros((2, width))
         self.reference = -np.inf
 
-    def merge(self) -> None:
+    def merge(self, *_: int) -> None:
         if self.wanted:
             self.reference = reductions.merge_columns(self.slots, self.references, self.whole, self.reference)
             self.slots.fill(0.0)
@@ -536,7 +546,7 @@ def reduce_columns(
         )
 
     @np.errstate(all="ignore")
-    def merge() -> None:
+    def merge(*_: int) -> None:
         for state in states.astype(np.float64):
             higher = np.maximum(maxima, state[0])
             finite = np.where(higher == -np.inf, 0.0, higher)
@@ -559,10 +569,13 @@ def reduce_with_gradient(
     label_smoothing: float,
     gradients: Gradients,
     row_state: np.ndarray | None = None,
+    weigh_block: Callable[[np.ndarray, np.ndarray, int, int], float] | None = None,
 ) -> np.ndarray:
     """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N].
 
-    `row_state` as in :func:`reduce`.
+    `row_state` as in :func:`reduce`. Where rows have weights that are known only from their results,
+    `weigh_block(row_state, factors, first, count)` gets those of each block in turn, multiplies the factors [B] of its
+    rows, and returns what to multiply the columns' gradients so far by; for scores without statistics.
     """
     tiles = columns.tiles(score, rows)
     row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
@@ -592,7 +605,14 @@ def reduce_with_gradient(
             rows.positive_gradient,
         )
 
-    tiles.run(of_rows, gradients, states.merge)
+    def after_tile(first: int, count: int) -> None:
+        states.merge()
+        if weigh_block is not None:
+            factor = weigh_block(row_state, tiles.factors, first, count)
+            if first and factor != 1.0:
+                tiles.scale_columns(factor, gradients)
+
+    tiles.run(of_rows, gradients, after_tile)
     return row_state
 
 

@@ -14,9 +14,9 @@ A reduction consists of
 - `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
   it returns, from the results of an earlier sweep.
 
-`flags` says what is asked for: the positive left out, running sums of scores. To add a reduction: write those of them
-whose sweeps it takes, give them a code, and list them in `_ADD_ROWS`, `_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and
-`_WEIGH_ROWS`.
+`flags` says what is asked for: the positive left out, running sums of scores, the gradient of a log-sum-exp alone. To
+add a reduction: write those of them whose sweeps it takes, give them a code, and list them in `_ADD_ROWS`,
+`_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and `_WEIGH_ROWS`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,26 @@ from numba.core import types
 from numba.extending import overload
 
 from mibfast.kernels.compilation import inline, inline_maximum
-from mibfast.kernels.vector_math import exp_weight, maximum, softplus_and_sigmoid, weight_scale
+from mibfast.kernels.vector_math import (
+    exp,
+    exp_weight,
+    maximum,
+    softplus_and_sigmoid,
+    softplus_sigmoid_and_exp,
+    weight_scale,
+)
 
 # Log-sum-exps over rows alone, and over rows and columns in one sweep; SigLIP's losses of rows; softplus sums over
 # rows; both log-sum-exps of clamped scores.
 LOG_SUM_EXP, TWO_WAY_LOG_SUM_EXP, SIGMOID_LOSS, SOFTPLUS, CLAMPED_LOG_SUM_EXP, TWO_WAY_CLAMPED_LOG_SUM_EXP = range(6)
+# Softplus sums, whose gradient is formed, beside log-sum-exps of clamped scores, whose gradient is not.
+SOFTPLUS_AND_LOG_SUM_EXP = 6
 
 # Bits of `flags`.
 POSITIVE_EXCLUDED = 1
 TOTALS = 2
 SEPARATE_EXPONENTIALS = 4
+WITHOUT_TARGET = 8
 
 # Rows of `row_state` and `column_state`.
 LSE, POSITIVE, TOTAL, ROW_MAXIMUM, ROW_SUM = 0, 1, 2, 3, 4
@@ -46,8 +56,9 @@ ROW_STATES = 5
 COLUMN_SUM, COLUMN_TOTAL = 0, 1
 # Those of SigLIP: the first two are given, in `row_weights` too, the others found.
 SCALE, BIAS, SOFTPLUS_SUM, SCALE_GRADIENT, BIAS_GRADIENT = 0, 1, 2, 3, 4
-# Clamped scores have no totals: the bound is given in their place.
+# Clamped scores have no totals: the bound is given in their place; next to softplus sums, in that of the maximum.
 CLIP = TOTAL
+SOFTPLUS_CLIP = ROW_MAXIMUM
 
 # Rows of `row_weights` and of `column_weights`; see `weigh_row`.
 ROW_LSE, ROW_SOFTMAX, ROW_FACTOR, ROW_SHIFT, ROW_POSITIVE = 0, 1, 2, 3, 4
@@ -59,6 +70,8 @@ COLUMN_LSE, COLUMN_SOFTMAX, COLUMN_SHIFT = 0, 1, 2
 
 # float32 sums are cut into pieces of this length, which are added in float64.
 _PIECE = 2048
+# Up to this bound, sums of e^s of clamped scores need no maximum taken off.
+_SMALL_CLIP = 40.0
 
 
 @inline_maximum
@@ -233,6 +246,8 @@ def _log_sum_exp_weigh_added_row(
     """upstream (softmax - target), divided by upstream / total."""
     if flags & POSITIVE_EXCLUDED:
         scores[positive] = 0.0
+    if flags & WITHOUT_TARGET:
+        return upstream / total
     scores[positive] -= (1.0 - label_smoothing) * total
     if label_smoothing > 0.0:
         even = scores.dtype.type(label_smoothing * total / scores.size)
@@ -467,6 +482,79 @@ def _softplus_add_row(
 
 
 @inline
+def _softplus_weigh_added_row(
+    scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
+) -> Any:
+    """The row holds the derivatives, zero at a positive that is left out."""
+    return upstream
+
+
+@inline
+def _clamped_exponentials_sum(scores: Any, bound: Any, shift: Any) -> float:
+    """The sum of exp_weight(score - shift) of clamped scores, which are left as they are."""
+    total = 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            s = piece[j]
+            s = -bound if s < -bound else s
+            s = bound if s > bound else s
+            partial += exp_weight(s - shift)
+        total += partial
+    return total
+
+
+@inline
+def _softplus_and_clamped_exponentials(scores: Any, bound: Any) -> Any:
+    """Sums of softplus and of e^s of clamped scores; replaces scores by the derivatives of their softplus."""
+    high, low = exp(bound), exp(-bound)
+    losses, total = 0.0, 0.0
+    for start in range(0, scores.size, _PIECE):
+        piece = scores[start : start + _PIECE]
+        of_losses, partial = scores.dtype.type(0.0), scores.dtype.type(0.0)
+        for j in range(piece.size):
+            s = piece[j]
+            softplus, piece[j], e = softplus_sigmoid_and_exp(s)
+            of_losses += softplus
+            e = low if s < -bound else e
+            partial += high if s > bound else e
+        losses += of_losses
+        total += partial
+    return losses, total
+
+
+@inline
+def _softplus_and_log_sum_exp_add_row(
+    scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
+) -> Any:
+    """A positive that is left out is clamped to -bound like any score of -inf, and taken off: no term is smaller."""
+    number = scores.dtype.type
+    own, bound = scores[positive], number(row_state[SOFTPLUS_CLIP, row])
+    if flags & POSITIVE_EXCLUDED:
+        scores[positive] = -np.inf
+    if bound <= _SMALL_CLIP:
+        losses, total = _softplus_and_clamped_exponentials(scores, bound)
+        if flags & POSITIVE_EXCLUDED:
+            total -= exp(-bound)
+            scores[positive] = 0.0
+        row_state[LSE, row] = math.log(total)
+    else:
+        largest = _maximum_of(scores)
+        largest = -bound if largest < -bound else largest
+        largest = bound if largest > bound else largest
+        # Nothing but -inf and NaN: the sum is zero or NaN.
+        shift = largest if largest > -np.inf else number(0.0)
+        total = _clamped_exponentials_sum(scores, bound, shift)
+        if flags & POSITIVE_EXCLUDED:
+            total -= exp_weight(-bound - shift)
+        row_state[LSE, row] = (shift if largest > -np.inf else largest) + math.log(total / weight_scale(shift))
+        losses = _softplus_row(scores, positive, flags)
+    row_state[POSITIVE, row], row_state[SOFTPLUS_SUM, row] = own, losses
+    return 1.0
+
+
+@inline
 def _softplus_weigh_row(scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any) -> Any:
     """dL/ds_ij = a_i sigmoid(s), and p_i at the positive."""
     number = scores.dtype.type
@@ -485,8 +573,14 @@ _ADD_ROWS = {
     SOFTPLUS: _softplus_add_row,
     CLAMPED_LOG_SUM_EXP: _clamped_log_sum_exp_add_row,
     TWO_WAY_CLAMPED_LOG_SUM_EXP: _two_way_clamped_log_sum_exp_add_row,
+    SOFTPLUS_AND_LOG_SUM_EXP: _softplus_and_log_sum_exp_add_row,
 }
-_WEIGH_ADDED_ROWS = {LOG_SUM_EXP: _log_sum_exp_weigh_added_row, SIGMOID_LOSS: _sigmoid_loss_weigh_added_row}
+_WEIGH_ADDED_ROWS = {
+    LOG_SUM_EXP: _log_sum_exp_weigh_added_row,
+    SIGMOID_LOSS: _sigmoid_loss_weigh_added_row,
+    SOFTPLUS: _softplus_weigh_added_row,
+    SOFTPLUS_AND_LOG_SUM_EXP: _softplus_weigh_added_row,
+}
 # A column is not summed before the last row: with more than one tile two ways take a second sweep for the gradient.
 _WEIGH_MERGED_ROWS = {TWO_WAY_LOG_SUM_EXP: _two_way_log_sum_exp_weigh_merged_row}
 _WEIGH_ROWS = {

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -20,7 +21,8 @@ from mibfast.information.estimators import MutualInformation
 
 _NAME = "estimate"
 _CRITICS: dict[str, Callable[[int, int], nn.Module]] = {
-    "separable": SeparableCritic,
+    # Deep rather than wide: what is twisted into a spiral, a hidden layer of any width learns slowly.
+    "separable": partial(SeparableCritic, hidden_features=128, depth=4),
     "bilinear": BilinearCritic,
     "concatenated": ConcatenatedCritic,
 }
@@ -73,11 +75,11 @@ def estimate(
     clip: float | None = 5.0,
     momentum: float = 0.9,
     held_out: float = 0.2,
-    batch_size: int = 256,
+    batch_size: int = 512,
     evaluation_batch_size: int = 4096,
     epochs: int = 200,
     patience: int = 20,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 1e-3,
     seeds: int | Sequence[int] = 3,
     device: torch.device | str | None = None,
     progress: Callable[[str], object] | None = None,
@@ -96,7 +98,8 @@ def estimate(
     estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "clip"}
         See :func:`mibfast.functional.mutual_information`.
     critic : {"separable", "concatenated", "bilinear"} or callable
-        A class of :mod:`mibfast.information` by name, or what makes a critic for (dx, dy).
+        A class of :mod:`mibfast.information` by name, or what makes a critic for (dx, dy). The separable one has three
+        hidden layers of 128.
     clip, momentum
         Of "smile" and "mine".
     held_out : float
@@ -136,7 +139,7 @@ def estimate(
     >>> rng = np.random.default_rng(0)
     >>> x = rng.standard_normal((2000, 2))
     >>> y = x + rng.standard_normal((2000, 2))  # ln(2) = 0.69 nats
-    >>> found = information.estimate(x, y, "infonce", epochs=10, seeds=1)
+    >>> found = information.estimate(x, y, "infonce", epochs=40, seeds=1)
     >>> 0.5 < found.value < 0.9
     True
     """

@@ -15,7 +15,6 @@ from mibfast.ops.mutual_information import (
     ESTIMATORS,
     OBJECTIVES,
     check_options,
-    mean_of_rows,
 )
 from mibfast.ops.mutual_information import estimate as estimate_of_pairs
 
@@ -24,37 +23,59 @@ class _StreamedPairs:
     """All pairs of a batch, none of whose scores are kept."""
 
     def __init__(self, factors: Factors, backend: str | None) -> None:
-        self.count = factors.x.shape[0]
+        self.factors = factors
         self.arguments = (factors.x, factors.y, factors.weight, factors.bias, factors.hidden)
         self.options: dict[str, Any] = {"score": factors.score, "backend": backend}
 
+    def positives(self) -> Tensor:
+        with torch.autocast(self.factors.x.device.type, enabled=False):
+            return self.factors.in_float32().of_pairs()
+
     def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
+        """Return positives [N] and log-sum-exps [N] of rows and, where asked for, columns, positives included."""
         return F.critic_log_sum_exp(*self.arguments, positive=True, columns=columns, **self.options)
 
-    def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        positives, rows = F.critic_log_sum_exp(*self.arguments, clip=clip, **self.options)
-        return positives, mean_of_rows(rows)
+    def info_nce(self, columns: bool) -> Tensor:
+        if self.factors.weight is None:
+            x, y = self.factors.x, self.factors.y
+            return F.info_nce(x, y, 1.0, symmetric=columns, backend=self.options["backend"])
+        positives, *sums = self.log_sum_exps(columns)
+        return (torch.stack(sums).mean(0) - positives).mean()
 
-    def softplus(self) -> tuple[Tensor, Tensor]:
-        positives, sums = F.critic_softplus(*self.arguments, **self.options)
-        return positives, sums.mean() / (self.count - 1)
+    def log_mean_exp(self, clip: float | None) -> Tensor:
+        return F.critic_log_mean_exp(*self.arguments, clip=clip, **self.options)
+
+    def mean_softplus(self) -> Tensor:
+        mean = F.critic_mean_softplus(*self.arguments, **self.options)
+        assert isinstance(mean, Tensor)
+        return mean
+
+    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
+        mean, value = F.critic_mean_softplus(*self.arguments, log_mean_exp=True, clip=clip, **self.options)
+        return mean, value
 
 
 class _ShuffledPairs:
     """N negatives for N positives, each of a row x_i and a column y_j, both drawn without replacement."""
 
     def __init__(self, positives: Tensor, negatives: Tensor) -> None:
-        self.count, self.positives, self.negatives = positives.shape[0], positives, negatives
+        self.of_positives, self.negatives = positives, negatives
 
-    def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
+    def positives(self) -> Tensor:
+        return self.of_positives
+
+    def info_nce(self, columns: bool) -> Tensor:
         raise NotImplementedError
 
-    def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
+    def log_mean_exp(self, clip: float | None) -> Tensor:
         scores = self.negatives if clip is None else self.negatives.clamp(-clip, clip)
-        return self.positives, torch.logsumexp(scores, 0) - math.log(self.count)
+        return torch.logsumexp(scores, 0) - math.log(scores.shape[0])
 
-    def softplus(self) -> tuple[Tensor, Tensor]:
-        return self.positives, -nn.functional.logsigmoid(-self.negatives).mean()
+    def mean_softplus(self) -> Tensor:
+        return -nn.functional.logsigmoid(-self.negatives).mean()
+
+    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
+        return self.mean_softplus(), self.log_mean_exp(clip).detach()
 
 
 class MutualInformation(nn.Module):
@@ -152,11 +173,12 @@ class MutualInformation(nn.Module):
         if self.training and estimator == "mine":
             options["buffer"] = self.log_average
         if self.negatives == "shuffled":
-            return estimate_of_pairs(self._shuffled(x, y, permutations), estimator, **options)
+            return estimate_of_pairs(self._shuffled(x, y, permutations), x.shape[0], estimator, **options)
         if permutations is not None:
             raise ValueError(f'{name}: permutations are for negatives="shuffled", got negatives="all"')
         if isinstance(self.critic, Critic):
-            return estimate_of_pairs(_StreamedPairs(self.critic.factors(x, y), self.backend), estimator, **options)
+            pairs = _StreamedPairs(self.critic.factors(x, y), self.backend)
+            return estimate_of_pairs(pairs, x.shape[0], estimator, **options)
         return F.mutual_information(self.critic(x, y), estimator, **options)
 
     def _shuffled(self, x: Tensor, y: Tensor, permutations: Tensor | None) -> _ShuffledPairs:

@@ -1,8 +1,9 @@
-"""The boundary of critics over all pairs, which log-sum-exps and softplus sums share."""
+"""The boundary of critics over all pairs, which their reductions share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from mibfast import _check
 from mibfast.ops._boundary import accumulation_dtype, kernels, operation
 
 _SCORES = ("inner_product", "additive")
+# Backends whose sweep over all pairs forms the gradient of a mean with it.
+FUSED = ("cpu",)
 
 
 def operands(
@@ -72,6 +75,19 @@ def _zero_dimensional(name: str, bias: Any) -> Tensor:
     if not isinstance(bias, Tensor) or bias.ndim or not bias.dtype.is_floating_point:
         raise ValueError(f"{name}: bias must be a 0-d floating-point tensor or None, got {_check.described(bias)}")
     return bias
+
+
+def bound(name: str, clip: float | None) -> float:
+    """Return the bound of clamped scores, infinite without a clip."""
+    found = math.inf if clip is None else _check.number(name, "clip", clip, 0.0)
+    if not found:
+        raise ValueError(f"{name}: clip must be positive, got {clip}")
+    return found
+
+
+def differentiated(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> bool:
+    """Whether autograd will want a gradient of the scores."""
+    return torch.is_grad_enabled() and any(z.requires_grad for z in (x, y, *parameters))
 
 
 def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:
@@ -151,3 +167,27 @@ def critic_softplus_sums_backward(
 ) -> list[Tensor]:
     launcher = kernels("critic", backend).softplus_backward
     return launcher(of_positives, of_rows, x, y, parameters, needed, positive)  # type: ignore[no-any-return]
+
+
+def _fake_with_gradients(scalars: int) -> Callable[..., list[Tensor]]:
+    def fake(x: Tensor, y: Tensor, parameters: list[Tensor], *_: Any) -> list[Tensor]:
+        dtype = accumulation_dtype(x.dtype)
+        gradients = (z.new_empty(z.shape, dtype=dtype) for z in (x, y, *parameters))
+        return [*(x.new_empty((), dtype=dtype) for _ in range(scalars)), *gradients]
+
+    return fake
+
+
+@operation(fake=_fake_with_gradients(1))
+def critic_log_mean_exp_with_gradient(
+    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], backend: str
+) -> list[Tensor]:
+    return kernels("critic", backend).log_mean_exp_with_gradient(x, y, parameters, needed)  # type: ignore[no-any-return]
+
+
+@operation(fake=_fake_with_gradients(2))
+def critic_mean_softplus_with_gradient(
+    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], log_mean_exp: bool, clip: float, backend: str
+) -> list[Tensor]:
+    launcher = kernels("critic", backend).mean_softplus_with_gradient
+    return launcher(x, y, parameters, needed, log_mean_exp, clip)  # type: ignore[no-any-return]

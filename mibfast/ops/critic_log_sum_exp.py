@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mibfast import _backend, _check
+from mibfast import _backend
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
 from mibfast.ops._boundary import accumulation_dtype, first_order, of_any_number
@@ -86,9 +85,7 @@ def critic_log_sum_exp(
     tensor([-0.2395, -0.2395, -0.2395])
     """
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
-    bound = math.inf if clip is None else _check.number(_NAME, "clip", clip, 0.0)
-    if not bound:
-        raise ValueError(f"{_NAME}: clip must be positive, got {clip}")
+    bound = _critic.bound(_NAME, clip)
     if columns and x.shape[0] != y.shape[0]:
         raise ValueError(
             f"{_NAME}: columns=True needs as many rows of x as of y, got N = {x.shape[0]} and N' = {y.shape[0]}"

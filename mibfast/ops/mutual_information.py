@@ -106,7 +106,7 @@ def mutual_information(
     scores = scores.to(accumulation_dtype(scores.dtype))
     if clip_joint and clip is not None:
         scores = scores.clamp(-clip, clip)
-    return estimate(_DensePairs(scores), estimator, clip=clip, buffer=buffer, momentum=momentum)
+    return estimate(_DensePairs(scores), scores.shape[0], estimator, clip=clip, buffer=buffer, momentum=momentum)
 
 
 def check_options(
@@ -137,70 +137,75 @@ def check_options(
 class Pairs(Protocol):
     """Sums over the scores of N pairs that belong together, the positives, and of pairs that do not."""
 
-    count: int
+    def positives(self) -> Tensor:
+        """Return positives [N]."""
 
-    def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
-        """Return positives [N] and log-sum-exps [N] of rows and, where asked for, columns, positives included."""
+    def info_nce(self, columns: bool) -> Tensor:
+        """Return the mean over rows, or over rows and columns, of log-sum-exps less positives, which take part."""
 
-    def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        """Return positives [N], and the logarithm of the mean of e^s over the negatives, which are clamped first."""
+    def log_mean_exp(self, clip: float | None) -> Tensor:
+        """Return the logarithm of the mean of e^s over the negatives, which are clamped first."""
 
-    def softplus(self) -> tuple[Tensor, Tensor]:
-        """Return positives [N], and the mean of log(1 + e^s) over the negatives."""
+    def mean_softplus(self) -> Tensor:
+        """Return the mean of log(1 + e^s) over the negatives."""
+
+    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
+        """Return both, the second without a gradient."""
 
 
 class _DensePairs:
     def __init__(self, scores: Tensor) -> None:
         self.scores, self.count = scores, scores.shape[0]
 
-    def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
-        return reference.log_sum_exp(self.scores, True, math.inf, columns)
+    def positives(self) -> Tensor:
+        return self.scores.diagonal()
 
-    def log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        positives, rows = reference.log_sum_exp(self.scores, False, math.inf if clip is None else clip, False)
-        return positives, mean_of_rows(rows)
+    def info_nce(self, columns: bool) -> Tensor:
+        positives, *sums = reference.log_sum_exp(self.scores, True, math.inf, columns)
+        return (torch.stack(sums).mean(0) - positives).mean()
 
-    def softplus(self) -> tuple[Tensor, Tensor]:
-        positives, sums = reference.softplus(self.scores, False)
-        return positives, sums.mean() / (self.count - 1)
+    def log_mean_exp(self, clip: float | None) -> Tensor:
+        _, rows = reference.log_sum_exp(self.scores, False, math.inf if clip is None else clip, False)
+        return torch.logsumexp(rows, 0) - math.log(self.count * (self.count - 1))
 
+    def mean_softplus(self) -> Tensor:
+        return reference.softplus(self.scores, False)[1].mean() / (self.count - 1)
 
-def mean_of_rows(rows: Tensor) -> Tensor:
-    """Return the logarithm of the mean of e^s over all negatives, from each row's log-sum-exp [N] of N - 1 of them."""
-    n = rows.shape[0]
-    return torch.logsumexp(rows, 0) - math.log(n * (n - 1))
+    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
+        return self.mean_softplus(), self.log_mean_exp(clip).detach()
 
 
 def estimate(
-    pairs: Pairs, estimator: str, *, clip: float | None, buffer: Tensor | None = None, momentum: float = 0.9
+    pairs: Pairs,
+    count: int,
+    estimator: str,
+    *,
+    clip: float | None,
+    buffer: Tensor | None = None,
+    momentum: float = 0.9,
 ) -> Tensor:
-    """Return the value of an estimator, differentiable as its objective."""
+    """Return the value of an estimator for a batch of `count` samples, differentiable as its objective."""
     if estimator in ("infonce", "clip"):
-        positives, *sums = pairs.log_sum_exps(columns=estimator == "clip")
-        return math.log(pairs.count) + (positives - torch.stack(sums).mean(0)).mean()
-    if estimator == "js_fgan":
-        positives, softplus = pairs.softplus()
-        return torch.nn.functional.logsigmoid(positives).mean() - softplus
-    if estimator in OBJECTIVES:
-        with torch.no_grad():
-            if estimator == "js":
-                value = estimate(pairs, "nwj", clip=None)
-            else:
-                positives, log_mean = pairs.log_mean_exp(clip)
-                value = positives.mean() - log_mean
-        return _differentiated_as(value, estimate(pairs, OBJECTIVES[estimator], clip=None))
-    positives, log_mean = pairs.log_mean_exp(None)
+        return math.log(count) - pairs.info_nce(columns=estimator == "clip")
+    positives = pairs.positives()
+    mean = positives.mean()
+    if estimator == "js_fgan" or estimator in OBJECTIVES:
+        of_positives = torch.nn.functional.logsigmoid(positives).mean()
+        if estimator == "js_fgan":
+            return of_positives - pairs.mean_softplus()
+        softplus, log_mean = pairs.mean_softplus_and_log_mean_exp(clip if estimator == "smile" else None)
+        negative = log_mean if estimator == "smile" else _held_exponential(log_mean - 1.0)
+        return _differentiated_as(mean.detach() - negative, of_positives - softplus)
+    log_mean = pairs.log_mean_exp(None)
     if estimator == "dv":
-        return positives.mean() - log_mean
+        return mean - log_mean
     if estimator == "tuba":
-        return 1.0 + positives.mean() - _held_exponential(log_mean)
+        return 1.0 + mean - _held_exponential(log_mean)
     if estimator == "nwj":
-        return positives.mean() - _held_exponential(log_mean - 1.0)
+        return mean - _held_exponential(log_mean - 1.0)
     average = _moved_average(log_mean.detach(), buffer, momentum)
     # At most 1 / (1 - momentum): the average holds that share of this batch.
-    return _differentiated_as(
-        positives.mean().detach() - log_mean.detach(), positives.mean() - torch.exp(log_mean - average)
-    )
+    return _differentiated_as((mean - log_mean).detach(), mean - torch.exp(log_mean - average))
 
 
 def _differentiated_as(value: Tensor, surrogate: Tensor) -> Tensor:

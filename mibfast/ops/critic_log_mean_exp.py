@@ -1,0 +1,87 @@
+"""The logarithm of the mean exponential of a critic's scores of all negatives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast.ops import _critic
+from mibfast.ops._boundary import first_order, of_any_number, scaled
+from mibfast.ops.critic_log_sum_exp import critic_log_sum_exp
+
+__all__ = ["critic_log_mean_exp"]
+
+_NAME = "critic_log_mean_exp"
+
+
+def critic_log_mean_exp(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    hidden: tuple[Tensor, Tensor] | None = None,
+    *,
+    score: str = "inner_product",
+    clip: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Logarithm of the mean exponential over all negatives: the partition function of DV, NWJ, TUBA, MINE and SMILE.
+
+    .. math:: \ell = \log \frac1{N (N' - 1)} \sum_i \sum_{j \ne i} e^{\operatorname{clamp}(s_{ij}, -t, t)}
+
+    Scores, and what is not stored, are those of :func:`critic_log_sum_exp`, whose log-sum-exps of rows give the same.
+    Here the upstream gradient is one number, so on the CPU the gradient is formed in the sweep that finds the value,
+    without a clip: 3 GEMMs of the scores' shape in place of 4.
+
+    Parameters
+    ----------
+    x, y, weight, bias, hidden, score, clip, backend
+        As those of :func:`critic_log_sum_exp`; N' >= 2.
+
+    Returns
+    -------
+    Tensor
+        A scalar in nats; float64 for float64 inputs, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what :func:`critic_log_sum_exp` raises, or N' = 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> F.critic_log_mean_exp(torch.eye(3), 2 - torch.eye(3))
+    tensor(2.)
+    """
+    x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
+    _check.pairs(_NAME, y.shape[0])
+    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
+    if clip is None and chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
+        return _CriticLogMeanExp.apply(chosen, x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+    _, rows = critic_log_sum_exp(x, y, weight, bias, hidden, score=score, clip=clip, backend=chosen)
+    return torch.logsumexp(rows, 0) - math.log(x.shape[0] * (y.shape[0] - 1))
+
+
+class _CriticLogMeanExp(torch.autograd.Function):
+    """The gradient is formed with the value, so that the backward has only to scale."""
+
+    @staticmethod
+    @of_any_number
+    def forward(ctx: Any, backend: str, x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
+        needed = list(ctx.needs_input_grad[1:])
+        value, *gradients = _critic.critic_log_mean_exp_with_gradient(x, y, list(parameters), needed, backend)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = x.dtype
+        return value  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        found = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return None, *(scaled(g, upstream, ctx.dtype) if need else None for g, need in found)

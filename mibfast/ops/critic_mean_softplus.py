@@ -1,0 +1,106 @@
+"""The mean softplus of a critic's scores of all negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast.ops import _critic
+from mibfast.ops._boundary import first_order, of_any_number, scaled
+from mibfast.ops.critic_log_mean_exp import critic_log_mean_exp
+from mibfast.ops.critic_softplus import critic_softplus
+
+__all__ = ["critic_mean_softplus"]
+
+_NAME = "critic_mean_softplus"
+
+
+def critic_mean_softplus(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    hidden: tuple[Tensor, Tensor] | None = None,
+    *,
+    score: str = "inner_product",
+    log_mean_exp: bool = False,
+    clip: float | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Mean softplus over all negatives, which trains SMILE and JS, and beside it what their values are made of.
+
+    .. math:: T = \frac1{N (N' - 1)} \sum_i \sum_{j \ne i} \log(1 + e^{s_{ij}})
+
+    and :math:`\ell` of :func:`critic_log_mean_exp`, without a gradient. As there, one upstream gradient lets the CPU
+    form the gradient of T in the sweep that finds T, and :math:`\ell` comes from the same scores. Song and Ermon (2020,
+    arXiv 1910.06222), Eq. 9, and their released code, whose SMILE has this gradient and that value.
+
+    Parameters
+    ----------
+    x, y, weight, bias, hidden, score, backend
+        As those of :func:`critic_log_sum_exp`; N' >= 2.
+    log_mean_exp : bool
+        Give :math:`\ell` too.
+    clip : float, optional
+        t > 0, of the scores in :math:`\ell`.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor
+        T, or T and :math:`\ell`: scalars in nats; float64 for float64 inputs, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what :func:`critic_log_mean_exp` raises, or a clip of nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> F.critic_mean_softplus(torch.eye(3), 2 - torch.eye(3), log_mean_exp=True, clip=1.5)
+    (tensor(2.1269), tensor(1.5000))
+    """
+    x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
+    _check.pairs(_NAME, y.shape[0])
+    bound = _critic.bound(_NAME, clip)
+    if clip is not None and not log_mean_exp:
+        raise ValueError(f"{_NAME}: a clip is for log_mean_exp=True, got clip = {clip}")
+    chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
+    if chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
+        found = _CriticMeanSoftplus.apply(chosen, (bool(log_mean_exp), bound), x, y, *parameters)  # type: ignore[no-untyped-call]
+        return found if log_mean_exp else found[0]  # type: ignore[no-any-return]
+    arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
+    _, sums = critic_softplus(*arguments, score=score, backend=chosen)
+    mean = sums.mean() / (y.shape[0] - 1)
+    if not log_mean_exp:
+        return mean
+    with torch.no_grad():
+        return mean, critic_log_mean_exp(*arguments, score=score, clip=clip, backend=chosen)
+
+
+class _CriticMeanSoftplus(torch.autograd.Function):
+    """The gradient is formed with the value, so that the backward has only to scale."""
+
+    @staticmethod
+    @of_any_number
+    def forward(
+        ctx: Any, backend: str, beside: tuple[bool, float], x: Tensor, y: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needed = list(ctx.needs_input_grad[2:])
+        mean, value, *gradients = _critic.critic_mean_softplus_with_gradient(
+            x, y, list(parameters), needed, *beside, backend
+        )
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = x.dtype
+        ctx.mark_non_differentiable(value)
+        return mean, value
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> Any:
+        found = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(scaled(g, upstream, ctx.dtype) if need else None for g, need in found)
