@@ -110,8 +110,9 @@ def fit(
         list[str] | None,
         typer.Option(
             metavar="NAME=ENCODER",
-            help="Encoder of a modality: mlp, conv1d, lstm, or your own as module:callable, called with the shape of a "
-            "sample and the length of a representation. [default: conv1d for arrays [N, T, C], mlp for all else]",
+            help="Encoder of a modality: mlp, conv1d, lstm, conv2d and resnet18 (images), or your own as "
+            "module:callable, called with the shape of a sample and the length of a representation. [default: conv1d "
+            "for arrays [N, T, C], mlp for all else]",
         ),
     ] = None,
     loss: Annotated[
@@ -125,8 +126,9 @@ def fit(
 ) -> None:
     """Train an alignment of your modalities.
 
-    Data are one array [N, ...] a modality: digits (bundled), mfeat:DIR (the UCI Multiple Features archive), npz:FILE
-    (arrays by name) or dir:FOLDER (NAME.npy files, read as needed, so they may be larger than memory). Arrays called
+    Data are one array [N, ...] a modality: digits (bundled), noisy-digits and noisy-mnist:DIR (Noisy MNIST's two
+    views, of the same digits or of MNIST's IDX files), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays
+    by name) or dir:FOLDER (NAME.npy files, read as needed, so they may be larger than memory). Arrays called
     labels, and split ("train", "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack
     modality NAME.
 

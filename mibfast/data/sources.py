@@ -1,4 +1,4 @@
-"""Data sets by name: bundled digits, the UCI Multiple Features archive, one .npz file, a folder of .npy files."""
+"""Data sets by name: bundled digits, Noisy MNIST, the UCI Multiple Features archive, .npz files and folders of .npy."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from mibfast.data.multimodal import (
     nearest,
     split_indices,
 )
+from mibfast.data.noisy_mnist import noisy_views, read_framed_digits, read_mnist
 from mibfast.data.npy import NpyRows
 
-FORMS = "digits, mfeat:DIR, npz:FILE or dir:FOLDER"
+FORMS = "digits, noisy-digits, noisy-mnist:DIR, mfeat:DIR, npz:FILE or dir:FOLDER"
 _LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
@@ -45,6 +46,11 @@ def load(
     """Load a data set by its name.
 
     - `"digits"`: scikit-learn's 8 x 8 digits in three views, see :func:`mibfast.data.digits.read_digits`.
+    - `"noisy-digits"`: Noisy MNIST's two views `x` and `y` [N, 1, 12, 12], made of the same digits; see
+      :func:`mibfast.data.noisy_mnist.noisy_views`. Images are split before they are paired and distorted by the seed,
+      so that none is in two splits.
+    - `"noisy-mnist:DIR"`: the same of MNIST's IDX files in a folder, training images, test images or both, all of which
+      are split; `x` and `y` [N, 1, 28, 28].
     - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
       in six views, `fou`, `fac`, `kar`, `pix`, `zer` and `mor`.
     - `"npz:FILE"`: an array [N, ...] for each modality under its name.
@@ -58,7 +64,7 @@ def load(
     ----------
     name : str
     seed : int
-        Of the split.
+        Of the split, and of what is drawn in making noisy views.
     modalities : sequence of str, optional
         The modalities to take, in this order; all of them without.
     split : three floats, optional
@@ -82,7 +88,7 @@ def load(
     >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
     {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
     """
-    source = _open(name)
+    source = _open(name, seed, split)
     if modalities is not None:
         check_modalities(name, modalities, source.modalities)
     # What is not asked for is not read, and need not be usable.
@@ -237,15 +243,36 @@ class _Source:
     presence: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
-def _open(name: str) -> _Source:
+def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
         views, labels = read_digits()
         return _Source(list(views), views.__getitem__, labels)
+    if kind == "noisy-digits" and not colon:
+        return _noisy(name, *read_framed_digits(), seed, split)
+    if kind == "noisy-mnist" and place:
+        return _noisy(name, *read_mnist(Path(place).expanduser()), seed, split)
     kinds = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}
     if kind not in kinds or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")
     return kinds[kind](name, Path(place).expanduser())
+
+
+def _noisy(name: str, images: NDArray[Any], labels: NDArray[Any], seed: int, split: Sequence[float] | None) -> _Source:
+    """Split images, then make pairs within each part."""
+    if split is None:
+        parts, names = [np.arange(len(labels))], None
+    else:
+        indices = split_indices(len(labels), labels, [float(x) for x in split], seed)
+        parts = [each.numpy() for each in indices.values()]
+        names = np.empty(len(labels), f"U{max(map(len, SPLITS))}")
+        for part, each in indices.items():
+            names[each.numpy()] = part
+    try:
+        views = noisy_views(images, labels, parts, seed)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return _Source(list(views), views.__getitem__, labels, names)
 
 
 def _open_mfeat(name: str, folder: Path) -> _Source:
