@@ -6,13 +6,14 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mibfast._check import InputError
+from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
 
 _Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
@@ -148,10 +149,10 @@ def fit(
         "features": features,
         "depth": depth,
         "checkpoint_minutes": checkpoint_minutes,
-        "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _numbers("--split", split),
-        "encoders": None if encoder is None else _pairs("--encoder", encoder),
-        "loss": None if loss is None else {key: _value(text) for key, text in _pairs("--loss", loss).items()},
+        "modalities": None if modalities is None else words(modalities),
+        "split": None if split is None else numbers("--split", split),
+        "encoders": None if encoder is None else pairs("--encoder", encoder),
+        "loss": None if loss is None else {key: _value(text) for key, text in pairs("--loss", loss).items()},
     }
     if resume and output is None:
         raise InputError("--resume needs --output, the run's folder")
@@ -230,7 +231,7 @@ def evaluate(
     ):
         if chosen not in valid:
             raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
-    own = _pairs("--encoder", encoder or [])
+    own = pairs("--encoder", encoder or [])
     place = output
     if place is None and len(runs) == 1:
         # Beside each other: what is found on one split, or on other data, does not replace what was found on another.
@@ -295,7 +296,7 @@ def embed(
     from mibfast.train import open_run
     from mibfast.train.embedding import write_embeddings
 
-    own = _pairs("--encoder", encoder or [])
+    own = pairs("--encoder", encoder or [])
     opened = open_run(run, data=data, encoders=own, whole=split == "all")
     shapes = write_embeddings(opened, output, split=split, representations=representations)
     print(f"wrote {output}: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
@@ -353,8 +354,8 @@ def compare(
     from mibfast.train.comparison import compare as compare_methods
 
     given = {
-        "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _numbers("--split", split),
+        "modalities": None if modalities is None else words(modalities),
+        "split": None if split is None else numbers("--split", split),
         "epochs": epochs,
         "patience": patience,
         "batch_size": batch_size,
@@ -365,12 +366,12 @@ def compare(
     folder = _folder(output, "compare")
     try:
         found = compare_methods(
-            _names(methods),
+            words(methods),
             data,
             folder,
             seeds=seeds,
             tune=tune,
-            vary={option: _numbers("--vary", values) for option, values in _pairs("--vary", vary or []).items()},
+            vary={option: numbers("--vary", values) for option, values in pairs("--vary", vary or []).items()},
             combinations="every" if every_combination else "whole",
             **settings,
         )
@@ -384,27 +385,6 @@ def compare(
     console.print(found.title)
     console.print(Markdown(found.markdown()))
     console.print(f"± the standard deviation over {seeds} seeds; written to {folder}", style="dim", soft_wrap=True)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be numbers with commas between them, got {text!r}") from None
-
-
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
-        found[name] = value
-    return found
 
 
 def _value(text: str) -> Any:
