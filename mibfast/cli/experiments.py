@@ -52,14 +52,14 @@ def experiment(
     ] = "0.6,0.2,0.2",
     encoder: Annotated[str, typer.Option(metavar="mlp|conv2d|resnet18", help="Of every latent.")] = "mlp",
     critic: Annotated[
-        str, typer.Option(metavar="separable|concatenated", help="Of information between latents.")
-    ] = "separable",
+        str, typer.Option(metavar="bilinear|separable|concatenated", help="Of information between latents.")
+    ] = "bilinear",
     estimator: Annotated[str, typer.Option(help="Of information between latents: smile, infonce, mine, ...")] = "smile",
     hidden_features: Annotated[int, typer.Option(min=1, help="Width of hidden layers.")] = 256,
-    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2000,
     patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without a lower validation loss before training stops.")
-    ] = 20,
+        int, typer.Option(min=1, help="Steps without a lower validation loss before training stops.")
+    ] = 250,
     batch_size: Annotated[int, typer.Option(min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
 ) -> None:
@@ -88,7 +88,7 @@ def experiment(
             critic=critic,
             estimator=estimator,
             hidden_features=hidden_features,
-            epochs=epochs,
+            steps=steps,
             patience=patience,
             batch_size=batch_size,
             learning_rate=learning_rate,

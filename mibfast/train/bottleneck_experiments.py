@@ -62,7 +62,7 @@ class Experiment:
     cells : list of dict
         `method`, `value` (of the sweep; None where the method does not depend on it), `seed`, `seconds`, and under
         `views` for each view the `accuracy` on the test split, the `validation_accuracy`, the SVM's `C`, and of what
-        was trained the `epochs`, the `best_epoch` and its validation `terms` (nats).
+        was trained the `steps`, the `best_step` and its validation `terms` (nats).
     title : str
     """
 
@@ -99,7 +99,8 @@ class Experiment:
     def differences(self) -> list[dict[str, Any]]:
         """Return, by view and value, the first method's accuracy less each other's on the same seeds.
 
-        With its mean, its standard deviation over seeds, the number of seeds that the first method `won`, and `seeds`.
+        With its mean, its standard deviation over seeds, the number of seeds that the first method `won`, the
+        difference on `each` seed, and how many `seeds` there are.
         """
         rows = []
         for view, of_methods in self.accuracies().items():
@@ -117,6 +118,7 @@ class Experiment:
                             "mean": statistics.fmean(each),
                             "sd": _deviation(each),
                             "won": sum(x > 0 for x in each),
+                            "each": each,
                             "seeds": len(each),
                         }
                     )
@@ -166,25 +168,28 @@ class Experiment:
         grouped: dict[tuple[str, str], list[str]] = {}
         for row in self.differences():
             name = f"{row['first']} - {row['other']}"
-            cell = f"{100 * row['mean']:+.1f} ± {100 * row['sd']:.1f} ({row['won']} of {row['seeds']})"
+            cell = f"{_percent(row['each'], '+')} ({row['won']} of {row['seeds']})"
             grouped.setdefault((row["view"], name), []).append(cell)
         lines += [f"| {view} | {name} | {' | '.join(cells)} |" for (view, name), cells in grouped.items()]
         exponents = self.exponents()
         if exponents:
             lines += ["", "| view | method | a, accuracy ~ n^a | b, 1 - accuracy ~ n^-b |", "|---|---|---|---|"]
             for row in exponents:
-                accuracy = f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}"
-                error = f"{row['error']:.3f} ± {row['error_sd']:.3f}"
-                lines.append(f"| {row['view']} | {row['method']} | {accuracy} | {error} |")
+                slopes = [
+                    f"{row[name]:.3f}" + ("" if row[f"{name}_sd"] is None else f" ± {row[f'{name}_sd']:.3f}")
+                    for name in ("accuracy", "error")
+                ]
+                lines.append(f"| {row['view']} | {row['method']} | {' | '.join(slopes)} |")
         return "\n".join(lines) + "\n"
 
 
-def _percent(found: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(found):.1f} ± {100 * _deviation(found):.1f}" if found else ""
+def _percent(found: Sequence[float], sign: str = "") -> str:
+    mean, deviation = statistics.fmean(found), _deviation(found)
+    return f"{100 * mean:{sign}.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def experiment(
@@ -199,11 +204,11 @@ def experiment(
     beta: float | Mapping[str, float] = BETA,
     split: Sequence[float] = FRACTIONS,
     encoder: str = "mlp",
-    critic: str = "separable",
+    critic: str = "bilinear",
     estimator: str = "smile",
     hidden_features: int = 256,
-    epochs: int = 100,
-    patience: int = 20,
+    steps: int = 2000,
+    patience: int = 250,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     progress: bool | Report = True,
@@ -238,7 +243,7 @@ def experiment(
         Fractions of training, validation and test.
     encoder, critic, estimator, hidden_features
         See :func:`mibfast.train.bottleneck_fitting.build_networks`.
-    epochs, patience, batch_size, learning_rate
+    steps, patience, batch_size, learning_rate
         See :func:`mibfast.train.bottleneck_fitting.fit_bottleneck`.
     progress : bool or Report
 
@@ -251,13 +256,13 @@ def experiment(
     names = _checked_methods(methods)
     _choice("sweep", sweep, tuple(SWEEPS))
     _choice("encoder", encoder, ENCODERS)
-    _choice("critic", critic, tuple(CRITICS))
+    _choice("critic", critic, CRITICS)
     _choice("estimator", estimator, ESTIMATORS)
     counts = {
         "seeds": seeds,
         "latent": latent,
         "hidden_features": hidden_features,
-        "epochs": epochs,
+        "steps": steps,
         "patience": patience,
     }
     for name, value in counts.items():
@@ -273,7 +278,7 @@ def experiment(
     }
     training = {
         **networks,
-        "epochs": epochs,
+        "steps": steps,
         "patience": patience,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -487,8 +492,8 @@ def _cell(
             means = [encode_in_parts(fitted.loss, **{name: variables[split][name]})[read[0]] for split in SPLITS]
             found[view] = {
                 **_scored(means, labels),
-                "epochs": len(fitted.epochs),
-                "best_epoch": fitted.best_epoch,
+                "steps": int(fitted.checks[-1]["step"]),
+                "best_step": fitted.best_step,
                 "terms": terms,
             }
     return found

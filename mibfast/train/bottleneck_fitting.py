@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mibfast.bottleneck import Bottleneck, BottleneckLoss, GaussianEncoder, GaussianHeads
-from mibfast.information import ConcatenatedCritic, SeparableCritic
+from mibfast.information import BilinearCritic, ConcatenatedCritic, SeparableCritic
 from mibfast.nn import Conv2dDecoder, Conv2dEncoder, MLPEncoder, ResNet18Encoder
 from mibfast.train.errors import DivergedError, RunError
 
 ENCODERS = ("mlp", "conv2d", "resnet18")
-CRITICS = {"separable": SeparableCritic, "concatenated": ConcatenatedCritic}
+CRITICS = ("bilinear", "separable", "concatenated")
+_STEPS_BETWEEN_CHECKS = 25
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,15 @@ class BottleneckFit:
     Attributes
     ----------
     loss : BottleneckLoss
-        With the weights of the epoch with the lowest validation loss, in evaluation mode.
-    epochs : list of dict
-        `train_loss` and `validation_loss` (nats), a row an epoch.
-    best_epoch : int
-        From 1.
+        With the weights of the step with the lowest validation loss, in evaluation mode.
+    checks : list of dict
+        `step`, the `train_loss` since the check before and the `validation_loss` (nats).
+    best_step : int
     """
 
     loss: BottleneckLoss
-    epochs: Sequence[Mapping[str, float]]
-    best_epoch: int
+    checks: Sequence[Mapping[str, float]]
+    best_step: int
 
 
 def build_networks(
@@ -45,7 +45,7 @@ def build_networks(
     *,
     hidden_features: int = 256,
     encoder: str = "mlp",
-    critic: str = "separable",
+    critic: str = "bilinear",
     estimator: str = "smile",
 ) -> BottleneckLoss:
     """Build a bottleneck's loss with an encoder a latent, a decoder a prediction and a critic a pair of latents.
@@ -64,7 +64,8 @@ def build_networks(
     encoder : {"mlp", "conv2d", "resnet18"}
         The first has two hidden layers, as the decoder has. The others take images [C, H, W]; their decoder is
         convolutional.
-    critic : {"separable", "concatenated"}
+    critic : {"bilinear", "separable", "concatenated"}
+        With the first, what latents share has to lie in directions; the others can find it in any form.
     estimator : str
         See :meth:`mibfast.bottleneck.Bottleneck.build`.
 
@@ -95,7 +96,11 @@ def build_networks(
         return nn.Sequential(Conv2dDecoder(inputs, shape), nn.Sigmoid())
 
     def score(sources: Sequence[str]) -> nn.Module:
-        return CRITICS[critic](len(sources) * latent_features, latent_features, hidden_features=hidden_features)
+        sizes = len(sources) * latent_features, latent_features
+        if critic == "bilinear":
+            return BilinearCritic(*sizes)
+        make = SeparableCritic if critic == "separable" else ConcatenatedCritic
+        return make(*sizes, hidden_features=hidden_features)
 
     predictions = [term for term in bottleneck.terms if term.kind == "prediction"]
     pairs = [term for term in bottleneck.terms if term.kind == "information"]
@@ -115,19 +120,20 @@ def fit_bottleneck(
     *,
     hidden_features: int = 256,
     encoder: str = "mlp",
-    critic: str = "separable",
+    critic: str = "bilinear",
     estimator: str = "smile",
-    epochs: int = 100,
-    patience: int = 20,
+    steps: int = 2000,
+    patience: int = 250,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> BottleneckFit:
     """Train a bottleneck's networks by Adam on its one loss, until the validation loss stops falling.
 
-    Batches are full, since estimates of information depend on their size; what is left over in an epoch waits for the
-    next. The validation loss is of the same batches with the same noise in every epoch. A seed repeats bit for bit on
-    one machine and number of threads; the state of torch's generators is left as it was.
+    Steps and not passes over the data are counted, so that few samples are trained on for as long as many. Batches are
+    full, since estimates of information depend on their size: what is left over is for the next pass. The validation
+    loss is taken every 25 steps, of the same batches with the same noise. A seed repeats bit for bit on one machine and
+    number of threads; the state of torch's generators is left as it was.
 
     Parameters
     ----------
@@ -136,7 +142,7 @@ def fit_bottleneck(
         Between 0 and 1.
     latent_features, hidden_features, encoder, critic, estimator
         See :func:`build_networks`.
-    epochs, patience : int
+    steps, patience : int
         At most so many; stop when so many have not lowered the validation loss.
     batch_size : int
         All samples, where they are fewer.
@@ -163,30 +169,31 @@ def fit_bottleneck(
             critic=critic,
             estimator=estimator,
         )
-        optimizer = torch.optim.Adam(loss.parameters(), learning_rate)
-        rows, lowest, best_epoch = [], math.inf, 0
-        weights = copy.deepcopy(loss.state_dict())
-        for epoch in range(1, epochs + 1):
+        optimizer = torch.optim.Adam(loss.parameters(), learning_rate, fused=True)
+        batches = _passes(_count(train), batch_size)
+        checks: list[dict[str, float]] = []
+        best, weights = -1, loss.state_dict()
+        while len(checks) * _STEPS_BETWEEN_CHECKS < steps:
             loss.train()
             values = []
-            for batch in _batches(torch.randperm(_count(train)), batch_size):
+            for _ in range(min(_STEPS_BETWEEN_CHECKS, steps - len(checks) * _STEPS_BETWEEN_CHECKS)):
+                batch = next(batches)
                 value = loss(**{name: x[batch] for name, x in train.items()})
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
                 values.append(float(value.detach()))
-            rows.append(
-                {"train_loss": _mean(values), "validation_loss": _validation_loss(loss, validation, batch_size)}
-            )
-            if not all(map(math.isfinite, rows[-1].values())):
-                raise DivergedError(f"the loss became {rows[-1]['train_loss']} in epoch {epoch}; lower learning_rate")
-            if rows[-1]["validation_loss"] < lowest:
-                lowest, best_epoch = rows[-1]["validation_loss"], epoch
-                weights = copy.deepcopy(loss.state_dict())
-            if epoch - best_epoch >= patience:
+            step = len(checks) * _STEPS_BETWEEN_CHECKS + len(values)
+            found = {"train_loss": _mean(values), "validation_loss": _validation_loss(loss, validation, batch_size)}
+            if not all(map(math.isfinite, found.values())):
+                raise DivergedError(f"the loss became {found['train_loss']} by step {step}; lower learning_rate")
+            checks.append({"step": step, **found})
+            if best < 0 or found["validation_loss"] < checks[best]["validation_loss"]:
+                best, weights = len(checks) - 1, copy.deepcopy(loss.state_dict())
+            if step - checks[best]["step"] >= patience:
                 break
     loss.load_state_dict(weights)
-    return BottleneckFit(loss.eval(), rows, best_epoch)
+    return BottleneckFit(loss.eval(), checks, int(checks[best]["step"]))
 
 
 def encode_in_parts(loss: BottleneckLoss, size: int = 1024, **observed: Tensor) -> dict[str, Tensor]:
@@ -200,6 +207,12 @@ def encode_in_parts(loss: BottleneckLoss, size: int = 1024, **observed: Tensor) 
 
 def _count(variables: Mapping[str, Tensor]) -> int:
     return len(next(iter(variables.values())))
+
+
+def _passes(count: int, size: int) -> Iterator[Tensor]:
+    """Yield batches of indices, pass after pass, each in an order of its own."""
+    while True:
+        yield from _batches(torch.randperm(count), size)
 
 
 def _batches(order: Tensor, size: int) -> Sequence[Tensor]:
