@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     "samples": (64, 128, 256, 512, 1024),
 }
 _LABELS = {"latent": "length of the latents", "beta": "beta", "samples": "training samples n"}
+# A cell: its method, its value, its seed.
+_Key: TypeAlias = tuple[str, float | None, int]
 _PLAN, _CELLS = "plan.json", "cells.jsonl"
 
 
@@ -265,8 +267,8 @@ def experiment(
         "steps": steps,
         "patience": patience,
     }
-    for name, value in counts.items():
-        _integer(name, value, 1)
+    for argument, count in counts.items():
+        _integer(argument, count, 1)
     _integer("batch_size", batch_size, 2)
     _positive("learning_rate", learning_rate)
     swept = _checked_values(sweep, SWEEPS[sweep] if values is None else values)
@@ -302,53 +304,36 @@ def experiment(
         "training": training,
         "fingerprint": first.fingerprint(),
     }
-    shapes = {name: view.shape[1:] for name, view in zip("XY", first.views.values(), strict=True)}
-    for name in names:
-        if name != PIXELS:
-            build_networks(BOTTLENECKS[name](BETA), shapes, latent, **networks)
+    _try_networks(names, first, latent, networks)
     report = progress if isinstance(progress, Report) else Report(progress)
     folder = RunFolder(Path(output))
     _claim(folder, plan)
+    due: list[_Key] = [
+        (name, value, seed)
+        for seed in range(seeds)
+        for name in names
+        for value in (swept if name != PIXELS or sweep == "samples" else (None,))
+    ]
     with folder.locked():
-        cells = _read_cells(folder)
-        due = [
-            (name, value, seed)
-            for seed in range(seeds)
-            for name in names
-            for value in (swept if name != PIXELS or sweep == "samples" else (None,))
-        ]
-        done = {(cell["method"], cell["value"], cell["seed"]) for cell in cells}
-        with report.task(f"{sweep} of {data}", len(due), len(done)) as task:
-            for name, value, seed in due:
-                if (name, value, seed) in done:
+        cells = _read_cells(folder, due)
+        with report.task(f"{sweep} of {data}", len(due), len(cells)) as task:
+            for key in due:
+                if key in cells:
                     continue
+                name, value, seed = key
                 started = time.perf_counter()
-                chosen = {"latent": latent, "beta": betas.get(name, BETA), "samples": None}
+                chosen: dict[str, Any] = {"latent": latent, "beta": betas.get(name, BETA), "samples": None}
                 chosen[sweep] = value
                 try:
                     found = _cell(name, of_seed(seed), seed, training, **chosen)
                 except DivergedError as error:
                     raise DivergedError(f"{name}, {sweep} {value}, seed {seed}: {error}") from error
                 seconds = round(time.perf_counter() - started, 2)
-                cells.append({"method": name, "value": value, "seed": seed, "seconds": seconds, "views": found})
-                lines = "".join(json.dumps(cell) + "\n" for cell in cells)
-                folder.write(_CELLS, lambda path, lines=lines: path.write_text(lines))
+                cells[key] = {"method": name, "value": value, "seed": seed, "seconds": seconds, "views": found}
+                _write_cells(folder, cells)
                 task.advance(1, f"{name}, {sweep} {value}, seed {seed}")
-        place = {key: position for position, key in enumerate(due)}
-        cells.sort(key=lambda cell: place[cell["method"], cell["value"], cell["seed"]])
-        result = Experiment(sweep, cells, f"{data}, {seeds} seeds")
-        folder.write_table("results.csv", result.rows())
-        folder.write("results.md", lambda path: path.write_text(result.markdown()))
-        folder.write_json(
-            "results.json",
-            {"rows": result.rows(), "differences": result.differences(), "exponents": result.exponents()},
-        )
-        folder.write(
-            "results.png",
-            lambda path: draw_sweep(
-                result.accuracies(), _LABELS[sweep], result.title, path, power_laws=sweep == "samples"
-            ),
-        )
+        result = Experiment(sweep, [cells[key] for key in due], f"{data}, {seeds} seeds")
+        _write_results(folder, result)
     return result
 
 
@@ -365,6 +350,15 @@ class _SeedData:
             _check_data(found)
             self._last = seed, found
         return self._last[1]
+
+
+def _try_networks(names: Sequence[str], data: MultimodalData, latent: int, networks: Mapping[str, Any]) -> None:
+    """Build every method's networks once, so that what does not fit is said before hours are spent."""
+    shapes = {name: view.shape[1:] for name, view in zip("XY", data.views.values(), strict=True)}
+    with torch.random.fork_rng(devices=[]):
+        for name in names:
+            if name != PIXELS:
+                build_networks(BOTTLENECKS[name](BETA), shapes, latent, **networks)
 
 
 def _check_data(data: MultimodalData) -> None:
@@ -437,21 +431,39 @@ def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
     folder.write_json(_PLAN, plan)
 
 
-def _read_cells(folder: RunFolder) -> list[dict[str, Any]]:
+def _write_cells(folder: RunFolder, cells: Mapping[_Key, Mapping[str, Any]]) -> None:
+    lines = "".join(json.dumps(cell) + "\n" for cell in cells.values())
+    folder.write(_CELLS, lambda path: path.write_text(lines))
+
+
+def _read_cells(folder: RunFolder, due: Sequence[_Key]) -> dict[_Key, dict[str, Any]]:
     path = folder.path / _CELLS
+    cells: dict[_Key, dict[str, Any]] = {}
     if not path.exists():
-        return []
-    cells = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+        return cells
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             cell = json.loads(line)
-            missing = {"method", "value", "seed", "views"} - set(cell)
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{path} is damaged in line {number}: {error}") from error
-        if missing:
-            raise RunError(f"{path} is damaged in line {number}: it has no {', '.join(sorted(missing))}")
-        cells.append(cell)
+            key = cell["method"], cell["value"], cell["seed"]
+            damaged = key not in due or not isinstance(cell["views"], dict)
+        except (ValueError, TypeError, KeyError):
+            damaged = True
+        if damaged:
+            raise RunError(f"{path} is damaged in line {number}; without that line the cell is measured anew")
+        cells[key] = cell
     return cells
+
+
+def _write_results(folder: RunFolder, found: Experiment) -> None:
+    folder.write_table("results.csv", found.rows())
+    folder.write("results.md", lambda path: path.write_text(found.markdown()))
+    folder.write_json(
+        "results.json", {"rows": found.rows(), "differences": found.differences(), "exponents": found.exponents()}
+    )
+    label, power_laws = _LABELS[found.sweep], found.sweep == "samples"
+    folder.write(
+        "results.png", lambda path: draw_sweep(found.accuracies(), label, found.title, path, power_laws=power_laws)
+    )
 
 
 def _cell(

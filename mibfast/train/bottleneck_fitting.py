@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ def build_networks(
         shape = shapes[parents[0]]
         if len(parents) > 1 or len(shape) != 3:
             raise RunError(f"{encoder} encodes one image [C, H, W], got {[list(shapes[each]) for each in parents]}")
-        make = Conv2dEncoder if encoder == "conv2d" else ResNet18Encoder
+        make: Callable[[Sequence[int], int], nn.Module] = Conv2dEncoder if encoder == "conv2d" else ResNet18Encoder
         try:
             return GaussianHeads(make(shape, hidden_features), hidden_features, latent_features)
         except ImportError as error:
@@ -99,7 +99,7 @@ def build_networks(
         sizes = len(sources) * latent_features, latent_features
         if critic == "bilinear":
             return BilinearCritic(*sizes)
-        make = SeparableCritic if critic == "separable" else ConcatenatedCritic
+        make: Callable[..., nn.Module] = SeparableCritic if critic == "separable" else ConcatenatedCritic
         return make(*sizes, hidden_features=hidden_features)
 
     predictions = [term for term in bottleneck.terms if term.kind == "prediction"]
