@@ -1,13 +1,13 @@
 """Experiments with bottlenecks: what is measured, what is refused, and going on after an interruption."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lightning")
+from mibfast import train
 from mibfast.bottleneck import Bottleneck, methods
 from mibfast.cli.commands import run as command
 from mibfast.data import DataError
@@ -68,7 +68,7 @@ def test_the_best_weights_are_kept_and_training_stops() -> None:
     lowest = min(fitted.checks, key=lambda row: row["validation_loss"])
     assert lowest["step"] == fitted.best_step
     assert not fitted.loss.training
-    found = fitting._validation_loss(fitted.loss, {"X": validation["X"]}, 128)
+    found = fitting._validation_loss(fitted.loss, unseen, 128)
     assert found == lowest["validation_loss"]
 
 
@@ -88,7 +88,7 @@ def test_networks_of_every_method(encoder, critic) -> None:
         observed = {name: {"X": x, "Y": y}[name] for name in bottleneck.observed}
         loss(**observed).backward()
         assert all(p.grad is not None for p in loss.parameters())
-        encoded = fitting.encode_in_parts(loss, size=4, **observed)
+        encoded = fitting.encode_in_parts(loss, observed, size=4)
         for name, means in loss.encode(**observed).items():
             torch.testing.assert_close(encoded[name], means)
 
@@ -318,9 +318,7 @@ def test_the_command(npz, tmp_path, capsys) -> None:
     assert "--beta must be one NUMBER, or METHOD=NUMBER for each method" in capsys.readouterr().err
 
 
-def test_alignment_of_noisy_digits(tmp_path) -> None:
+def test_alignment_of_noisy_digits() -> None:
     """The same data serve alignment without a special case."""
-    arguments = ["fit", "clip", "--data", "noisy-digits", "--epochs", "1", "--features", "8"]
-    path: Path = tmp_path / "run"
-    assert command([*arguments, "--encoder", "x=conv2d", "--output", str(path)]) == 0
-    assert command(["evaluate", str(path), "--probe", "linear"]) == 0
+    run = train.fit("clip", "noisy-digits", epochs=1, features=8, encoders={"x": "conv2d"}, progress=False)
+    assert {name: z.shape for name, z in run.embed("test").items()} == {"x": (359, 8), "y": (359, 8)}

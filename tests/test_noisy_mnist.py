@@ -191,7 +191,7 @@ def test_without_a_split_all_are_one_part() -> None:
     whole = data.load("noisy-digits", split=None)
     assert whole.splits == {}
     assert len(whole) == 1797
-    assert data.load("noisy-digits", modalities=["y"], split=(0.5, 0.25, 0.25)).splits["train"].shape == (898,)
+    assert data.load("noisy-digits", modalities=["y"], split=(0.5, 0.25, 0.25)).splits["train"].shape == (899,)
     with pytest.raises(DataError, match="three positive fractions"):
         data.load("noisy-digits", split=(0.5, 0.5, 0.5))
 
@@ -253,7 +253,7 @@ def test_perlin_noise() -> None:
     assert (noise[:, 0, 0] == 0).all()
     # Structured: neighbours are alike where the frequency is low, and it is an image's own.
     steps = np.abs(np.diff(noise, axis=2)).mean((1, 2)) / noise.std((1, 2))
-    assert steps.min() < 0.2
+    assert steps.min() < 0.3
     assert steps.max() > 1.0
 
 

@@ -60,7 +60,8 @@ def read_mnist(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if len(sizes) > 1 or any(height != width for height, width in sizes):
         found = " and ".join(str(list(size)) for size in sorted(sizes))
         raise DataError(f"{folder}: images are {found}; expected squares of one size")
-    return np.concatenate(images).astype(np.float32) / 255, np.concatenate(labels).astype(np.int64)
+    scaled = np.concatenate(images).astype(np.float32) / np.float32(255)
+    return scaled.astype(np.float32, copy=False), np.concatenate(labels).astype(np.int64)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

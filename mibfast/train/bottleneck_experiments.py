@@ -501,7 +501,7 @@ def _cell(
             read = [each for each in latents if each in bottleneck.latents]
             if not read:
                 continue
-            means = [encode_in_parts(fitted.loss, **{name: variables[split][name]})[read[0]] for split in SPLITS]
+            means = [encode_in_parts(fitted.loss, {name: variables[split][name]})[read[0]] for split in SPLITS]
             found[view] = {
                 **_scored(means, labels),
                 "steps": int(fitted.checks[-1]["step"]),
@@ -514,7 +514,8 @@ def _cell(
 def _validation_terms(loss: BottleneckLoss, observed: Mapping[str, Tensor]) -> dict[str, float]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return {name: round(float(value), 4) for name, value in loss.terms(**observed).items()}
+        given: dict[str, Any] = dict(observed)
+        return {name: round(float(value), 4) for name, value in loss.terms(**given).items()}
 
 
 def _scored(views: Sequence[Tensor], labels: Sequence[NDArray[Any]]) -> dict[str, Any]:

@@ -196,8 +196,8 @@ def fit_bottleneck(
     return BottleneckFit(loss.eval(), checks, int(checks[best]["step"]))
 
 
-def encode_in_parts(loss: BottleneckLoss, size: int = 1024, **observed: Tensor) -> dict[str, Tensor]:
-    """Return the latents' means [N, d], of `size` samples at a time."""
+def encode_in_parts(loss: BottleneckLoss, observed: Mapping[str, Tensor], size: int = 1024) -> dict[str, Tensor]:
+    """Return the means [N, d] of the latents that follow from what is observed, of `size` samples at a time."""
     parts = []
     with torch.no_grad():
         for start in range(0, _count(observed), size):

@@ -239,7 +239,11 @@ def _draw_method(
     axes: Any, method: str, of_values: Mapping[float | None, Sequence[float]], error: bool, position: int
 ) -> None:
     colour, marker = f"C{position}", _MARKERS[position % len(_MARKERS)]
-    percent = {value: 100 * (1 - np.array(found) if error else np.array(found)) for value, found in of_values.items()}
+    # An axis of logarithms has no place for an error of zero.
+    percent = {
+        value: 100 * (np.maximum(1 - np.array(found), 1e-4) if error else np.array(found))
+        for value, found in of_values.items()
+    }
     if None in percent:
         mean, spread = percent[None].mean(), _spread(percent[None])
         axes.axhline(mean, color=colour, linestyle="--", linewidth=1, label=method)
