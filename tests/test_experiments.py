@@ -53,15 +53,9 @@ def test_fitting_repeats_and_leaves_the_generator_alone() -> None:
 
 
 def test_the_best_weights_are_kept_and_training_stops() -> None:
-    train, validation = views(), {name: 1 - x for name, x in views().items()}
+    seen, unseen = {"X": views()["X"]}, {"X": 1 - views()["X"]}
     fitted = fitting.fit_bottleneck(
-        methods.beta_vae(1e4),
-        {"X": train["X"]},
-        {"X": validation["X"]},
-        6,
-        steps=2000,
-        patience=100,
-        learning_rate=0.01,
+        methods.beta_vae(1e4), seen, unseen, 6, hidden_features=32, patience=100, learning_rate=0.01
     )
     last = fitted.checks[-1]["step"]
     assert last == fitted.best_step + 100 < 2000
