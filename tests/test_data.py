@@ -230,7 +230,8 @@ def test_bad_places_are_refused(tmp_path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     for name, message in (
-        ("mnist", "unknown data set 'mnist'; expected digits, sim-i, sim-ii, sim-iii, mfeat:DIR"),
+        ("mnist", f"unknown data set 'mnist'; expected {data.FORMS}"),
+        ("noisy-mnist", "unknown data set 'noisy-mnist'"),
         ("digits:x", "unknown data set 'digits:x'"),
         ("npz:", "unknown data set 'npz:'"),
         (f"npz:{tmp_path}/none.npz", "No such file or directory"),

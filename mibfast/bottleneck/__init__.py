@@ -1,8 +1,8 @@
 """The deep variational multivariate information bottleneck: two graphs in, a loss out."""
 
 from mibfast.bottleneck import methods
-from mibfast.bottleneck.encoders import GaussianEncoder
+from mibfast.bottleneck.encoders import GaussianEncoder, GaussianHeads
 from mibfast.bottleneck.formulation import Bottleneck, Term
 from mibfast.bottleneck.loss import BottleneckLoss
 
-__all__ = ["Bottleneck", "BottleneckLoss", "GaussianEncoder", "Term", "methods"]
+__all__ = ["Bottleneck", "BottleneckLoss", "GaussianEncoder", "GaussianHeads", "Term", "methods"]

@@ -52,3 +52,42 @@ class GaussianEncoder(nn.Module):
         """Return mean and log-variance [N, latent_features] for parents [N, ...]."""
         hidden = self.layers(torch.cat([x.flatten(1) for x in parents], 1))
         return self.mean(hidden), self.logvar(hidden)
+
+
+class GaussianHeads(nn.Module):
+    """Mean and log-variance of a diagonal Gaussian, each a linear layer on what any network returns.
+
+    Parameters
+    ----------
+    network : Module
+        Takes the latent's one parent and returns [N, features], to which ReLU is applied.
+    features, latent_features : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast.bottleneck import GaussianHeads
+    >>> from mibfast.nn import Conv2dEncoder
+    >>> encoder = GaussianHeads(Conv2dEncoder((1, 28, 28), 64), 64, 3)
+    >>> mean, logvar = encoder(torch.zeros(5, 1, 28, 28))
+    >>> mean.shape, logvar.shape
+    (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, network: nn.Module, features: int, latent_features: int) -> None:
+        super().__init__()
+        for argument, size in {"features": features, "latent_features": latent_features}.items():
+            _check.count("GaussianHeads", argument, size)
+        self.network = network
+        self.mean = nn.Linear(features, latent_features)
+        self.logvar = nn.Linear(features, latent_features)
+
+    def forward(self, parent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance [N, latent_features] for a parent [N, ...]."""
+        hidden = nn.functional.relu(self.network(parent))
+        return self.mean(hidden), self.logvar(hidden)

@@ -12,7 +12,7 @@ import typer
 
 import mibfast
 from mibfast._check import InputError
-from mibfast.cli import derivation, training
+from mibfast.cli import derivation, experiments, training
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +39,15 @@ def _options(
         print(context.get_help())
 
 
-for _command in (training.demo, training.fit, training.evaluate, training.embed, training.compare, derivation.derive):
+for _command in (
+    training.demo,
+    training.fit,
+    training.evaluate,
+    training.embed,
+    training.compare,
+    derivation.derive,
+    experiments.experiment,
+):
     app.command()(_command)
 
 

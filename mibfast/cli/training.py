@@ -6,13 +6,14 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mibfast._check import InputError
+from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
 
 _Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
@@ -134,8 +135,9 @@ def fit(
         list[str] | None,
         typer.Option(
             metavar="NAME=ENCODER",
-            help="Encoder of a modality: mlp, conv1d, lstm, or your own as module:callable, called with the shape of a "
-            "sample and the length of a representation. [default: conv1d for arrays [N, T, C], mlp for all else]",
+            help="Encoder of a modality: mlp, conv1d, lstm, conv2d and resnet18 (images), or your own as "
+            "module:callable, called with the shape of a sample and the length of a representation. [default: conv1d "
+            "for arrays [N, T, C], mlp for all else]",
         ),
     ] = None,
     loss: Annotated[
@@ -152,11 +154,12 @@ def fit(
 ) -> None:
     """Train an alignment of your modalities, or a fusion of them that predicts labels.
 
-    Data are one array [N, ...] a modality: digits (bundled), sim-i, sim-ii, sim-iii (drawn; sim-i:SAMPLES for another
-    number than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER
-    (NAME.npy files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train",
-    "validation", "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use
-    the samples that have all.
+    Data are one array [N, ...] a modality: digits (bundled), noisy-digits and noisy-mnist:DIR (Noisy MNIST's two
+    views, of the same digits or of MNIST's IDX files), sim-i, sim-ii, sim-iii (drawn; sim-i:SAMPLES for another number
+    than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER (NAME.npy
+    files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train", "validation",
+    "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use the samples
+    that have all.
 
     The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
     weights, bit for bit.
@@ -178,10 +181,10 @@ def fit(
         "beta_estimator": beta_estimator,
         "warm_up_epochs": warm_up_epochs,
         "checkpoint_minutes": checkpoint_minutes,
-        "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _numbers("--split", split),
-        "encoders": None if encoder is None else _pairs("--encoder", encoder),
-        "loss": None if loss is None else {key: _value(text) for key, text in _pairs("--loss", loss).items()},
+        "modalities": None if modalities is None else words(modalities),
+        "split": None if split is None else numbers("--split", split),
+        "encoders": None if encoder is None else pairs("--encoder", encoder),
+        "loss": None if loss is None else {key: _value(text) for key, text in pairs("--loss", loss).items()},
     }
     if beta is not None:
         given["loss"] = {**(given["loss"] or {}), "beta": beta}
@@ -265,7 +268,7 @@ def evaluate(
     ):
         if chosen not in valid:
             raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
-    own = _pairs("--encoder", encoder or [])
+    own = pairs("--encoder", encoder or [])
     place = output
     if place is None and len(runs) == 1:
         # Beside each other: what is found on one split, or on other data, does not replace what was found on another.
@@ -330,7 +333,7 @@ def embed(
     from mibfast.train import open_run
     from mibfast.train.embedding import write_embeddings
 
-    own = _pairs("--encoder", encoder or [])
+    own = pairs("--encoder", encoder or [])
     opened = open_run(run, data=data, encoders=own, whole=split == "all")
     shapes = write_embeddings(opened, output, split=split, representations=representations)
     print(f"wrote {output}: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
@@ -403,8 +406,8 @@ def compare(
     from mibfast.train.comparison import compare as compare_methods
 
     given = {
-        "modalities": None if modalities is None else _names(modalities),
-        "split": None if split is None else _numbers("--split", split),
+        "modalities": None if modalities is None else words(modalities),
+        "split": None if split is None else numbers("--split", split),
         "task": task,
         "normal_class": normal_class,
         "warm_up_epochs": warm_up_epochs,
@@ -418,14 +421,14 @@ def compare(
     folder = _folder(output, "compare")
     try:
         found = compare_methods(
-            _names(methods),
+            words(methods),
             data,
             folder,
             seeds=seeds,
             tune=tune,
             vary={
                 option: [_value(text) for text in values.split(",")]
-                for option, values in _pairs("--vary", vary or []).items()
+                for option, values in pairs("--vary", vary or []).items()
             },
             combinations="every" if every_combination else "whole",
             **settings,
@@ -440,27 +443,6 @@ def compare(
     console.print(found.title)
     console.print(Markdown(found.markdown()))
     console.print(f"± the standard deviation over {seeds} seeds; written to {folder}", style="dim", soft_wrap=True)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be numbers with commas between them, got {text!r}") from None
-
-
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
-        found[name] = value
-    return found
 
 
 def _value(text: str) -> Any:

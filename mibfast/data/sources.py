@@ -1,4 +1,4 @@
-"""Data sets by name: bundled ones, the UCI Multiple Features archive, one .npz file, a folder of .npy files."""
+"""Data sets by name: bundled and drawn ones, Noisy MNIST, the UCI archive, .npz files and folders of .npy files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from mibfast.data.multimodal import (
     nearest,
     split_indices,
 )
+from mibfast.data.noisy_mnist import noisy_views, read_framed_digits, read_mnist
 from mibfast.data.npy import NpyRows
 from mibfast.data.sim import SAMPLES, SPECIFIC, read_sim
 
-FORMS = "digits, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
+FORMS = "digits, noisy-digits, noisy-mnist:DIR, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
 _LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
@@ -46,6 +47,11 @@ def load(
     """Load a data set by its name.
 
     - `"digits"`: scikit-learn's 8 x 8 digits in three views, see :func:`mibfast.data.digits.read_digits`.
+    - `"noisy-digits"`: Noisy MNIST's two views `x` and `y` [N, 1, 12, 12], made of the same digits; see
+      :func:`mibfast.data.noisy_mnist.noisy_views`. Images are split before they are paired and distorted by the seed,
+      so that none is in two splits.
+    - `"noisy-mnist:DIR"`: the same of MNIST's IDX files in a folder, training images, test images or both, all of which
+      are split; `x` and `y` [N, 1, 28, 28].
     - `"sim-i"`, `"sim-ii"`, `"sim-iii"`: OMIB's synthetic data, 10,000 samples of two modalities in a split of their
       own, see :func:`mibfast.data.sim.read_sim`; `"sim-i:SAMPLES"` for another number.
     - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
@@ -61,7 +67,7 @@ def load(
     ----------
     name : str
     seed : int
-        Of the split, and of all that is drawn in synthetic data.
+        Of the split, and of all that is drawn: synthetic data, and what makes views noisy.
     modalities : sequence of str, optional
         The modalities to take, in this order; all of them without.
     split : three floats, optional
@@ -85,7 +91,7 @@ def load(
     >>> {name: view.shape for name, view in mibfast.data.load("digits").views.items()}
     {'pixels': (1797, 64), 'frequencies': (1797, 40), 'profiles': (1797, 32)}
     """
-    source = _open(name, seed)
+    source = _open(name, seed, split)
     if modalities is not None:
         check_modalities(name, modalities, source.modalities)
     # What is not asked for is not read, and need not be usable.
@@ -250,22 +256,44 @@ def absolute_name(name: str) -> str:
     ('npz:/features.npz', 'sim-i:500')
     """
     kind, _, place = name.partition(":")
-    return f"{kind}:{Path(place).expanduser().resolve()}" if place and kind in _FILES else name
+    has_path = kind in _FILES or kind == "noisy-mnist"
+    return f"{kind}:{Path(place).expanduser().resolve()}" if place and has_path else name
 
 
-def _open(name: str, seed: int) -> _Source:
+def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
     kind, colon, place = name.partition(":")
     if kind == "digits" and not colon:
         views, labels = read_digits()
         return _Source(list(views), views.__getitem__, labels)
+    if kind == "noisy-digits" and not colon:
+        return _noisy(name, *read_framed_digits(), seed, split)
+    if kind == "noisy-mnist" and place:
+        return _noisy(name, *read_mnist(Path(place).expanduser()), seed, split)
     if kind in SPECIFIC:
         if colon and not place.isdecimal():
             raise DataError(f"{name}: expected {kind} or {kind}:SAMPLES, a number")
-        views, labels, split = read_sim(kind, int(place) if colon else SAMPLES, seed)
-        return _Source(list(views), views.__getitem__, labels, split)
+        views, labels, parts = read_sim(kind, int(place) if colon else SAMPLES, seed)
+        return _Source(list(views), views.__getitem__, labels, parts)
     if kind not in _FILES or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")
     return _FILES[kind](name, Path(place).expanduser())
+
+
+def _noisy(name: str, images: NDArray[Any], labels: NDArray[Any], seed: int, split: Sequence[float] | None) -> _Source:
+    """Split images, then make pairs within each part."""
+    if split is None:
+        parts, names = [np.arange(len(labels))], None
+    else:
+        indices = split_indices(len(labels), labels, [float(x) for x in split], seed)
+        parts = [each.numpy() for each in indices.values()]
+        names = np.empty(len(labels), f"U{max(map(len, SPLITS))}")
+        for part, each in indices.items():
+            names[each.numpy()] = part
+    try:
+        views = noisy_views(images, labels, parts, seed)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return _Source(list(views), views.__getitem__, labels, names)
 
 
 def _open_mfeat(name: str, folder: Path) -> _Source:

@@ -40,7 +40,7 @@ class RunConfig:
         Length of representations and of embeddings.
     depth : int
         Number of linear layers of MLP encoders, and of convolutions.
-    encoders : mapping from a modality's name to "mlp", "conv1d", "lstm" or "module:callable"
+    encoders : mapping from a modality's name to an encoder's name or "module:callable"
         Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
     loss : mapping
         Arguments of the method's loss, or of the fusion.

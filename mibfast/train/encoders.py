@@ -11,10 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from mibfast.data.multimodal import nearest
-from mibfast.nn import Conv1dEncoder, LSTMEncoder, MLPEncoder, Standardisation
+from mibfast.nn import (
+    Conv1dEncoder,
+    Conv2dEncoder,
+    LSTMEncoder,
+    MLPEncoder,
+    ResNet18Encoder,
+    Standardisation,
+)
 from mibfast.train.errors import RunError
 
-ENCODERS = ("mlp", "conv1d", "lstm")
+ENCODERS = ("mlp", "conv1d", "lstm", "conv2d", "resnet18")
+_IMAGES = ("conv2d", "resnet18")
 
 
 def build_encoders(
@@ -74,11 +82,12 @@ def build_encoder(
     features : int
         Length of a representation.
     name : str, optional
-        `"mlp"` takes any shape, flattened; `"conv1d"` and `"lstm"` take [T, C]. `"module:callable"` imports a module,
-        from the working directory too, and calls `callable(shape, features)` for an `nn.Module` that maps
-        [N, *shape] to [N, features]. Without, [T, C] is encoded by convolutions and all else by an MLP.
+        `"mlp"` takes any shape, flattened; `"conv1d"` and `"lstm"` take [T, C]; `"conv2d"` and `"resnet18"`, which is
+        torchvision's, take images [C, H, W]. `"module:callable"` imports a module, from the working directory too, and
+        calls `callable(shape, features)` for an `nn.Module` that maps [N, *shape] to [N, features]. Without, [T, C] is
+        encoded by convolutions and all else by an MLP.
     depth : int
-        Number of an MLP's linear layers or of convolutions.
+        Number of an MLP's linear layers or of convolutions; ResNet-18 has its own.
     bias : bool
         Of an MLP's layers.
 
@@ -94,8 +103,16 @@ def build_encoder(
         raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}")
     if name == "mlp":
         return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth, bias=bias))
-    if len(shape) != 2:
-        raise RunError(f"modality {modality!r}: {name} takes samples [T, C], got {list(shape)}")
+    taken = "[C, H, W]" if name in _IMAGES else "[T, C]"
+    if len(shape) != (3 if name in _IMAGES else 2):
+        raise RunError(f"modality {modality!r}: {name} takes samples {taken}, got {list(shape)}")
+    if name == "conv2d":
+        return Conv2dEncoder(shape, features, depth=depth)
+    if name == "resnet18":
+        try:
+            return ResNet18Encoder(shape, features)
+        except ImportError as error:
+            raise RunError(f"modality {modality!r}: {error}") from error
     return Conv1dEncoder(shape[1], features, depth=depth) if name == "conv1d" else LSTMEncoder(shape[1], features)
 
 

@@ -217,3 +217,88 @@ def draw_sweep(
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def draw_accuracies(
+    accuracies: Mapping[str, Mapping[str, Mapping[float | None, Sequence[float]]]],
+    label: str,
+    title: str,
+    path: Path,
+    *,
+    power_laws: bool = False,
+) -> None:
+    """Draw test accuracies against what was swept, mean and standard deviation over seeds, a panel for each view.
+
+    Parameters
+    ----------
+    accuracies : mapping from a view to a mapping from a method to a mapping from a value to accuracies
+        The value None is of a method that does not depend on it: a level with a band.
+    label : str
+        Of what was swept.
+    title : str
+    path : Path
+    power_laws : bool
+        Also the error by logarithmic axes, with the power law that is fitted to the means of its logarithms.
+    """
+    plt = _pyplot()
+    lines = 2 if power_laws else 1
+    figure, panels = plt.subplots(
+        lines,
+        len(accuracies),
+        figsize=(4.6 * len(accuracies), 3.4 * lines),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
+    )
+    for column, (view, of_methods) in enumerate(accuracies.items()):
+        for axes, error in zip(panels[:, column], (False, True), strict=False):
+            for position, (method, of_values) in enumerate(of_methods.items()):
+                _draw_method(axes, method, of_values, error, position)
+            axes.set_xscale("log")
+            swept = sorted({value for of_values in of_methods.values() for value in of_values if value is not None})
+            axes.set_xticks(swept, [f"{value:g}" for value in swept])
+            axes.minorticks_off()
+            if error:
+                axes.set_yscale("log")
+                ticks = (2, 3, 5, 10, 20, 30, 50, 80)
+                axes.set_yticks(ticks, [f"{each}" for each in ticks])
+                axes.yaxis.set_minor_locator(plt.NullLocator())
+            axes.set(title="" if error else f"view {view}", xlabel=label)
+            if not column:
+                axes.set_ylabel("test error (%)" if error else "test accuracy (%)")
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _draw_method(
+    axes: Any, method: str, of_values: Mapping[float | None, Sequence[float]], error: bool, position: int
+) -> None:
+    colour, marker = f"C{position}", _MARKERS[position % len(_MARKERS)]
+    # An axis of logarithms has no place for an error of zero.
+    percent = {
+        value: 100 * (np.maximum(1 - np.array(found), 1e-4) if error else np.array(found))
+        for value, found in of_values.items()
+    }
+    if None in percent:
+        mean, spread = percent[None].mean(), _spread(percent[None])
+        axes.axhline(mean, color=colour, linestyle="--", linewidth=1, label=method)
+        axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+        return
+    values = np.array(list(percent), float)
+    means = np.array([found.mean() for found in percent.values()])
+    spreads = np.array([_spread(found) for found in percent.values()])
+    name, style = method, "-"
+    if error and len(values) > 1:
+        slope, level = np.polyfit(np.log(values), [np.log(found).mean() for found in percent.values()], 1)
+        axes.plot(values, np.exp(level) * values**slope, color=colour, linewidth=1, linestyle="--")
+        name, style = f"{method}: n^{slope:.2f}", ""
+    axes.errorbar(
+        values, means, yerr=spreads, color=colour, marker=marker, linestyle=style, markersize=4, capsize=2, label=name
+    )
+
+
+def _spread(found: NDArray[Any]) -> float:
+    return float(found.std(ddof=1)) if len(found) > 1 else 0.0

@@ -1,0 +1,116 @@
+"""`mibfast experiment`: bottlenecks of two views compared by a linear SVM, swept over one quantity."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mibfast._check import InputError
+from mibfast.cli.arguments import numbers, pairs, words
+
+
+def experiment(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="noisy-digits, noisy-mnist:DIR, or other data of two modalities between 0 and 1 with classes.",
+            show_default=False,
+        ),
+    ],
+    sweep: Annotated[str, typer.Option(metavar="latent|beta|samples", help="What varies.")],
+    output: Annotated[Path, typer.Option(help="Folder of the experiment; one that was interrupted goes on.")],
+    values: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Of what varies. [default: latent 2,4,8,16,32,64; beta 1,4,16,64,256,1024; "
+            "samples 64,128,256,512,1024]",
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help="dvsib, dvsib-private, dvsib-no-reconstruction, mvib, beta-vae, dvib, beta-dvcca, beta-dvcca-private, "
+            "and pixels, the views as they are. The first is compared with each other.",
+        ),
+    ] = "dvsib,beta-vae,pixels",
+    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
+    latent: Annotated[int, typer.Option(min=1, help="Length of the latents, where it is not what varies.")] = 16,
+    beta: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[METHOD=]NUMBER", help="Of all methods or of one, where it is not what varies. [default: 128]"
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test.")
+    ] = "0.6,0.2,0.2",
+    encoder: Annotated[str, typer.Option(metavar="mlp|conv2d|resnet18", help="Of every latent.")] = "mlp",
+    critic: Annotated[
+        str, typer.Option(metavar="bilinear|separable|concatenated", help="Of information between latents.")
+    ] = "bilinear",
+    estimator: Annotated[str, typer.Option(help="Of information between latents: smile, infonce, mine, ...")] = "smile",
+    hidden_features: Annotated[int, typer.Option(min=1, help="Width of hidden layers.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2000,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Steps without a lower validation loss before training stops.")
+    ] = 250,
+    batch_size: Annotated[int, typer.Option(min=2)] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+) -> None:
+    """Compare bottlenecks of two views by a linear SVM.
+
+    Each seed makes and splits the data anew and trains every method for every value of what varies. A linear SVM is
+    fitted to the latents' means, its C chosen by the validation split, and scored on the test split.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from mibfast.train.bottleneck_experiments import experiment as run_experiment
+
+    try:
+        found = run_experiment(
+            data,
+            sweep,
+            output,
+            values=None if values is None else numbers("--values", values),
+            methods=words(methods),
+            seeds=seeds,
+            latent=latent,
+            **_beta(beta or []),
+            split=numbers("--split", split),
+            encoder=encoder,
+            critic=critic,
+            estimator=estimator,
+            hidden_features=hidden_features,
+            steps=steps,
+            patience=patience,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+        )
+    except KeyboardInterrupt:
+        if (output / "plan.json").exists():
+            print("\nstopped; the same command goes on", file=sys.stderr)
+        raise
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(f"{found.title}: test accuracy of a linear SVM in percent")
+    console.print(Markdown(found.markdown()))
+    console.print(f"± the standard deviation over {seeds} seeds; written to {output}", style="dim", soft_wrap=True)
+
+
+def _beta(given: list[str]) -> dict[str, Any]:
+    """Return what `--beta` says as an argument: one number, or one for each method that is named."""
+    if len(given) == 1 and "=" not in given[0]:
+        return {"beta": numbers("--beta", given[0])[0]}
+    if any("=" not in text for text in given):
+        raise InputError(f"--beta must be one NUMBER, or METHOD=NUMBER for each method, got {' '.join(given)}")
+    return (
+        {"beta": {name: numbers("--beta", text)[0] for name, text in pairs("--beta", given).items()}} if given else {}
+    )
