@@ -21,23 +21,23 @@ class CrossAttention(nn.Module):
 
     Parameters
     ----------
+    modalities : int
+        M.
     features : int
         Length of a token, and of the result.
-    modalities : int
-        M, at least 2.
 
     Examples
     --------
     >>> import torch
     >>> from mibfast.nn.fusion import CrossAttention
-    >>> CrossAttention(4, 3)([torch.randn(5, 4) for _ in range(3)]).shape
+    >>> CrossAttention(3, 4)([torch.randn(5, 4) for _ in range(3)]).shape
     torch.Size([5, 4])
     """
 
-    def __init__(self, features: int, modalities: int) -> None:
+    def __init__(self, modalities: int, features: int) -> None:
         super().__init__()
-        _check.count("CrossAttention", "features", features)
         _check.count("CrossAttention", "modalities", modalities)
+        _check.count("CrossAttention", "features", features)
         # Queries, keys and values in one product.
         self.projection = nn.Linear(features, 3 * features, bias=False)
         self.join = nn.Linear(modalities * features, features)
@@ -80,7 +80,7 @@ class CrossAttentionFusion(FusionModel):
         self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int | None = 512
     ) -> None:
         super().__init__(encoders, features, task)
-        self.fusion = CrossAttention(features, len(encoders))
+        self.fusion = CrossAttention(len(encoders), features)
         self.predictor = prediction_head("CrossAttentionFusion", features, task, hidden_features)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
