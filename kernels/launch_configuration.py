@@ -45,6 +45,8 @@ _Result = TypeVar("_Result")
 LARGEST_M = 16
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
+# Numbers of a sample's tokens that one Triton program holds, four times: queries or gradients, keys and values.
+LARGEST_TOKENS = 8192
 # Threads of a warp.
 _WARP = 32
 # A row longer than this is walked in pieces.
