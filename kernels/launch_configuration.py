@@ -45,7 +45,7 @@ _Result = TypeVar("_Result")
 LARGEST_M = 16
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
-# Numbers of a sample's tokens that one Triton program holds, four times: queries or gradients, keys and values.
+# Numbers of a sample's tokens that one Triton program holds four times: keys, values and their gradients.
 LARGEST_TOKENS = 8192
 # Threads of a warp.
 _WARP = 32
@@ -230,6 +230,12 @@ def sample_tile(d: int, vectors: int) -> Tile:
     rows = power_of_two(vectors)
     warps, a_thread = max(1, rows // 4), 16 if rows <= 4 else 8
     return Tile(rows, min(power_of_two(d), a_thread * _WARP * warps // rows), warps)
+
+
+def tokens_tile(m: int, d: int) -> Tile:
+    """For kernels whose program holds all M tokens [d] of a sample, four times: sixteen numbers a thread and tile."""
+    rows, columns = power_of_two(m), power_of_two(d)
+    return Tile(rows, columns, min(16, max(1, rows * columns // (16 * _WARP))))
 
 
 def shipped(kernel: str, device_capability: int, how: str, d: int, operands: int = 1, light: bool = False) -> Tile:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.fusion import reference
-from mibfast.kernels.launch_configuration import LARGEST_TOKENS, power_of_two
+from mibfast.kernels.launch_configuration import LARGEST_TOKENS, tokens_tile
 from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
 
 __all__ = ["token_attention"]
@@ -67,8 +67,9 @@ def token_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str |
 
 def _offers(query: Tensor) -> dict[str, str | None]:
     m, k = query.shape[1:]
-    fits = power_of_two(m) * power_of_two(k) <= LARGEST_TOKENS
-    limit = f"M = {m} tokens of k = {k} numbers, and its kernels take M k <= {LARGEST_TOKENS}, each a power of two"
+    tile = tokens_tile(m, k)
+    fits = tile.rows * tile.columns <= LARGEST_TOKENS
+    limit = f"M = {m} tokens of k = {k} numbers, and its kernels take M k <= {LARGEST_TOKENS}, both rounded up to powers of two"
     return {"cpu": None, "triton": None if fits else limit}
 
 
