@@ -69,7 +69,7 @@ def _offers(query: Tensor) -> dict[str, str | None]:
     m, k = query.shape[1:]
     tile = tokens_tile(m, k)
     fits = tile.rows * tile.columns <= LARGEST_TOKENS
-    limit = f"M = {m} tokens of k = {k} numbers, and its kernels take M k <= {LARGEST_TOKENS}, both rounded up to powers of two"
+    limit = f"M = {m} and k = {k}, and its kernels take M k <= {LARGEST_TOKENS}, both rounded up to powers of two"
     return {"cpu": None, "triton": None if fits else limit}
 
 
