@@ -254,5 +254,5 @@ def test_bad_input(call, error, message) -> None:
 @interpreted
 def test_what_the_triton_kernels_cannot_take_is_said() -> None:
     tokens = torch.randn(1, 8, 1025)
-    with pytest.raises(RuntimeError, match="token_attention: .* M = 8 and k = 1025, and its kernels take M k <= 8192"):
+    with pytest.raises(RuntimeError, match=r"token_attention: .* M = 8 and k = 1025, and its kernels take M k <= 8192"):
         F.token_attention(tokens, tokens, tokens, backend="triton")

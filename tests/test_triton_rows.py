@@ -332,7 +332,8 @@ def _fusion_kernels(dtype: str, m: int, tokens: list[tuple[int, int]]) -> list[t
         compilations.append((module, name, given | types, constants, {"num_warps": tile.warps}))
     for count, d in tokens:
         tile = tokens_tile(count, d)
-        constants = {"M": count, "D": d, "ROWS": tile.rows, "COLUMNS": tile.columns, "DTYPE": of_dtype}
+        constants = {"M": count, "D": d, "SCALE": d**-0.5, "DTYPE": of_dtype}
+        constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
         types = dict.fromkeys(("query", "key", "value"), x) | {"scale": "fp32"}
         types |= {f"{argument}_stride": _STRIDE for argument in ("query", "key", "value")}
         options = {"num_warps": tile.warps}

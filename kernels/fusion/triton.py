@@ -40,8 +40,8 @@ from mibfast.kernels.launch_configuration import elementwise_tile, on_device_of,
 @triton.jit
 def _clamped(x, LOW: tl.constexpr, HIGH: tl.constexpr):
     """Comparisons, not min and max: a NaN fails them and stays."""
-    x = tl.where(x < LOW, LOW, x)
-    return tl.where(x > HIGH, HIGH, x)
+    x = tl.where(x < LOW, tl.full(x.shape, LOW, x.dtype), x)
+    return tl.where(x > HIGH, tl.full(x.shape, HIGH, x.dtype), x)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -116,9 +116,9 @@ def _samples_backward(
 
 
 @triton.jit
-def _weights(query, keys, scale, there):
+def _weights(query, keys, there, SCALE: tl.constexpr):
     """What a query [1, D] gives to each of the keys [ROWS, D]: [ROWS, 1]."""
-    scores = tl.where(there, tl.sum(query * keys, 1, keep_dims=True) * scale, -float("inf"))
+    scores = tl.where(there, tl.sum(query * keys, 1, keep_dims=True) * SCALE, -float("inf"))
     weights = tl.exp(scores - tl.max(scores, 0, keep_dims=True))
     return weights / tl.sum(weights, 0, keep_dims=True)
 
@@ -132,8 +132,8 @@ def _attend(
     value,
     value_stride,
     out,
-    scale,
     M: tl.constexpr,
+    SCALE: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -147,7 +147,7 @@ def _attend(
     values = _load(value, value_stride, first + token, column, there & inside, DTYPE)
     for a in range(M):
         q = _load(query, query_stride, first + a, column, inside, DTYPE)
-        attended = tl.sum(_weights(q, keys, scale, there) * values, 0, keep_dims=True)
+        attended = tl.sum(_weights(q, keys, there, SCALE) * values, 0, keep_dims=True)
         tl.store(out + (first + a) * D + column, attended, mask=inside)
 
 
@@ -162,8 +162,8 @@ def _attend_backward(
     value,
     value_stride,
     gradients,
-    scale,
     M: tl.constexpr,
+    SCALE: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -178,9 +178,9 @@ def _attend_backward(
     for a in range(M):
         q = _load(query, query_stride, first + a, column, inside, DTYPE)
         g = _load(upstream, upstream_stride, first + a, column, inside, DTYPE)
-        weights = _weights(q, keys, scale, there)
+        weights = _weights(q, keys, there, SCALE)
         slopes = tl.sum(g * values, 1, keep_dims=True)
-        slopes = weights * (slopes - tl.sum(weights * slopes, 0, keep_dims=True)) * scale
+        slopes = weights * (slopes - tl.sum(weights * slopes, 0, keep_dims=True)) * SCALE
         tl.store(gradients[0] + (first + a) * D + column, tl.sum(slopes * keys, 0, keep_dims=True), mask=inside)
         d_keys += slopes * q
         d_values += weights * g
@@ -262,8 +262,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         _attend[(n,)](
             *_with_strides([query, key, value]),
             out,
-            k**-0.5,
             M=m,
+            SCALE=k**-0.5,
             **_constants(k, tile, dtype),
         )
     return out
@@ -278,8 +278,8 @@ def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor)
         _attend_backward[(n,)](
             *_with_strides([upstream, query, key, value]),
             tuple(gradients),
-            k**-0.5,
             M=m,
+            SCALE=k**-0.5,
             **_constants(k, tile, dtype),
         )
     return gradients
