@@ -18,8 +18,7 @@ def _agree(row: Row, inputs: list[torch.Tensor]) -> None:
     """Nothing is timed before values and gradients agree."""
     truth: list[torch.Tensor] = []
     for name in row.contenders:
-        result = row.step(name, inputs)()
-        found = [result, *(x.grad for x in inputs if x.grad is not None)]
+        found = [*row.step(name, inputs)(), *(x.grad for x in inputs if x.grad is not None)]
         truth = truth or [x.clone() for x in found]
         for a, b in zip(truth, found, strict=True):
             error = (a - b).abs().max() / a.abs().max().clamp(min=1e-12)

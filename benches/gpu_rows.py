@@ -133,6 +133,20 @@ def _installed_linear_cross_entropies() -> dict[str, Function]:
     return found
 
 
+def _tokens(n: int, m: int, k: int, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.stack(_embeddings(m, n, k, torch.float32), 1).detach().to(dtype).requires_grad_() for _ in range(3)]
+
+
+def _gaussian_loss(samples: Callable[..., tuple[Tensor, Tensor]]) -> Function:
+    """One number of a sample and its divergence, for noise that is the third input."""
+
+    def loss(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        sample, divergence = samples(mean, logvar, noise)
+        return divergence.mean() + 1e-3 * sample.float().mean()
+
+    return loss
+
+
 def _reference(function: Callable[..., Tensor], **options: Any) -> Function:
     return partial(function, backend="reference", **options)
 
@@ -247,6 +261,35 @@ def rows(shrink: int = 1) -> dict[str, GPURow]:
         bars=[Bar("moving inputs and outputs", least=0.75)],
         moved_bytes=6.0 * n * d * element,
     )
+    table["gaussian-samples"] = GPURow(
+        title=f"Gaussian samples with KL, {n} x {d}, bfloat16",
+        inputs=partial(_embeddings, 3, n, d, bf16),
+        checked=partial(_embeddings, 3, small, d, bf16),
+        contenders={
+            OURS: _gaussian_loss(F.reparameterised_gaussian),
+            "eager": _gaussian_loss(peers.gaussian_samples),
+            "torch.compile": peers.compiled(_gaussian_loss(peers.gaussian_samples)),
+        },
+        truth=_gaussian_loss(_reference(F.reparameterised_gaussian)),
+        bars=[Bar("eager", least=3.0), Bar("torch.compile", least=1.0)],
+    )
+    tokens, k = size(262_144), 256
+    for work, moved in (("forward", 4.0), ("backward", 7.0)):
+        table[f"token-attention-{work}"] = GPURow(
+            title=f"attention among 2 tokens a sample, {work}, N={tokens}, k={k}, bfloat16",
+            inputs=partial(_tokens, tokens, 2, k, bf16),
+            checked=partial(_tokens, small, 2, k, bf16),
+            contenders={
+                OURS: F.token_attention,
+                "scaled_dot_product_attention": torch.nn.functional.scaled_dot_product_attention,
+                "torch.compile": peers.compiled(peers.token_attention_elementwise),
+            },
+            truth=_reference(F.token_attention),
+            work=work,
+            floors={"moving inputs and outputs": moving(moved * tokens * 2 * k * element)},
+            bars=[Bar("moving inputs and outputs", least=0.7), Bar("scaled_dot_product_attention", least=2.0)],
+            moved_bytes=moved * tokens * 2 * k * element,
+        )
     table["minimality"] = GPURow(
         title=f"one-vs-all minimality, M=5, N={n}, d={d}, bfloat16",
         inputs=partial(_embeddings, 5, n, d, bf16),

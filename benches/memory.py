@@ -52,10 +52,10 @@ def workspace(row: Row, contender: str) -> tuple[int, float]:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text(RESET)
     started = time.perf_counter()
-    result = run()
+    found = run()
     seconds = time.perf_counter() - started
     peak = _status("VmHWM")
-    results = [result, *(x.grad for x in inputs if x.grad is not None)]
+    results = [*found, *(x.grad for x in inputs if x.grad is not None)]
     return peak - before - sum(x.numel() * x.element_size() for x in results), seconds
 
 

@@ -6,12 +6,15 @@ comes. `reference.py` in the kernels is the truth of tests; these are the oppone
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from mibfast.omib import OMIB
 
 RIDGE = 1e-8
 
@@ -248,3 +251,69 @@ def minimality_closed_form(embeddings: Sequence[Tensor]) -> Tensor:
     mean = sum(embeddings[1:], start=embeddings[0]) / m
     distances = [((z - mean) ** 2).sum(1) for z in embeddings]
     return m / (m - 1) ** 2 * sum(distances[1:], start=distances[0]).mean()
+
+
+def gaussian_samples(mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples by the reparameterisation trick, and their KL to the standard normal, summed over d."""
+    return mean + torch.exp(0.5 * logvar) * noise, 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(-1)
+
+
+def token_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by two batched products and a softmax."""
+    return (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
+def token_attention_elementwise(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same by sums of products, which `torch.compile` can fuse."""
+    weights = ((query[:, :, None] * key[:, None]).sum(-1) / query.shape[-1] ** 0.5).softmax(-1)
+    return (weights[..., None] * value[:, None]).sum(2)
+
+
+def modality_weights(predictions: Tensor, fused: Tensor) -> Tensor:
+    """OMIB's r of logits [M, N, K]: [M - 1]."""
+    with torch.no_grad():
+        p = predictions.log_softmax(-1)
+        divergences = F.kl_div(fused.log_softmax(-1).expand_as(p), p, reduction="none", log_target=True).sum(-1).mean(1)
+        return 2 / (1 + (divergences[1:] / divergences[0]) ** 2)
+
+
+def between_matrix_products(
+    mean: Tensor, logvar: Tensor, noise: Tensor, query: Tensor, key: Tensor, value: Tensor, *logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What OMIB's main stage does outside its matrix products: samples, attended tokens, and the weighted KL."""
+    sample, divergence = gaussian_samples(mean, logvar, noise)
+    first, *others = divergence.mean(1)
+    return sample, token_attention(query, key, value), first + modality_weights(*logits) @ torch.stack(others)
+
+
+class PlainOMIB(nn.Module):
+    """The main stage of an OMIB that classifies, on copies of its layers, with nothing of mibfast in between."""
+
+    def __init__(self, model: OMIB) -> None:
+        super().__init__()
+        self.encoders, self.branches, self.omf = (copy.deepcopy(x) for x in (model.encoders, model.branches, model.omf))
+        self.beta = model.beta
+
+    def forward(self, views: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """Return the loss."""
+        representations = [encoder(views[name]) for name, encoder in self.encoders.items()]
+        latents, divergences = [], []
+        for head, z in zip(self.omf.heads, representations, strict=True):
+            hidden = head.hidden(z).relu()
+            mean, logvar = head.mean(hidden), head.logvar(hidden).clamp(-10.0, 4.0)
+            sample, divergence = gaussian_samples(mean, logvar, torch.randn_like(mean))
+            latents.append(sample)
+            divergences.append(divergence.mean())
+        tokens, attention = torch.stack(latents, 1), self.omf.fusion
+        attended = F.scaled_dot_product_attention(
+            attention.query(tokens), attention.key(tokens), attention.value(tokens)
+        )
+        xi = attention.out(attended.flatten(1))
+        fused = self.omf.predictor(xi)
+        predictions = [
+            branch(torch.cat([z, xi], 1)) for branch, z in zip(self.branches.values(), representations, strict=True)
+        ]
+        weights = modality_weights(torch.stack(predictions), fused)
+        compression = divergences[0] + weights @ torch.stack(divergences[1:])
+        branches = sum(F.cross_entropy(prediction, target) for prediction in predictions)
+        return F.cross_entropy(fused, target) + self.beta * compression + branches

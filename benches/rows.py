@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mibfast
 from benches import peers
-from mibfast import _buffers, information
+from mibfast import _buffers, information, omib
 from mibfast import functional as F
 from mibfast.information.critics import Critic, Factors
+from mibfast.nn.fusion import Classification
 
 OURS = "mibfast"
 
@@ -44,7 +45,7 @@ class Row:
 
     title: str
     inputs: Callable[[], list[Tensor]]
-    contenders: dict[str, Callable[..., Tensor]]
+    contenders: dict[str, Callable[..., Any]]
     floor: tuple[str, Callable[[list[Tensor]], Callable[[], object]]] | None = None
     bars: Sequence[Bar] = ()
     rounds: int = 7
@@ -53,21 +54,21 @@ class Row:
     workspace_bytes: int | None = None
     workspace_share: tuple[str, float] | None = None
     workspace_of: Sequence[str] = ()
-    upstream: Callable[[], Tensor] | None = None
+    upstream: Callable[[], Tensor | tuple[Tensor, ...]] | None = None
     backward: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, name: str, inputs: list[Tensor]) -> Callable[[], Tensor]:
+    def step(self, name: str, inputs: list[Tensor]) -> Callable[[], list[Tensor]]:
         """Forward and, where there is one, backward of one contender, gradients cleared first."""
         contender, upstream = self.contenders[name], self.upstream() if self.upstream else None
 
-        def run() -> Tensor:
+        def run() -> list[Tensor]:
             for x in inputs:
                 x.grad = None
-            result = contender(*inputs)
+            results = contender(*inputs)
             if self.backward:
-                result.backward(upstream)
-            return result.detach()
+                torch.autograd.backward(results, upstream)
+            return [x.detach() for x in (results if isinstance(results, tuple) else [results])]
 
         return run
 
@@ -95,6 +96,80 @@ def _queries_and_candidates(queries: int, candidates: int, d: int = 256) -> list
 def _gaussians(n: int, d: int = 256, count: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(count)]
+
+
+def _latents(m: int = 2, n: int = 1024, k: int = 256) -> list[Tensor]:
+    """Means and log-variances [M, N, k] of OMIB's latents on SIM-III, and their noise, which needs no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [0.3 * torch.randn(m, n, k, generator=generator) for _ in range(2)]
+    return [*(x.requires_grad_() for x in leaves), torch.randn(m, n, k, generator=generator)]
+
+
+def _tokens(m: int, n: int = 1024, k: int = 256) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, m, k, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def _logits(m: int = 2, n: int = 1024, classes: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(m, n, classes, generator=generator), torch.randn(n, classes, generator=generator)]
+
+
+def _uneven(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _between_matrix_products(
+    mean: Tensor, logvar: Tensor, noise: Tensor, query: Tensor, key: Tensor, value: Tensor, *logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    sample, divergence = F.reparameterised_gaussian(mean, logvar, noise)
+    first, *others = divergence.mean(1)
+    weights = omib.modality_weights(list(logits[0]), logits[1])
+    return sample, F.token_attention(query, key, value), first + weights @ torch.stack(others)
+
+
+def _omib_steps() -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """A step of OMIB's main stage with Adam: from views of SIM-III's lengths and labels to the loss and a gradient."""
+    names, length, features = ("v1", "v2"), 900, 256
+
+    def views_and_target(x: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        return dict(zip(names, x, strict=False)), x[2]
+
+    def encoder() -> nn.Module:
+        return nn.Sequential(nn.Linear(length, features), nn.GELU(), nn.Linear(features, features))
+
+    torch.manual_seed(0)
+    model = omib.OMIB({name: encoder() for name in names}, features, Classification(2), beta=0.01)
+    plain = peers.PlainOMIB(model)
+
+    def steps_of(module: nn.Module, loss_of: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+        watched = module.get_parameter("omf.heads.1.logvar.weight")
+
+        def step(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)
+            optimizer.zero_grad()
+            loss = loss_of(*views_and_target(inputs))
+            loss.backward()
+            optimizer.step()
+            assert watched.grad is not None
+            return loss, watched.grad
+
+        return step
+
+    return {
+        OURS: steps_of(model, lambda views, target: model.terms(views, target)["loss"]),
+        "plain PyTorch": steps_of(plain, plain),
+    }
+
+
+def _omib_inputs(n: int = 1024) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        *(torch.randn(n, 900, generator=generator) for _ in range(2)),
+        torch.randint(2, (n,), generator=generator),
+    ]
 
 
 def _hidden_units(n: int, h: int) -> list[Tensor]:
@@ -476,6 +551,47 @@ def rows() -> dict[str, Row]:
         # Standardised embeddings and the inner products.
         workspace_bytes=2 * 256 * 8192 * 4 + 24 * 2**20,
         workspace_of=("eager",),
+    )
+    table["gaussian-samples"] = Row(
+        title="Gaussian samples with KL, M=2, 1,024 x 256",
+        inputs=_latents,
+        contenders={
+            OURS: F.reparameterised_gaussian,
+            "eager": peers.gaussian_samples,
+            "torch.compile": peers.compiled(peers.gaussian_samples),
+        },
+        bars=[Bar("eager", least=2.0), Bar("torch.compile", least=1.0)],
+        rounds=101,
+        upstream=partial(_uneven, (2, 1024, 256), (2, 1024)),
+    )
+    table["token-attention"] = Row(
+        title="attention among 2 tokens a sample, N=1,024, k=256",
+        inputs=partial(_tokens, 2),
+        contenders={
+            OURS: F.token_attention,
+            "eager": peers.token_attention,
+            "scaled_dot_product_attention": torch.nn.functional.scaled_dot_product_attention,
+            "torch.compile": peers.compiled(peers.token_attention_elementwise),
+        },
+        bars=[Bar("eager", least=1.5), Bar("scaled_dot_product_attention", least=2.0)],
+        rounds=101,
+        upstream=lambda: _uneven((1024, 2, 256))[0],
+    )
+    table["between-matrix-products"] = Row(
+        title="OMIB outside its matrix products: samples, KL, r, attention; M=2, N=1,024, k=256",
+        inputs=lambda: [*_latents(), *_tokens(2), *_logits()],
+        contenders={OURS: _between_matrix_products, "eager": peers.between_matrix_products},
+        bars=[Bar("eager", least=2.0)],
+        rounds=101,
+        upstream=lambda: (*_uneven((2, 1024, 256), (1024, 2, 256)), torch.tensor(0.01)),
+    )
+    table["omib-step"] = Row(
+        title="OMIB's main stage, a step with Adam, SIM-III, N=1,024",
+        inputs=_omib_inputs,
+        contenders=dict(_omib_steps()),
+        bars=[Bar("plain PyTorch", least=1.0)],
+        rounds=31,
+        backward=False,
     )
     for n in (64, 256):
         table[f"ova-ib-{n}"] = Row(

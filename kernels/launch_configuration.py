@@ -49,6 +49,8 @@ LARGEST_K = 7
 LARGEST_WHOLE_D = 4096
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
+# Numbers of a sample's tokens that one Triton program holds four times: keys, values and their gradients.
+LARGEST_TOKENS = 8192
 # Threads of a warp.
 _WARP = 32
 # A row longer than this is walked in pieces.
@@ -257,6 +259,12 @@ def whole_vectors_tile(d: int, vectors: int) -> Tile:
     while warps < 16 and 2 * vectors * rows * columns > 96 * _WARP * warps:
         warps *= 2
     return Tile(rows, columns, warps)
+
+
+def tokens_tile(m: int, d: int) -> Tile:
+    """For kernels whose program holds all M tokens [d] of a sample, four times: sixteen numbers a thread and tile."""
+    rows, columns = power_of_two(m), power_of_two(d)
+    return Tile(rows, columns, min(16, max(1, rows * columns // (16 * _WARP))))
 
 
 def shipped(kernel: str, device_capability: int, how: str, d: int, operands: int = 1, light: bool = False) -> Tile:

@@ -18,9 +18,11 @@ from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
 from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
+from mibfast.ops.reparameterised_gaussian import reparameterised_gaussian
 from mibfast.ops.ridge_projection import ridge_projection
 from mibfast.ops.siglip import siglip
 from mibfast.ops.symile_info_nce import symile_info_nce
+from mibfast.ops.token_attention import token_attention
 from mibfast.ops.top_k import top_k
 from mibfast.ops.triangle_area import triangle_area
 from mibfast.ops.triangle_info_nce import triangle_info_nce
@@ -42,9 +44,11 @@ __all__ = [
     "one_vs_all_minimality",
     "product_of_experts",
     "projection_score",
+    "reparameterised_gaussian",
     "ridge_projection",
     "siglip",
     "symile_info_nce",
+    "token_attention",
     "top_k",
     "triangle_area",
     "triangle_info_nce",

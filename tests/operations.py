@@ -46,6 +46,22 @@ def _product_of_experts(a, b, c, d, tau, backend=None):
     return torch.stack(F.product_of_experts([a, b], [c, d], backend=backend))
 
 
+def _reparameterised(a, b, c, d, tau, backend=None):
+    sample, divergence = F.reparameterised_gaussian(a, b, c, backend=backend)
+    return torch.cat([sample, divergence[:, None]], 1)
+
+
+def _reparameterised_modalities(a, b, c, d, tau, backend=None):
+    """Three modalities, none of whose tensors has one role only."""
+    sample, divergence = F.reparameterised_gaussian([a, b, d], [c, d, a], [d, c, b], backend=backend)
+    return torch.cat([sample, divergence[:, :, None]], 2)
+
+
+def _token_attention(a, b, c, d, tau, backend=None, tokens=3):
+    query, key, value = ([a, b, c, d, b][:tokens], [b, d, a, c, a][:tokens], [d, c, b, a, c][:tokens])
+    return F.token_attention(*(torch.stack(x, 1) for x in (query, key, value)), backend=backend)
+
+
 def _minimality(a, b, c, d, tau, backend=None):
     return F.one_vs_all_minimality([a, b, c, d], backend=backend)
 
@@ -149,6 +165,11 @@ OPERATIONS: dict[str, Operation] = {
     "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
     "product_of_experts": _product_of_experts,
     "one_vs_all_minimality": _minimality,
+    "reparameterised_gaussian": _reparameterised,
+    "reparameterised_gaussian, modalities": _reparameterised_modalities,
+    "token_attention": _token_attention,
+    "token_attention, two": partial(_token_attention, tokens=2),
+    "token_attention, five": partial(_token_attention, tokens=5),
     "symile_info_nce": _symile,
     "symile_info_nce, four": partial(_symile, modalities=4, rows=12),
     "symile_info_nce, shuffled": _symile_shuffled,

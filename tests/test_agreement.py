@@ -45,7 +45,7 @@ def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
 def test_dtypes_of_results(dtype) -> None:
     leaves = inputs(6, 4, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    keeps = ("projection", "product_of_experts")
+    keeps = ("projection", "product_of_experts", "token_attention")
     for name, operation in OPERATIONS.items():
         for backend in ("cpu", "reference"):
             value, *gradients, _ = value_and_gradients(operation, leaves, backend)

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton_compilation import SHARED_MEMORY, assert_compiled_without_spills
 
 from mibfast import functional as F
-from mibfast.kernels.launch_configuration import LARGEST_M, elementwise_tile, sample_tile
+from mibfast.kernels.launch_configuration import LARGEST_M, elementwise_tile, sample_tile, tokens_tile
 from mibfast.kernels.projection import reference
 
 pytest.importorskip("triton")
@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 
 ELEMENTWISE = ["gaussian_kl", "gaussian_kl, prior", "product_of_experts", "one_vs_all_minimality"]
+FUSION = ["reparameterised_gaussian", "reparameterised_gaussian, modalities", "token_attention"]
 PROJECTIONS = [
     "ridge_projection",
     "ridge_projection, ridge",
@@ -30,7 +31,7 @@ PROJECTIONS = [
     "leave_one_out_projection, ridge",
 ]
 ONE_VS_ALL = ["one_vs_all_info_nce", "one_vs_all_info_nce, each", "one_vs_all_info_nce, positive in"]
-SIZES = {name: [(1, 1), (5, 7), (3, 1500)] for name in ELEMENTWISE} | {
+SIZES = {name: [(1, 1), (5, 7), (3, 1500)] for name in [*ELEMENTWISE, *FUSION]} | {
     name: [(1, 5), (3, 33), (2, 300)] for name in PROJECTIONS
 }
 
@@ -65,13 +66,13 @@ def _errs_no_more_than_plain_pytorch(name: str, leaves: list[Tensor]) -> None:
 # The interpreter multiplies bfloat16 wrongly.
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *PROJECTIONS, *ONE_VS_ALL])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *FUSION, *PROJECTIONS, *ONE_VS_ALL])
 def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
     _errs_no_more_than_plain_pytorch(name, inputs(4, 24, dtype))
 
 
 @interpreted
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *PROJECTIONS[::2], *ONE_VS_ALL[:2]])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *FUSION, *PROJECTIONS[::2], *ONE_VS_ALL[:2]])
 def test_each_gradient_alone(name) -> None:
     dtype = torch.float32 if name in ONE_VS_ALL else torch.float64
     full = inputs(2, 6, dtype)
@@ -91,7 +92,7 @@ def test_each_gradient_alone(name) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *PROJECTIONS[::2], ONE_VS_ALL[0]])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *FUSION, *PROJECTIONS[::2], ONE_VS_ALL[0]])
 def test_strides_and_inputs_that_are_not_written_to(name) -> None:
     plain = inputs(3, 6, torch.float32)
     expected = value_and_gradients(OPERATIONS[name], plain, "triton")
@@ -312,6 +313,36 @@ def _projection(name: str, vectors: int, types: dict[str, object], **constants: 
     return "mibfast.kernels.projection.triton", name, types, constants, {"num_warps": tile.warps}
 
 
+def _fusion_kernels(dtype: str, m: int, tokens: list[tuple[int, int]]) -> list[tuple]:
+    """Samples of M modalities, of noises that need gradients, and attention among tokens (M, k)."""
+    precision = torch.float64 if dtype == "fp64" else torch.float32
+    x, wide = f"*{dtype}:16", "*fp64:16" if dtype == "fp64" else "*fp32:16"
+    of_dtype = "triton.language:float64" if dtype == "fp64" else "triton.language:float32"
+    module = "mibfast.kernels.fusion.triton"
+    given = {"tensors": [x] * 3 * m, "strides": [_STRIDE] * 3 * m, "N": _INT}
+    above = {"sample_upstream": x, "sample_stride": _STRIDE, "divergence_upstream": wide, "gradients": [x] * 3 * m}
+    compilations = []
+    for name, matrices, types in (
+        ("_samples", 4, {"samples": x, "divergences": wide}),
+        ("_samples_backward", 7, above),
+    ):
+        tile = elementwise_tile(_D, matrices, precision)
+        constants = {"D": _D, "M": m, "LOW": -10.0, "HIGH": 4.0, "OF_NOISE": True, "DTYPE": of_dtype}
+        constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
+        compilations.append((module, name, given | types, constants, {"num_warps": tile.warps}))
+    for count, d in tokens:
+        tile = tokens_tile(count, d)
+        constants = {"M": count, "D": d, "SCALE": d**-0.5, "DTYPE": of_dtype}
+        constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
+        types = dict.fromkeys(("query", "key", "value"), x) | {"scale": "fp32"}
+        types |= {f"{argument}_stride": _STRIDE for argument in ("query", "key", "value")}
+        options = {"num_warps": tile.warps}
+        compilations.append((module, "_attend", types | {"out": x}, constants, options))
+        types |= {"upstream": x, "upstream_stride": _STRIDE, "gradients": [x] * 3}
+        compilations.append((module, "_attend_backward", types, constants, options))
+    return compilations
+
+
 def _leave_one_out_kernels(m: int) -> list[tuple]:
     """With unit queries and keys, which take more than projections alone."""
     x, wide = "*bf16:16", "*fp64:16"
@@ -344,6 +375,8 @@ def _basis_kernels(k: int) -> list[tuple]:
 KERNELS = {
     "Gaussian terms, bfloat16": lambda: _gaussian_kernels("bf16", LARGEST_M),
     "Gaussian terms, float64": lambda: _gaussian_kernels("fp64", LARGEST_M),
+    "fusion, bfloat16": lambda: _fusion_kernels("bf16", LARGEST_M, [(2, 256), (8, 256), (8, 1024)]),
+    "fusion, float64": lambda: _fusion_kernels("fp64", LARGEST_M, [(2, 256), (8, 1024)]),
     "projections of modalities": lambda: [x for m in (4, 5, LARGEST_M) for x in _leave_one_out_kernels(m)],
     "projections on a basis": lambda: _basis_kernels(LARGEST_M),
 }
@@ -355,7 +388,7 @@ def test_kernels_compile_without_spills(kernels, capability) -> None:
     assert_compiled_without_spills(KERNELS[kernels](), capability)
 
 
-ON_GPU = [*ELEMENTWISE, *PROJECTIONS, *ONE_VS_ALL]
+ON_GPU = [*ELEMENTWISE, *FUSION, *PROJECTIONS, *ONE_VS_ALL]
 
 
 def _on_gpu(n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
@@ -370,7 +403,7 @@ def test_error_on_a_gpu_is_that_of_plain_pytorch(name, dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *PROJECTIONS])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *FUSION, *PROJECTIONS])
 def test_float64_on_a_gpu(name) -> None:
     leaves = _on_gpu(1003, 200, torch.float64)
     found = value_and_gradients(OPERATIONS[name], leaves, "triton")

@@ -1,39 +1,5 @@
 """A clamp that does not hold what it has caught."""
 
-from __future__ import annotations
+from mibfast.ops._bounded import bounded
 
-from typing import Any
-
-import torch
-from torch import Tensor
-
-
-class _Bounded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.low, ctx.high = low, high
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        # Descent moves against the gradient.
-        lost = ((x > ctx.high) & (upstream < 0)) | ((x < ctx.low) & (upstream > 0))
-        return upstream.masked_fill(lost, 0.0), None, None
-
-
-def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp x to [low, high], and pass a gradient that leads back inside; a plain clamp has none outside.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from mibfast.nn.bounded import bounded
-    >>> logvar = torch.tensor([5.0, 5.0], requires_grad=True)
-    >>> (bounded(logvar, -10.0, 4.0) * torch.tensor([1.0, -1.0])).sum().backward()
-    >>> logvar.grad
-    tensor([1., 0.])
-    """
-    result: Tensor = _Bounded.apply(x, low, high)  # type: ignore[no-untyped-call]
-    return result
+__all__ = ["bounded"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast import functional as F
 
 FUSIONS = ("cross_attention", "concat_feature", "concatenation")
-
-
-def _token_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention among the M tokens of each sample, [N, M, k] each."""
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    return scores.softmax(-1) @ value
 
 
 class CrossAttention(nn.Module):
@@ -70,13 +65,13 @@ class CrossAttention(nn.Module):
             self.value = nn.Linear(together, together, bias=False)
         self.out = nn.Linear(together, features if out_features is None else out_features, bias=bias)
 
-    def forward(self, latents: list[Tensor]) -> Tensor:
-        """Return the fused latent [N, out_features] of M latents [N, k]."""
+    def forward(self, latents: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return the fused latent [N, out_features] of M latents [N, k], or of one tensor [M, N, k]."""
+        tokens = latents.transpose(0, 1) if isinstance(latents, Tensor) else torch.stack(tuple(latents), dim=1)
         if self.fusion == "cross_attention":
-            tokens = torch.stack(latents, dim=1)
-            attended = _token_attention(self.query(tokens), self.key(tokens), self.value(tokens)).flatten(1)
+            attended = F.token_attention(self.query(tokens), self.key(tokens), self.value(tokens)).flatten(1)
         else:
-            attended = torch.cat(latents, dim=1)
+            attended = tokens.flatten(1)
             if self.fusion == "concat_feature":
                 attended = self.value(attended)
         fused: Tensor = self.out(attended)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast.nn.bounded import bounded
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.tasks import AnomalyDetection, Regression, Task
 from mibfast.omib.attention import CrossAttention
@@ -50,25 +49,17 @@ def omf_loss(task_loss: Tensor, divergences: Sequence[Tensor], weights: Tensor |
     return task_loss + beta * (first + sum(others))
 
 
-def _reparameterised(mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean + std noise [N, k], and KL(N(mean, exp logvar) || N(0, I)) [N]."""
-    return mean + torch.exp(0.5 * logvar) * noise, F.gaussian_kl(mean, logvar, reduction="none")
-
-
 class GaussianHead(nn.Module):
     """A perceptron with one hidden layer and two heads, the mean and the log-variance of a latent (OMIB, Eq. 5).
 
     The paper multiplies its Sigma with the noise and so means standard deviations, exp(logvar / 2) here.
     """
 
-    def __init__(
-        self, features: int, latent_features: int, hidden_features: int, bias: bool, logvar_bounds: tuple[float, float]
-    ) -> None:
+    def __init__(self, features: int, latent_features: int, hidden_features: int, bias: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, hidden_features, bias=bias)
         self.mean = nn.Linear(hidden_features, latent_features, bias=bias)
         self.logvar = nn.Linear(hidden_features, latent_features, bias=bias)
-        self.logvar_bounds = logvar_bounds
 
     def mean_of(self, representation: Tensor) -> Tensor:
         """Return the mean [N, k] for representations [N, features]."""
@@ -78,7 +69,7 @@ class GaussianHead(nn.Module):
     def forward(self, representation: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, k] for representations [N, features]."""
         hidden = self.hidden(representation).relu()
-        return self.mean(hidden), bounded(self.logvar(hidden), *self.logvar_bounds)
+        return self.mean(hidden), self.logvar(hidden)
 
 
 class OptimalFusion(nn.Module):
@@ -89,14 +80,23 @@ class OptimalFusion(nn.Module):
     heads : ModuleList of M GaussianHead, or None
         None fuses the representations themselves: the paper's ablation without the block.
     fusion : nn.Module
-        From a list of M latents [N, k] to xi [N, k].
+        From M latents [N, k], a list of them or [M, N, k], to xi [N, k].
     predictor : nn.Module
         From xi to predictions [N, outputs].
+    logvar_bounds : (float, float)
+        Log-variances are clamped to them.
     """
 
-    def __init__(self, heads: nn.ModuleList | None, fusion: nn.Module, predictor: nn.Module) -> None:
+    def __init__(
+        self,
+        heads: nn.ModuleList | None,
+        fusion: nn.Module,
+        predictor: nn.Module,
+        logvar_bounds: tuple[float, float],
+    ) -> None:
         super().__init__()
         self.heads, self.fusion, self.predictor = heads, fusion, predictor
+        self.logvar_bounds = logvar_bounds
 
     def fuse(self, representations: Sequence[Tensor]) -> Tensor:
         """Return xi [N, k] of the latents' means."""
@@ -109,13 +109,12 @@ class OptimalFusion(nn.Module):
 
     def sample(self, representations: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return xi [N, k] of one sample of each latent, and their KL divergences, M of [N]; none without heads."""
-        latents, divergences = list(representations), []
-        if self.heads is not None:
-            for k, (head, z) in enumerate(zip(self.heads, representations, strict=True)):
-                mean, logvar = head(z)
-                latents[k], divergence = _reparameterised(mean, logvar, torch.randn_like(mean))
-                divergences.append(divergence)
-        return self.fusion(latents), divergences
+        if self.heads is None:
+            return self.fusion(list(representations)), []
+        means, logvars = zip(*(head(z) for head, z in zip(self.heads, representations, strict=True)), strict=True)
+        noise = [torch.randn_like(mean) for mean in means]
+        latents, divergences = F.reparameterised_gaussian(means, logvars, noise, logvar_bounds=self.logvar_bounds)
+        return self.fusion(latents), list(divergences)
 
 
 class Predictor(FusionModel):
@@ -252,7 +251,7 @@ class OMIB(FusionModel):
         bias = not isinstance(task, AnomalyDetection)
         heads, fused = None, features
         if bottleneck:
-            heads = nn.ModuleList(GaussianHead(features, latent, hidden, bias, bounds) for _ in encoders)
+            heads = nn.ModuleList(GaussianHead(features, latent, hidden, bias) for _ in encoders)
             fused = latent
         else:
             fusion = "concatenation"
@@ -261,6 +260,7 @@ class OMIB(FusionModel):
             heads,
             CrossAttention(len(encoders), fused, fusion, latent, bias),
             _head(latent, task, head_features),
+            (bounds[0], bounds[1]),
         )
         if not bias:
             _warn_of_collapse(self.encoders)

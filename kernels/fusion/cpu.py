@@ -1,0 +1,302 @@
+"""What a fusion of Gaussian latents does between its matrix products, on the CPU: each input is read once.
+
+For inputs of B bytes each (of all modalities together), what must move is the floor:
+
+    reparameterised Gaussian   forward reads 3 B, writes B; backward reads 4 B, writes 2 B
+    attention of M tokens      forward reads 3 B, writes B; backward reads 4 B, writes 3 B
+
+Both samples and divergences come from one exponential a number, of half the log-variance: with e = exp(l / 2) - 1 the
+variance less one is e (e + 2), and exp(l) - 1 - l = e^2 + 2 (e - l / 2), whose second term has no cancellation of its
+own. Attention costs 4 M^2 k FLOPs a sample forward and 10 M^2 k backward, on 4 M and 7 M rows of k that lie in the
+first cache; its M x M weights are formed again backward.
+
+Predicted for 1,024 samples, k = 256, M = 2, float32 (B = 2 MiB) at 15 GB/s a core on two: 0.28 ms forward and 0.42 ms
+backward for the Gaussian, 0.28 ms and 0.49 ms for attention, and 50 us a call of Python and threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mibfast._threads import parallel, slots
+from mibfast.kernels.compilation import inline, kernel
+from mibfast.kernels.row_addresses import RowAddresses, row_at
+from mibfast.kernels.vector_math import exp, expm1, expm1_minus_x
+
+# Numbers a slot, at least: 20 microseconds of work.
+_GRAIN = 32768
+# Sums within a row are float32 in pieces of this length, float64 over them.
+_PIECE = 2048
+
+
+@inline
+def _sample(mean: Any, logvar: Any, noise: Any, low: Any, high: Any, out: Any) -> float:
+    """Write a sample [d], return twice its divergence."""
+    half, two = mean.dtype.type(0.5), mean.dtype.type(2.0)
+    total = 0.0
+    for start in range(0, mean.size, _PIECE):
+        mu, lv, eps = mean[start : start + _PIECE], logvar[start : start + _PIECE], noise[start : start + _PIECE]
+        sample = out[start : start + _PIECE]
+        partial = mean.dtype.type(0.0)
+        for j in range(mu.size):
+            # Comparisons, not min and max: a NaN fails them and stays.
+            x = low if lv[j] < low else lv[j]
+            x = half * (high if x > high else x)
+            sample[j] = mu[j] + exp(x) * eps[j]
+            e = expm1(x)
+            partial += mu[j] * mu[j] + (e * e + two * expm1_minus_x(x))
+        total += partial
+    return total
+
+
+@kernel
+def _samples(
+    addresses: Any, strides: Any, begin: int, end: int, d: int, low: Any, high: Any, samples: Any, divergences: Any
+) -> None:
+    """M means, M log-variances and M noises to samples [N, M, d] and divergences [M, N]."""
+    m = addresses.size // 3
+    for i in range(begin, end):
+        for k in range(m):
+            mean = row_at(addresses[k], i, strides[k], d, samples)
+            logvar = row_at(addresses[m + k], i, strides[m + k], d, samples)
+            noise = row_at(addresses[2 * m + k], i, strides[2 * m + k], d, samples)
+            divergences[k, i] = 0.5 * _sample(mean, logvar, noise, low, high, samples[i, k])
+
+
+@kernel
+def _samples_backward(
+    addresses: Any,
+    strides: Any,
+    begin: int,
+    end: int,
+    d: int,
+    low: Any,
+    high: Any,
+    sample_upstream: Any,
+    sample_stride: int,
+    divergence_upstream: Any,
+    gradients: Any,
+) -> None:
+    """Writes the gradients of means and log-variances, and where there is room for 3 M those of noises.
+
+    With g upstream of the sample and h of the divergence: dmean = g + h mean, dlogvar = g noise std / 2 +
+    h (e^logvar - 1) / 2, dnoise = g std. Beyond a bound dlogvar is kept only where descent along it leads back.
+    """
+    m = addresses.size // 3
+    of_dtype = divergence_upstream.dtype.type
+    half, two, zero = of_dtype(0.5), of_dtype(2.0), of_dtype(0.0)
+    for i in range(begin, end):
+        for k in range(m):
+            h = divergence_upstream[k, i]
+            g = row_at(sample_upstream, i * m + k, sample_stride, d, divergence_upstream)
+            mean = row_at(addresses[k], i, strides[k], d, divergence_upstream)
+            logvar = row_at(addresses[m + k], i, strides[m + k], d, divergence_upstream)
+            noise = row_at(addresses[2 * m + k], i, strides[2 * m + k], d, divergence_upstream)
+            d_mean = row_at(gradients[k], i, d, d, divergence_upstream)
+            d_logvar = row_at(gradients[m + k], i, d, d, divergence_upstream)
+            for j in range(d):
+                d_mean[j] = g[j] + h * mean[j]
+            for j in range(d):
+                below, above = logvar[j] < low, logvar[j] > high
+                x = low if below else logvar[j]
+                x = half * (high if above else x)
+                e = expm1(x)
+                gradient = half * (g[j] * noise[j] * exp(x) + h * (e * (e + two)))
+                gradient = zero if below and gradient > zero else gradient
+                d_logvar[j] = zero if above and gradient < zero else gradient
+            if gradients.size == 3 * m:
+                d_noise = row_at(gradients[2 * m + k], i, d, d, divergence_upstream)
+                for j in range(d):
+                    x = low if logvar[j] < low else logvar[j]
+                    d_noise[j] = g[j] * exp(half * (high if x > high else x))
+
+
+@inline
+def _dot(a: Any, b: Any) -> Any:
+    total = a.dtype.type(0.0)
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total
+
+
+@inline
+def _weights(query: Any, address: int, first: int, stride: int, scale: Any, out: Any) -> None:
+    """Attention [M] of one query on the keys whose first row is `first`."""
+    largest = _dot(query, row_at(address, first, stride, query.size, out)) * scale
+    out[0] = largest
+    for b in range(1, out.size):
+        out[b] = _dot(query, row_at(address, first + b, stride, query.size, out)) * scale
+        # A NaN fails the comparison and comes back by its exponential.
+        largest = out[b] if out[b] > largest else largest
+    total = out.dtype.type(0.0)
+    for b in range(out.size):
+        out[b] = exp(out[b] - largest)
+        total += out[b]
+    for b in range(out.size):
+        out[b] /= total
+
+
+@inline
+def _weighted_sum(weights: Any, address: int, first: int, stride: int, out: Any) -> None:
+    """out [k] = sum over rows b of weights[b] x_b, two rows at a time."""
+    m, d = weights.size, out.size
+    if m % 2:
+        w, x = weights[0], row_at(address, first, stride, d, out)
+        for j in range(d):
+            out[j] = w * x[j]
+    else:
+        w, x = weights[0], row_at(address, first, stride, d, out)
+        w1, x1 = weights[1], row_at(address, first + 1, stride, d, out)
+        for j in range(d):
+            out[j] = w * x[j] + w1 * x1[j]
+    for b in range(2 - m % 2, m, 2):
+        w, x = weights[b], row_at(address, first + b, stride, d, out)
+        w1, x1 = weights[b + 1], row_at(address, first + b + 1, stride, d, out)
+        for j in range(d):
+            out[j] += w * x[j] + w1 * x1[j]
+
+
+@kernel
+def _attend(addresses: Any, strides: Any, begin: int, end: int, scale: Any, weights: Any, out: Any) -> None:
+    """Rows n M + a are the tokens of sample n: out [N M, k]. `weights` [M] is scratch."""
+    m, d = weights.size, out.shape[1]
+    for first in range(begin * m, end * m, m):
+        for a in range(m):
+            query = row_at(addresses[0], first + a, strides[0], d, out)
+            _weights(query, addresses[1], first, strides[1], scale, weights)
+            _weighted_sum(weights, addresses[2], first, strides[2], out[first + a])
+
+
+@kernel
+def _attend_backward(
+    addresses: Any, strides: Any, begin: int, end: int, d: int, scale: Any, weights: Any, slopes: Any, gradients: Any
+) -> None:
+    """Writes the gradients of queries, keys and values [N M, d]; the fourth address is that of the upstream gradient.
+
+    `weights` and `slopes` [M, M] are scratch: what a query gives to each key, transposed, and the loss's slope along
+    their inner product.
+    """
+    m = weights.shape[0]
+    for first in range(begin * m, end * m, m):
+        for a in range(m):
+            query = row_at(addresses[0], first + a, strides[0], d, weights)
+            g = row_at(addresses[3], first + a, strides[3], d, weights)
+            row = slopes[a]
+            _weights(query, addresses[1], first, strides[1], scale, row)
+            mean = weights.dtype.type(0.0)
+            for b in range(m):
+                weights[b, a] = row[b]
+                row[b] = _dot(g, row_at(addresses[2], first + b, strides[2], d, weights))
+                mean += weights[b, a] * row[b]
+            for b in range(m):
+                row[b] = weights[b, a] * (row[b] - mean) * scale
+            d_query = row_at(gradients[0], first + a, d, d, weights)
+            _weighted_sum(row, addresses[1], first, strides[1], d_query)
+        for b in range(m):
+            _weighted_sum(slopes[:, b], addresses[0], first, strides[0], row_at(gradients[1], first + b, d, d, weights))
+            _weighted_sum(weights[b], addresses[3], first, strides[3], row_at(gradients[2], first + b, d, d, weights))
+
+
+def _by_slot(n: int, numbers: int, function: Callable[[int, int], object]) -> None:
+    """Call `function(begin, end)` for each slot of n samples of so many numbers."""
+    count = slots(n, max(1, _GRAIN // numbers))
+    parallel(lambda slot: function(n * slot // count, n * (slot + 1) // count), count)
+
+
+def _matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x.reshape(-1, x.shape[-1]) for x in tensors]
+
+
+def _fresh(sources: RowAddresses, count: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """New matrices [N, d] and their addresses."""
+    arrays = [sources.empty(sources.n, sources.d) for _ in range(count)]
+    return arrays, np.array([x.ctypes.data for x in arrays], np.int64)
+
+
+def _tensors(arrays: Sequence[np.ndarray], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.from_numpy(a).to(x.dtype).view(x.shape) for a, x in zip(arrays, like, strict=False)]
+
+
+def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Samples and divergences of M means, M log-variances and M noises, log-variances clamped to [low, high].
+
+    Of three tensors [..., d] a sample [..., d] and a divergence [...]; of 3 M tensors [N, d] samples [N, M, d] and
+    divergences [M, N].
+    """
+    sources = RowAddresses(_matrices(tensors))
+    m = sources.m // 3
+    out, divergences = sources.empty(sources.n, m, sources.d), sources.empty(m, sources.n)
+    bounds = sources.dtype(low), sources.dtype(high)
+
+    def of_slot(begin: int, end: int) -> None:
+        _samples(sources.addresses, sources.strides, begin, end, sources.d, *bounds, out, divergences)
+
+    _by_slot(sources.n, m * sources.d, of_slot)
+    sample, divergence = torch.from_numpy(out).to(tensors[0].dtype), torch.from_numpy(divergences)
+    return (sample.view(tensors[0].shape), divergence.view(tensors[0].shape[:-1])) if m == 1 else (sample, divergence)
+
+
+def samples_backward(
+    sample_upstream: Tensor,
+    divergence_upstream: Tensor,
+    tensors: Sequence[Tensor],
+    low: float,
+    high: float,
+    of_noise: bool,
+) -> list[Tensor]:
+    """Gradients of `samples` in the order of its tensors, those of the noises where they are asked for."""
+    sources, upstream = RowAddresses(_matrices(tensors)), RowAddresses(_matrices([sample_upstream]))
+    m = sources.m // 3
+    h = divergence_upstream.to(sources.torch_dtype).reshape(m, -1).contiguous().numpy()
+    arrays, addresses = _fresh(sources, (3 if of_noise else 2) * m)
+    bounds = sources.dtype(low), sources.dtype(high)
+
+    def of_slot(begin: int, end: int) -> None:
+        _samples_backward(
+            sources.addresses,
+            sources.strides,
+            begin,
+            end,
+            sources.d,
+            *bounds,
+            upstream.addresses[0],
+            upstream.strides[0],
+            h,
+            addresses,
+        )
+
+    _by_slot(sources.n, m * sources.d, of_slot)
+    return _tensors(arrays, tensors)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention [N, M, k] among the M tokens of each sample."""
+    n, m, k = query.shape
+    sources = RowAddresses(_matrices([query, key, value]))
+    out, scale = sources.empty(n * m, k), sources.dtype(k**-0.5)
+
+    def of_slot(begin: int, end: int) -> None:
+        _attend(sources.addresses, sources.strides, begin, end, scale, sources.empty(m), out)
+
+    _by_slot(n, m * k, of_slot)
+    return torch.from_numpy(out).to(query.dtype).view(query.shape)
+
+
+def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """Gradients of `attend`."""
+    n, m, k = query.shape
+    sources = RowAddresses(_matrices([query, key, value, upstream]))
+    arrays, addresses = _fresh(sources, 3)
+    scale = sources.dtype(k**-0.5)
+
+    def of_slot(begin: int, end: int) -> None:
+        scratch = sources.empty(m, m), sources.empty(m, m)
+        _attend_backward(sources.addresses, sources.strides, begin, end, k, scale, *scratch, addresses)
+
+    _by_slot(n, m * k, of_slot)
+    return _tensors(arrays, [query, key, value])

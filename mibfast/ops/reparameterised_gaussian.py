@@ -1,0 +1,163 @@
+"""Samples of Gaussian latents by the reparameterisation trick, with their divergence from the standard normal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mibfast import _backend, _check
+from mibfast._check import Embeddings
+from mibfast.kernels.fusion import reference
+from mibfast.ops._boundary import (
+    accumulation_dtype,
+    first_order,
+    kernels,
+    of_any_number,
+    offers_up_to_largest_m,
+    operation,
+)
+from mibfast.ops._bounded import bounded
+
+__all__ = ["reparameterised_gaussian"]
+
+_NAME = "reparameterised_gaussian"
+
+
+def reparameterised_gaussian(
+    mean: Embeddings,
+    logvar: Embeddings,
+    noise: Embeddings,
+    *,
+    logvar_bounds: tuple[float, float] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Draw from N(mean, exp(logvar)) by given noise, and say how far that is from N(0, I).
+
+    .. math:: z = \mu + \sigma \epsilon, \qquad
+              KL = \tfrac12 \sum_d \left[ \sigma^2 + \mu^2 - 1 - \ln \sigma^2 \right]
+
+    Both in one pass over the inputs, and their gradients in another (Kingma and Welling 2014, section 2.4 and appendix
+    B; OMIB, Eq. 5 and 10).
+
+    Parameters
+    ----------
+    mean, logvar, noise : Tensor [..., d], or sequence of M tensors [N, d] or mapping to them
+        Of one shape; float64, float32, bfloat16 or float16. All leading dimensions of a tensor together are the batch;
+        M modalities may be one tensor [M, N, d], or M tensors, which are not copied together. `noise` is standard
+        normal, and may need a gradient.
+    logvar_bounds : (float, float), optional
+        Log-variances are clamped to them. Unlike that of a plain clamp, the gradient outside is kept where descent
+        along it leads back inside.
+    backend : str, optional
+        See :class:`mibfast.use_backend`.
+
+    Returns
+    -------
+    sample : Tensor [..., d]
+        Of the input's dtype. Of M tensors [M, N, d], in memory sample by sample: `sample.transpose(0, 1)`, the tokens
+        that :func:`token_attention` takes, is contiguous.
+    divergence : Tensor [...]
+        In nats, a sum over d; float64 for float64 inputs, else float32. Of M tensors [M, N].
+
+    Raises
+    ------
+    TypeError, ValueError
+        For unequal shapes, dtypes, devices or numbers of modalities, or bounds that are not (low, high), low < high.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mibfast import functional as F
+    >>> mean, logvar, noise = torch.ones(3, 2), torch.zeros(3, 2), torch.full((3, 2), 0.5)
+    >>> sample, divergence = F.reparameterised_gaussian(mean, logvar, noise)
+    >>> sample[0], divergence
+    (tensor([1.5000, 1.5000]), tensor([1., 1., 1.]))
+    >>> sample, divergence = F.reparameterised_gaussian([mean, -mean], [logvar, logvar], [noise, noise])
+    >>> sample.shape, divergence.shape
+    (torch.Size([2, 3, 2]), torch.Size([2, 3]))
+    """
+    low, high = _bounds(logvar_bounds)
+    groups = [_tensors(name, x) for name, x in (("mean", mean), ("logvar", logvar), ("noise", noise))]
+    if not len(groups[0]) == len(groups[1]) == len(groups[2]):
+        counts = ", ".join(str(len(group)) for group in groups)
+        raise ValueError(f"{_NAME}: expected as many means as logvars and noises, got {counts}")
+    first = {name: group[0] for name, group in zip(("mean", "logvar", "noise"), groups, strict=True)}
+    _check.same_shape(_NAME, **first)
+    _check.alike(_NAME, **first)
+    m = len(groups[0])
+    tensors = _check.promoted([x for group in groups for x in group])
+    chosen = _backend.choose(_NAME, tensors[0].device, backend, offers_up_to_largest_m("M", m))
+    if chosen == "reference":
+        dtype = accumulation_dtype(tensors[0].dtype)
+        stacked = [(torch.stack(tensors[k * m : (k + 1) * m]) if m > 1 else tensors[k]).to(dtype) for k in range(3)]
+        sample, divergence = reference.reparameterised_gaussian(stacked[0], bounded(stacked[1], low, high), stacked[2])
+        return sample.to(tensors[0].dtype), divergence
+    sample, divergence = _ReparameterisedGaussian.apply(chosen, low, high, *tensors)  # type: ignore[no-untyped-call]
+    return (sample.transpose(0, 1), divergence) if m > 1 else (sample, divergence)
+
+
+def _bounds(given: Any) -> tuple[float, float]:
+    if given is None:
+        return -math.inf, math.inf
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"{_NAME}: logvar_bounds must be (low, high), got {_check.described(given)}")
+    low, high = (_check.number(_NAME, "logvar_bounds", x) for x in given)
+    if low >= high:
+        raise ValueError(f"{_NAME}: logvar_bounds must be (low, high) with low < high, got {given}")
+    return low, high
+
+
+def _tensors(argument: str, x: Embeddings) -> list[Tensor]:
+    """Return one tensor [..., d], or M >= 2 [N, d]."""
+    if isinstance(x, Sequence | Mapping):
+        return _check.embeddings(_NAME, x)[0]
+    return [_check.tensor(_NAME, argument, x, "... d")]
+
+
+def _fake_samples(tensors: list[Tensor], low: float, high: float, backend: str) -> tuple[Tensor, Tensor]:
+    first, m = tensors[0], len(tensors) // 3
+    dtype = accumulation_dtype(first.dtype)
+    if m == 1:
+        return first.new_empty(first.shape), first.new_empty(first.shape[:-1], dtype=dtype)
+    n, d = first.shape
+    return first.new_empty(n, m, d), first.new_empty(m, n, dtype=dtype)
+
+
+@operation(fake=_fake_samples)
+def gaussian_samples(tensors: list[Tensor], low: float, high: float, backend: str) -> tuple[Tensor, Tensor]:
+    return kernels("fusion", backend).samples(tensors, low, high)  # type: ignore[no-any-return]
+
+
+def _fake_gradients(
+    upstream: list[Tensor], tensors: list[Tensor], low: float, high: float, of_noise: bool, backend: str
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in tensors[: len(tensors) if of_noise else len(tensors) // 3 * 2]]
+
+
+@operation(fake=_fake_gradients)
+def gaussian_samples_backward(
+    upstream: list[Tensor], tensors: list[Tensor], low: float, high: float, of_noise: bool, backend: str
+) -> list[Tensor]:
+    return kernels("fusion", backend).samples_backward(*upstream, tensors, low, high, of_noise)  # type: ignore[no-any-return]
+
+
+class _ReparameterisedGaussian(torch.autograd.Function):
+    @staticmethod
+    @of_any_number
+    def forward(ctx: Any, backend: str, low: float, high: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tensors)
+        ctx.backend, ctx.low, ctx.high = backend, low, high
+        return gaussian_samples(list(tensors), low, high, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order(_NAME)
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        tensors = list(ctx.saved_tensors)
+        m = len(tensors) // 3
+        of_noise = any(ctx.needs_input_grad[3 + 2 * m :])
+        gradients = gaussian_samples_backward(list(upstream), tensors, ctx.low, ctx.high, of_noise, ctx.backend)
+        return None, None, None, *gradients, *([] if of_noise else [None] * m)
