@@ -191,7 +191,7 @@ def _mean_step(function, leaves, backend):
 
 @LAYERS
 @pytest.mark.parametrize("name", MEANS)
-@pytest.mark.parametrize(("n", "columns", "d"), [(2, 2, 1), (1, 3, 9), (7, 8, 1), (33, 1500, 17), (1200, 1210, 8)])
+@pytest.mark.parametrize(("n", "columns", "d"), [(2, 2, 1), (1, 3, 9), (33, 1500, 7), (1200, 1210, 8)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_means_formed_with_their_gradients(n, columns, d, name, layers, dtype) -> None:
     """Rows of one tile and of several; `scale` brings larger rows after smaller ones."""
