@@ -351,9 +351,10 @@ def test_fewest_and_most_vectors(others) -> None:
 
 # ---- what the compiler says ------------------------------------------------------------------------------------------
 
+# Tiles and statistics of columns; three are the most that share a tile of 64 columns with the score.
 _TILES = {
-    "GRAM_VOLUME": [(1, 1), (2, 1), (3, 1), (LARGEST_K, 1)],
-    "RIDGE_PROJECTION": [(k, k * (k + 1) // 2) for k in (1, 2, 3, LARGEST_K)],
+    "GRAM_VOLUME": [(1, 1), (3, 1), (LARGEST_K, 1)],
+    "RIDGE_PROJECTION": [(k, k * (k + 1) // 2) for k in (3, LARGEST_K)],
     "TRIANGLE_AREA": [(2, 2)],
     "SQUARED_TRIANGLE_AREA": [(2, 2)],
 }
@@ -367,7 +368,7 @@ def test_sweeps_compile_without_spills(score, capability) -> None:
     cases = [
         of_pairwise_engine(kernel, capability, 512, flags, "log_sum_exp", dtype, how, score, *tiles)
         for tiles in _TILES[score]
-        for dtype, how in ((torch.bfloat16, "half"), (torch.float32, "ieee"), (torch.float32, "tf32"))
+        for dtype, how in ((torch.bfloat16, "half"), (torch.float32, "ieee"))
         for kernel in ("_reduce", "_weigh_chunk", "_score")
     ]
     assert_compiled_without_spills(cases, capability)
@@ -398,7 +399,7 @@ def _factors(kernel: str, m: int, d: int, element: str, operand: str) -> Compila
 def test_factors_compile_without_spills(capability) -> None:
     cases = [
         (f"_{kind}_factors{way}", m, d, *elements)
-        for kind, sizes in (("gram", ((2, 512), (3, 512), (4, 100), (5, 1024))), ("triangle", ((3, 512), (3, 2048))))
+        for kind, sizes in (("gram", ((3, 512), (5, 1024), (8, 256))), ("triangle", ((3, 2048),)))
         for way in ("", "_backward")
         for m, d in sizes
         for elements in (("bf16", "bf16"), ("fp32", "fp32"))
