@@ -20,6 +20,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from benches.gate import RESULTS, _machine
 from benches.known_information_tasks import SEEDS, TASKS
 from mibfast import information
 
-ESTIMATORS = ("infonce", "smile")
+ESTIMATORS, PEERS = ("infonce", "smile"), ("infonce", "mine")
 # Nats; times as fast.
 FARTHEST, FASTER = 0.12, 5.0
 
 
-def measure(folder: Path, tasks: list[str]) -> dict[str, Any]:
+def measure(folder: Path, tasks: list[str], after_each: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Estimate for some tasks: values and seconds by estimator, ours and the package's, and the truth."""
     peers = json.loads((folder / "peers.json").read_text())
     found: dict[str, Any] = {}
@@ -52,6 +53,7 @@ def measure(folder: Path, tasks: list[str]) -> dict[str, Any]:
             row["mibfast"][estimator] = {"values": values, "seconds": seconds}
             print(f"{name}, {estimator}: {np.mean(values):.3f} of {row['truth']:.3f} nats, {np.median(seconds):.2f} s")
         found[name] = row
+        after_each(found)
     return found
 
 
@@ -71,11 +73,11 @@ def missed(tasks: dict[str, Any]) -> list[str]:
             faster = fastest / statistics.median(each["seconds"])
             if faster < FASTER:
                 found.append(f"{name}: {estimator} is {faster:.1f} times as fast")
-    compared = [row for row in tasks.values() if row["peers"]]
-    for estimator in ESTIMATORS if compared else ():
-        ours = statistics.fmean(_error(row, "mibfast", estimator) for row in compared)
-        for peer in compared[0]["peers"]:
-            theirs = statistics.fmean(_error(row, "peers", peer) for row in compared)
+    for estimator in ESTIMATORS:
+        for peer in PEERS:
+            compared = [row for row in tasks.values() if peer in row["peers"]]
+            errors = [[_error(row, *of) for of in (("mibfast", estimator), ("peers", peer))] for row in compared]
+            ours, theirs = (statistics.fmean(each) for each in zip(*errors, strict=True)) if errors else (0.0, 0.0)
             if ours > theirs:
                 found.append(
                     f"{estimator} is {ours:.3f} nats from the truth on average, the package's {peer} {theirs:.3f}"
@@ -95,8 +97,9 @@ def markdown(results: dict[str, Any]) -> str:
             if each is None:
                 cells.append("not run")
                 continue
-            mean, deviation = statistics.fmean(each["values"]), statistics.stdev(each["values"])
-            cells.append(f"{mean:.2f} ± {deviation:.2f}, {statistics.median(each['seconds']):.1f} s")
+            values = each["values"]
+            deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.2f}{deviation}, {statistics.median(each['seconds']):.1f} s")
         lines.append(f"| {name} | {row['truth']:.2f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -121,10 +124,13 @@ def main() -> int:
     file = RESULTS / f"known-information-{date}.json"
     results = json.loads(file.read_text()) if file.exists() else {"tasks": {}}
     results |= {"date": date, "machine": _machine(), "versions": mibfast.info()["versions"]}
-    measured = measure(options.folder, tasks)
-    results["tasks"] = {name: measured.get(name, results["tasks"].get(name)) for name in TASKS}
-    results["tasks"] = {name: row for name, row in results["tasks"].items() if row is not None}
-    file.write_text(json.dumps(results, indent=1) + "\n")
+
+    def write(measured: dict[str, Any]) -> None:
+        rows = {**results["tasks"], **measured}
+        results["tasks"] = {name: rows[name] for name in TASKS if name in rows}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+    measure(options.folder, tasks, write)
     failed = [f"missed: {line}" for line in missed(results["tasks"])]
     print("\n".join([*failed, f"written to {file.name}"]))
     return 1 if failed else 0

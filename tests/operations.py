@@ -127,15 +127,16 @@ def _critic_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **option
     return torch.cat(F.critic_softplus(rows, b, **parameters, backend=backend, **options))
 
 
-def _critic_log_mean_exp(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
+def _critic_log_mean_exp(a, b, c, d, tau, backend=None, layers=0, spared=0):
     parameters = _critic_parameters(c, d, layers) if layers else {}
-    return F.critic_log_mean_exp(a[: max(1, len(a) - spared)], b, **parameters, backend=backend, **options)
+    return F.critic_log_mean_exp(a[: max(1, len(a) - spared)], b, **parameters, backend=backend)
 
 
 def _critic_mean_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
     parameters = _critic_parameters(c, d, layers) if layers else {}
     found = F.critic_mean_softplus(a[: max(1, len(a) - spared)], b, **parameters, backend=backend, **options)
-    return torch.stack(found) if options else found
+    # What comes beside the mean has no gradient.
+    return found[0] if options else found
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -198,14 +199,13 @@ OPERATIONS: dict[str, Operation] = {
     "critic_softplus": partial(_critic_softplus, spared=1),
     "critic_softplus, additive": partial(_critic_softplus, layers=1, positive=True, spared=1),
     "critic_softplus, two layers": partial(_critic_softplus, layers=2),
-    "critic_log_mean_exp": partial(_critic_log_mean_exp, spared=1),
-    "critic_log_mean_exp, clipped": partial(_critic_log_mean_exp, clip=0.7),
-    "critic_log_mean_exp, additive": partial(_critic_log_mean_exp, layers=1, spared=1),
-    "critic_log_mean_exp, two layers": partial(_critic_log_mean_exp, layers=2),
-    "critic_mean_softplus": _critic_mean_softplus,
-    "critic_mean_softplus, additive": partial(_critic_mean_softplus, layers=1, spared=1),
-    "critic_mean_softplus, log_mean_exp": partial(_critic_mean_softplus, spared=1, log_mean_exp=True),
-    "critic_mean_softplus, two layers, log_mean_exp, clipped": partial(
+    "critic_log_mean_exp, positive out": partial(_critic_log_mean_exp, spared=1),
+    "critic_log_mean_exp, additive, positive out": partial(_critic_log_mean_exp, layers=1, spared=1),
+    "critic_log_mean_exp, two layers, positive out": partial(_critic_log_mean_exp, layers=2),
+    "critic_mean_softplus, positive out": _critic_mean_softplus,
+    "critic_mean_softplus, additive, positive out": partial(_critic_mean_softplus, layers=1, spared=1),
+    "critic_mean_softplus, log_mean_exp, positive out": partial(_critic_mean_softplus, spared=1, log_mean_exp=True),
+    "critic_mean_softplus, two layers, log_mean_exp, clipped, positive out": partial(
         _critic_mean_softplus, layers=2, log_mean_exp=True, clip=0.7
     ),
 }

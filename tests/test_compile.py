@@ -38,8 +38,8 @@ from mibfast import losses
         "critic_log_sum_exp, columns, clipped",
         "critic_log_sum_exp, additive",
         "critic_softplus, two layers",
-        "critic_log_mean_exp",
-        "critic_mean_softplus, log_mean_exp",
+        "critic_log_mean_exp, positive out",
+        "critic_mean_softplus, log_mean_exp, positive out",
     ],
 )
 def test_operations(name) -> None:

@@ -174,6 +174,7 @@ def test_columns_far_below_the_others_keep_their_digits() -> None:
 
 MEANS = {
     "log_mean_exp": F.critic_log_mean_exp,
+    "log_mean_exp, clipped": partial(F.critic_log_mean_exp, clip=3.0),
     "softplus": F.critic_mean_softplus,
     "softplus, log_mean_exp, clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=3.0),
     "softplus, log_mean_exp, loosely clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=60.0),
