@@ -14,6 +14,7 @@ _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _MARKERS = "o^sDvP*Xhd<>"
 # More classes than this are drawn by one scale of colours, without a name each.
 _NAMED_CLASSES = 20
+_ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80)
 
 
 def _pyplot() -> Any:
@@ -260,8 +261,8 @@ def draw_accuracies(
             axes.minorticks_off()
             if error:
                 axes.set_yscale("log")
-                ticks = (2, 3, 5, 10, 20, 30, 50, 80)
-                axes.set_yticks(ticks, [f"{each}" for each in ticks])
+                axes.yaxis.set_major_locator(plt.FixedLocator(_ERROR_TICKS))
+                axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_locator(plt.NullLocator())
             axes.set(title="" if error else f"view {view}", xlabel=label)
             if not column:
