@@ -51,7 +51,7 @@ class Run:
     Attributes
     ----------
     module : AlignmentModule or FusionModule
-        With the weights of the epoch with the lowest validation loss, in evaluation mode.
+        With the weights of the best epoch, in evaluation mode; see :class:`mibfast.train.recording.Recording`.
     data : MultimodalData
     config : RunConfig
     epochs : list of dict
@@ -413,7 +413,8 @@ class _Fitting:
         rows = [row for row in run.epochs if row.get("stage") == run.epochs[-1].get("stage")]
         curves = {title: {part: [row[f"{part}_loss"] for row in rows] for part in ("train", "validation")}}
         unit = run.unit
-        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
+        kept = run.best_epoch - 1 - (len(run.epochs) - len(rows))
+        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit, kept))
         if not isinstance(self.method, Alignment):
             return
         self.report.say("drawing test embeddings")

@@ -33,8 +33,13 @@ def _save(figure: Any, path: Path) -> None:
     _pyplot().close(figure)
 
 
-def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, unit: str = "nats") -> None:
-    """Draw training and validation loss by epoch, a panel for each method's title; a ring marks the lowest."""
+def draw_learning_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, unit: str = "nats", kept: int | None = None
+) -> None:
+    """Draw training and validation loss by epoch, a panel for each method's title.
+
+    A ring marks the epoch that was kept, from 0; without `kept` that of the lowest validation loss.
+    """
     plt = _pyplot()
     figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False, layout="constrained")
     for axes, (title, splits) in zip(panels[0], curves.items(), strict=True):
@@ -42,7 +47,7 @@ def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], pa
             axes.plot(
                 range(1, len(values) + 1), values, label=split, color=colour, marker="." if len(values) < 3 else ""
             )
-        best = int(np.argmin(splits["validation"]))
+        best = int(np.argmin(splits["validation"])) if kept is None else kept
         axes.plot(best + 1, splits["validation"][best], "o", color=_ORANGE, markerfacecolor="none", label="kept")
         axes.set(title=title, xlabel="epoch", ylabel=f"loss ({unit})" if unit else "loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
