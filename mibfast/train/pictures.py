@@ -56,6 +56,30 @@ def draw_learning_curves(
     _save(figure, path)
 
 
+def draw_modality_weights(
+    weights: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]], path: Path
+) -> None:
+    """Draw the weights r of OMIB's divergences over the steps of the main stage.
+
+    Parameters
+    ----------
+    weights : mapping from a run's title to (steps, mapping from a modality's name to its weights)
+        Of one run or of several to compare.
+    path : Path
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    for title, (steps, by_modality) in weights.items():
+        for name, values in by_modality.items():
+            label = f"{title}: r of {name}" if len(weights) > 1 else f"r of {name}"
+            axes.plot(steps, values, label=label, linewidth=1, marker="." if len(steps) < 3 else "")
+    axes.axhline(1, color="black", linestyle=":", linewidth=1)
+    axes.set(xlabel="step", ylabel="weight r of a divergence", ylim=(-0.05, 2.05))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDArray[Any] | None, path: Path) -> None:
     """Draw unit embeddings of all modalities in the two dimensions that t-SNE finds, a panel for each method's title.
 
