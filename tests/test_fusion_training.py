@@ -165,7 +165,8 @@ def test_every_fusion_trains_and_opens_again(npz, tmp_path, name) -> None:
     assert opened.target == Target("classification", classes=(0, 1, 2))
     row = rows_of(tmp_path / "run" / "metrics.csv")[-1]
     terms = {key.removeprefix("train_") for key in row if key.startswith("train_")} - {"loss"}
-    assert {key.removeprefix("validation_") for key in row if key.startswith("validation_")} - {"loss"} == terms
+    of_validation = {key.removeprefix("validation_") for key in row if key.startswith("validation_")}
+    assert of_validation == {*terms, "loss", "prediction"}
     # Whatever the loss is made of is there step by step.
     steps = tmp_path / "run" / "steps.csv"
     assert steps.exists() == bool(terms)
