@@ -654,3 +654,10 @@ def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
     assert "AUC" in capsys.readouterr().out
     assert command(["fit", "omib", *options, "--beta", "-1", "--output", str(tmp_path / "bad")]) == 2
     assert "beta must be" in capsys.readouterr().err
+    compared = ["compare", "--methods", "two-stages", *options[:6], "--depth", "1", "--seeds", "1", "--no-tune"]
+    ablate = ["--ablate", "warm_up_epochs=0", "--ablate", "noise=0.5"]
+    assert command([*compared, *ablate, "--warm-up-epochs", "1", "--output", str(tmp_path / "ablations")]) == 0
+    assert "warm_up_epochs 0" in capsys.readouterr().out
+    assert (tmp_path / "ablations" / "runs" / "two-stages,noise=0.5,seed=0" / "test.json").exists()
+    assert command(["authentic", "sim-iv", "--output", str(tmp_path / "authentic")]) == 2
+    assert "there is no 'sim-iv'" in capsys.readouterr().err
