@@ -16,10 +16,11 @@ pytest.importorskip("lightning")
 from mibfast import data, omib, train
 from mibfast.cli.commands import run as command
 from mibfast.data.npy import NpyRows
-from mibfast.data.sim import SPECIFIC, authentic_features, read_sim, write_sim
+from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read_sim, write_sim
 from mibfast.nn import fusion
 from mibfast.train import comparison as comparing
 from mibfast.train import evaluation as evaluating
+from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fusion import FusionModule
@@ -164,7 +165,8 @@ def test_every_fusion_trains_and_opens_again(npz, tmp_path, name) -> None:
     assert opened.target == Target("classification", classes=(0, 1, 2))
     row = rows_of(tmp_path / "run" / "metrics.csv")[-1]
     terms = {key.removeprefix("train_") for key in row if key.startswith("train_")} - {"loss"}
-    assert {key.removeprefix("validation_") for key in row if key.startswith("validation_")} - {"loss"} == terms
+    of_validation = {key.removeprefix("validation_") for key in row if key.startswith("validation_")}
+    assert of_validation == {*terms, "loss", "prediction"}
     # Whatever the loss is made of is there step by step.
     steps = tmp_path / "run" / "steps.csv"
     assert steps.exists() == bool(terms)
@@ -210,8 +212,8 @@ def test_the_warm_up_comes_first_and_chooses_nothing(npz, tmp_path) -> None:
     assert stages == ["warm-up"] * 4 + ["main"] * (len(stages) - 4)
     # The patience of the main stage ended it, however the warm-up's losses were.
     assert run.best_epoch == len(stages) - 2 > 4
-    main = [row["validation_loss"] for row in run.epochs[4:]]
-    assert run.epochs[run.best_epoch - 1]["validation_loss"] == min(main)
+    main = [row["validation_prediction"] for row in run.epochs[4:]]
+    assert run.epochs[run.best_epoch - 1]["validation_prediction"] == min(main)
     rows = rows_of(tmp_path / "run" / "metrics.csv")
     assert rows[0]["train_trb.1"]
     assert not rows[0]["train_r.b"]
@@ -220,9 +222,38 @@ def test_the_warm_up_comes_first_and_chooses_nothing(npz, tmp_path) -> None:
     assert list(steps[0]) == ["step", "loss", "r.b"]
     assert int(steps[0]["step"]) == 4 * 7 + 1
     assert (tmp_path / "run" / "learning_curves.png").exists()
+    assert (tmp_path / "run" / "modality_weights.png").exists()
     assert not (tmp_path / "run" / "embeddings.png").exists()
     none = train.fit("two-stages", npz, warm_up_epochs=0, **SMALL)
     assert [row["stage"] for row in none.epochs] == ["main"] * 3
+
+
+class Memoriser(TwoStages):
+    """Adds to its loss what rises with every step, as the loss of a branch that learns samples by heart does."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def terms(self, views: Any, target: Any, stage: str = "main") -> dict[str, torch.Tensor]:
+        if self.training:
+            self.steps += 1
+        terms = super().terms(views, target, stage)
+        return {**terms, "loss": terms["loss"] + self.steps}
+
+
+def test_a_fusions_predictions_choose_its_epoch(npz, monkeypatch) -> None:
+    monkeypatch.setitem(METHODS, "memoriser", Fusion("memoriser", Memoriser))
+    settings = {**SMALL, "epochs": 6, "patience": 2, "learning_rate": 0.01}
+    run = train.fit("memoriser", npz, warm_up_epochs=1, loss={"noise": 0.0}, **settings)
+    losses = [row["validation_loss"] for row in run.epochs[1:]]
+    assert losses == sorted(losses)
+    of_predictions = [row["validation_prediction"] for row in run.epochs[1:]]
+    assert run.best_epoch == 2 + int(np.argmin(of_predictions)) > 2
+    # Without noise and what rises it is the loss itself.
+    steps = [7.0 * epoch for epoch in range(2, len(run.epochs) + 1)]
+    assert np.subtract(losses, steps) == pytest.approx(of_predictions, abs=1e-4)
+    assert "validation_prediction" not in run.epochs[0]
 
 
 def test_the_noise_of_validation_is_the_same_at_every_epoch(npz) -> None:
@@ -522,6 +553,73 @@ def test_ablations_of_omib_and_a_sweep_of_its_beta(npz, tmp_path, quick_beta) ->
     assert matplotlib.image.imread(tmp_path / "sweep" / "sweep.png").std() > 0.01
 
 
+def test_ablations_change_one_thing_each(npz, tmp_path) -> None:
+    settings = {**SMALL, "epochs": 1, "warm_up_epochs": 1, "seeds": 1, "tune": False}
+    ablate = {"noise": 0.5, "warm_up_epochs": 0}
+    found = compare(["two-stages", "concatenation"], npz, tmp_path / "c", ablate=ablate, **settings)
+    assert list(found.settings) == [
+        "two-stages",
+        "two-stages[noise=0.5]",
+        "two-stages[warm_up_epochs=0]",
+        "concatenation",
+    ]
+    runs = {
+        name: train.open_run(tmp_path / "c" / "runs" / f"{name},seed=0")
+        for name in ("two-stages", "two-stages,noise=0.5", "two-stages,warm_up_epochs=0")
+    }
+    assert [run.module.model.noise for run in runs.values()] == [0.1, 0.5, 0.1]
+    assert [len(run.epochs) for run in runs.values()] == [2, 2, 1]
+    assert "warm_up_epochs 0" in found.markdown()
+    for wrong, message in (
+        ({"ablate": {"nois": 1}}, "did you mean 'noise'"),
+        ({"ablate": {"warm_up_epochs": -1}}, "warm_up_epochs must be an integer of at least 0"),
+        ({"ablate": {"noise": 1}, "vary": {"noise": [1, 2]}}, "varies options or ablates them, not both"),
+    ):
+        with pytest.raises(train.RunError, match=message):
+            compare(["two-stages"], npz, tmp_path / "other", **wrong, **settings)
+    with pytest.raises(train.RunError, match="none of the methods has a loss option 'warm_up_epochs'"):
+        compare(["concatenation"], npz, tmp_path / "other", ablate={"warm_up_epochs": 0}, **{**SMALL, "seeds": 1})
+
+
+def test_authentic_features_are_classified(tmp_path, monkeypatch) -> None:
+    settings = {"samples": 400, "epochs": 4, "batch_size": 32, "features": 32, "depth": 1, "progress": False}
+    found = classify_authentic_features("sim-iii", tmp_path / "a", seeds=2, **settings)
+    rows = {row["features"]: row for row in found.rows()}
+    assert list(rows) == list(authentic_features("sim-iii", 10)[0])
+    assert rows["optimal"]["mean"] > 0.6
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*,seed=*.json")}
+    assert len(files) == 12
+    # What is there is kept, what is missing is made anew, with the same numbers.
+    (tmp_path / "a" / "union,seed=1.json").unlink()
+    again = classify_authentic_features("sim-iii", tmp_path / "a", seeds=2, **settings)
+    assert again.rows() == found.rows()
+    assert sum(path.stat().st_mtime_ns != before for path, before in files.items()) == 1
+    assert "| optimal | 0." in (tmp_path / "a" / "accuracies.md").read_text()
+    for wrong, message in (
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"batch_size": 321}, "a batch of 321 is larger than the training split of 400 samples"),
+        ({"seeds": 3}, "is of other settings"),
+    ):
+        with pytest.raises(train.RunError, match=message):
+            classify_authentic_features("sim-iii", tmp_path / "a", **{"seeds": 2, **settings, **wrong})
+    with pytest.raises(data.DataError, match="did you mean 'sim-iii'"):
+        classify_authentic_features("sim-iiii", tmp_path / "b", **settings)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", SPECIFIC)
+def test_the_best_accuracies_are_those_of_the_known_rule(name) -> None:
+    first, second = SPECIFIC[name]
+    generator = np.random.default_rng(0)
+    known = {"consistent": 200, "specific": first + second, "v1": 200 + first, "v2": 200 + second, "optimal": 800}
+    for row, length in known.items():
+        # The parts of a label's sum that are known and those that are not.
+        seen = np.sqrt(length) * generator.standard_normal(200_000)
+        unseen = np.sqrt(800 - length) * generator.standard_normal(200_000)
+        assert np.mean((seen > 0) == (seen + unseen > 0)) == pytest.approx(best_accuracies(name)[row], abs=0.005)
+
+
 def test_less_error_is_better(tmp_path, monkeypatch) -> None:
     views, labels = arrays(120)
     np.savez(tmp_path / "x.npz", **views, labels=labels + views["a"][:, 0])
@@ -556,3 +654,10 @@ def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
     assert "AUC" in capsys.readouterr().out
     assert command(["fit", "omib", *options, "--beta", "-1", "--output", str(tmp_path / "bad")]) == 2
     assert "beta must be" in capsys.readouterr().err
+    compared = ["compare", "--methods", "two-stages", *options[:6], "--depth", "1", "--seeds", "1", "--no-tune"]
+    ablate = ["--ablate", "warm_up_epochs=0", "--ablate", "noise=0.5"]
+    assert command([*compared, *ablate, "--warm-up-epochs", "1", "--output", str(tmp_path / "ablations")]) == 0
+    assert "warm_up_epochs 0" in capsys.readouterr().out
+    assert (tmp_path / "ablations" / "runs" / "two-stages,noise=0.5,seed=0" / "test.json").exists()
+    assert command(["authentic", "sim-iv", "--output", str(tmp_path / "authentic")]) == 2
+    assert "there is no 'sim-iv'" in capsys.readouterr().err

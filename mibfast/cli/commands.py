@@ -47,6 +47,7 @@ for _command in (
     training.compare,
     derivation.derive,
     experiments.experiment,
+    experiments.authentic,
 ):
     app.command()(_command)
 

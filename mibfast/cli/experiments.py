@@ -1,4 +1,4 @@
-"""`mibfast experiment`: bottlenecks of two views compared by a linear SVM, swept over one quantity."""
+"""`mibfast experiment` and `authentic`: sweeps of bottlenecks of two views, and classifiers of true features."""
 
 from __future__ import annotations
 
@@ -114,3 +114,38 @@ def _beta(given: list[str]) -> dict[str, Any]:
     return (
         {"beta": {name: numbers("--beta", text)[0] for name, text in pairs("--beta", given).items()}} if given else {}
     )
+
+
+def authentic(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="sim-i, sim-ii or sim-iii.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder of the experiment; one that was interrupted goes on.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, of the data and the weights.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 60,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without a lower validation loss.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    depth: Annotated[int, typer.Option(min=1, help="Linear layers of the encoder.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+) -> None:
+    """Classify synthetic data by their true blocks: what there is for a fusion to reach.
+
+    Rows are a0 (consistent), [a1; a2] (specific), either modality, [a0; a1; a2] (optimal) and all six blocks (union).
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from mibfast.train.authentic import classify_authentic_features
+
+    found = classify_authentic_features(
+        data,
+        output,
+        seeds=seeds,
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        depth=depth,
+        learning_rate=learning_rate,
+    )
+    console = Console()
+    console.print(found.title)
+    console.print(Markdown(found.markdown()))
+    console.print(f"± the standard deviation over {seeds} seeds; written to {output}", style="dim", soft_wrap=True)

@@ -166,6 +166,7 @@ def fit(
     """
     from mibfast import train
     from mibfast.train.config import read_settings
+    from mibfast.train.recording import choosing_loss
 
     given: dict[str, Any] = {
         "seed": seed,
@@ -211,7 +212,7 @@ def fit(
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
     best = run.epochs[run.best_epoch - 1]
-    loss_found = f"{best['validation_loss']:.4f} {run.unit}".rstrip()
+    loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
         f"validation loss {loss_found}; {time.perf_counter() - started:.0f} s\n"
@@ -355,7 +356,15 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="OPTION=X,Y,...",
-            help="Ablation: methods that take this option of --loss are compared with each value.",
+            help="Methods that take this option of --loss are compared with each value.",
+        ),
+    ] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=VALUE",
+            help="Ablation: methods that take this option of --loss, or warm_up_epochs, are compared as they are and "
+            "with it; each ablation is by itself.",
         ),
     ] = None,
     every_combination: Annotated[
@@ -430,6 +439,7 @@ def compare(
                 option: [_value(text) for text in values.split(",")]
                 for option, values in pairs("--vary", vary or []).items()
             },
+            ablate={option: _value(text) for option, text in pairs("--ablate", ablate or []).items()},
             combinations="every" if every_combination else "whole",
             **settings,
         )

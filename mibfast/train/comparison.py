@@ -28,6 +28,9 @@ BETAS = (0.1, 1.0)
 LEARNING_RATES = (1e-4, 1e-3)
 BETA_MULTIPLES = (0.1, 1.0, 10.0)
 _PLAN = "plan.json"
+# What is tuned or varied and is no argument of the loss.
+_WARM_UP = "warm_up_epochs"
+_OF_RUN = ("learning_rate", _WARM_UP)
 # What is compared: a column's title, the task, the metric.
 FIGURES = (
     ("linear probe", "linear probe", "accuracy"),
@@ -138,10 +141,15 @@ def grid(chosen: Method, tune: bool = True, learning_rate: float | None = None, 
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the name of each row with its method and the settings that it is given: a row for each value it takes."""
-    takes = {name: method(name).options for name in methods}
-    for option, values in vary.items():
+def _variants(
+    methods: Sequence[str], vary: Mapping[str, Sequence[Any]], ablate: Mapping[str, Any]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the name of each row with its method and the settings that it is given.
+
+    A row for each value it takes of what varies, or without these the method itself and a row for each ablation.
+    """
+    takes = {name: _taken(name) for name in methods}
+    for option, values in {**vary, **{option: [value] for option, value in ablate.items()}}.items():
         if not any(option in each for each in takes.values()):
             valid = sorted({each for parameters in takes.values() for each in parameters})
             raise RunError(f"none of the methods has a loss option {option!r}{nearest(option, valid)}")
@@ -149,14 +157,34 @@ def _variants(methods: Sequence[str], vary: Mapping[str, Sequence[Any]]) -> dict
         if len({_short(value) for value in values}) < max(1, len(values)):
             listed = ", ".join(map(str, values)) or "none"
             raise RunError(f"values of {option} must be given, each once and told apart by six digits; got {listed}")
+    if vary and ablate:
+        raise RunError("a comparison varies options or ablates them, not both")
     found = {}
     for name in methods:
         options = [option for option in vary if option in takes[name]]
-        for values in itertools.product(*(vary[option] for option in options)):
-            given = dict(zip(options, values, strict=True))
+        combinations = itertools.product(*(vary[option] for option in options))
+        settings = [dict(zip(options, values, strict=True)) for values in combinations]
+        settings += [{option: value} for option, value in ablate.items() if option in takes[name]]
+        for given in settings:
             listed = ",".join(f"{option}={_short(value)}" for option, value in given.items())
             found[f"{name}[{listed}]" if given else name] = name, given
     return found
+
+
+def _taken(name: str) -> list[str]:
+    """Return what of a method's settings can be varied: the loss's arguments, and how long its warm-up is."""
+    chosen = method(name)
+    return [*chosen.options, *([_WARM_UP] if _warms_up(chosen) else [])]
+
+
+def _warms_up(chosen: Method) -> bool:
+    return isinstance(chosen, Fusion) and len(chosen.stages) > 1
+
+
+def _apart(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the run's settings and the loss's arguments among what a method is given."""
+    of_run = {name: value for name, value in given.items() if name in _OF_RUN}
+    return of_run, {name: value for name, value in given.items() if name not in of_run}
 
 
 def compare(
@@ -167,6 +195,7 @@ def compare(
     seeds: int = 3,
     tune: bool = True,
     vary: Mapping[str, Sequence[Any]] | None = None,
+    ablate: Mapping[str, Any] | None = None,
     combinations: str = "every",
     progress: bool | Report = True,
     **settings: Any,
@@ -194,9 +223,11 @@ def compare(
     tune : bool
         Without, each loss keeps its own settings.
     vary : mapping from a loss's argument to its values, optional
-        Ablations: a method that takes the argument is compared with each of the values, tuned over the rest. Of one
-        argument with three positive numbers or more, `sweep.png` draws the figures by it; of OMIB's beta with its
-        estimated bounds.
+        A method that takes the argument is compared with each of the values, tuned over the rest, and so for every
+        combination of several arguments' values. Of one argument with three positive numbers or more, `sweep.png` draws
+        the figures by it; of OMIB's beta with its estimated bounds.
+    ablate : mapping from a loss's argument, or `warm_up_epochs`, to a value, optional
+        A method that takes it is compared as it is and with each of these, one at a time.
     combinations : {"every", "whole"}
         See :func:`mibfast.train.evaluation.evaluate`.
     progress : bool or Report
@@ -218,14 +249,15 @@ def compare(
         raise RunError(f"seeds must be an integer of at least 1, got {seeds!r}")
     if "seed" in settings or "loss" in settings:
         raise RunError("a comparison chooses seeds and losses itself")
-    variants = _variants(methods, vary or {})
+    variants = _variants(methods, vary or {}, ablate or {})
     if len({type(method(name)) for name in methods}) > 1:
         raise RunError("alignments and fusions are scored differently; compare one kind at a time")
     config = RunConfig(**{**settings, "method": methods[0], "data": absolute_name(data)})
     # What is wrong with the data, or does not fit a method, is said before hours are spent and leaves no folder behind.
     found_data = open_data(config)
     for name, given in variants.values():
-        its = RunConfig(**{**_settings_of(name, settings), "method": name, "data": config.data, "loss": given})
+        of_run, loss = _apart(given)
+        its = RunConfig(**{**_settings_of(name, settings), **of_run, "method": name, "data": config.data, "loss": loss})
         refuse_settings(its)
         fitting_target(its, found_data)
     plan = {
@@ -233,6 +265,7 @@ def compare(
         "seeds": seeds,
         "tune": tune,
         "vary": {option: list(values) for option, values in (vary or {}).items()},
+        "ablate": dict(ablate or {}),
         "combinations": combinations,
         "settings": config.to_json(),
         "fingerprint": found_data.fingerprint(),
@@ -306,9 +339,8 @@ def _sweep(
 
 def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is of another method."""
-    chosen = method(name)
-    warms_up = isinstance(chosen, Fusion) and len(chosen.stages) > 1
-    return {each: value for each, value in settings.items() if warms_up or each != "warm_up_epochs"}
+    warms_up = _warms_up(method(name))
+    return {each: value for each, value in settings.items() if warms_up or each != _WARM_UP}
 
 
 def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
@@ -344,10 +376,8 @@ class _Runner:
         path = self._path(loss, seed)
         if RunFolder(path).ended:
             return open_run(path, encoders=self._settings.get("encoders"))
-        options = dict(loss)
-        settings = dict(self._settings)
-        if "learning_rate" in options:
-            settings["learning_rate"] = options.pop("learning_rate")
+        of_run, options = _apart(loss)
+        settings = {**self._settings, **of_run}
         chosen = method(self._name)
         if isinstance(chosen, Fusion) and chosen.needs_beta(options):
             named = {"method": self._name, "data": absolute_name(self._data), "seed": seed}

@@ -35,7 +35,8 @@ class RunConfig:
     learning_rate, weight_decay : float
         Of AdamW; without weight decay it is Adam.
     patience : int
-        Epochs without a lower validation loss after which training stops. The weights of the best epoch are kept.
+        Epochs without a lower validation loss, of a fusion's predictions alone, after which training stops. The weights
+        of the best epoch are kept.
     features : int
         Length of representations and of embeddings.
     depth : int

@@ -30,7 +30,7 @@ from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS, METRICS_TABLE, R
 from mibfast.train.fusion import FusionModule
 from mibfast.train.methods import Alignment, Fusion, method
 from mibfast.train.module import MultimodalModule
-from mibfast.train.pictures import draw_embeddings, draw_learning_curves
+from mibfast.train.pictures import draw_embeddings, draw_learning_curves, draw_modality_weights
 from mibfast.train.progress import Report, Task
 from mibfast.train.recording import EpochsOfData, Recording, usable
 from mibfast.train.targets import Target, target_of
@@ -51,7 +51,7 @@ class Run:
     Attributes
     ----------
     module : AlignmentModule or FusionModule
-        With the weights of the epoch with the lowest validation loss, in evaluation mode.
+        With the weights of the best epoch, in evaluation mode; see :class:`mibfast.train.recording.Recording`.
     data : MultimodalData
     config : RunConfig
     epochs : list of dict
@@ -413,8 +413,16 @@ class _Fitting:
         rows = [row for row in run.epochs if row.get("stage") == run.epochs[-1].get("stage")]
         curves = {title: {part: [row[f"{part}_loss"] for row in rows] for part in ("train", "validation")}}
         unit = run.unit
-        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit))
+        kept = run.best_epoch - 1 - (len(run.epochs) - len(rows))
+        folder.write("learning_curves.png", lambda path: draw_learning_curves(curves, path, unit, kept))
         if not isinstance(self.method, Alignment):
+            steps = recording.steps.rows
+            weights = {
+                name[2:]: [row[name] for row in steps] for name in (steps[0] if steps else ()) if name[:2] == "r."
+            }
+            if weights:
+                drawn = {title: ([row["step"] for row in steps], weights)}
+                folder.write("modality_weights.png", lambda path: draw_modality_weights(drawn, path))
             return
         self.report.say("drawing test embeddings")
         chosen = run.data.sample("test", _PICTURED_POINTS // len(run.data.views), list(run.data.views))

@@ -6,7 +6,7 @@
 - `metrics.csv`: a row an epoch.
 - `steps.csv`: of a fusion whose loss has terms, their means over every so many steps of the last stage.
 - `beta.json`: how OMIB's beta was found, where it was not given.
-- `learning_curves.png`, `embeddings.png`
+- `learning_curves.png`; of an alignment `embeddings.png`, of OMIB `modality_weights.png`, its weights r by step.
 - `metrics.json`: the same, and the best epoch; written last, so that its presence says that the run has ended.
 - `tensorboard/`, where TensorBoard is installed; `evaluation/`, by `mibfast evaluate`.
 """

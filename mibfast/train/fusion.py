@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mibfast.nn.fusion import AnomalyDetection, FusionModel
 from mibfast.train.module import MultimodalModule
-from mibfast.train.targets import TARGET, Target
+from mibfast.train.targets import PREDICTION, TARGET, Target
 
 
 class FusionModule(MultimodalModule):
@@ -81,8 +81,15 @@ class FusionModule(MultimodalModule):
         return {name: x if name == "loss" else x.detach() for name, x in terms.items()}
 
     def validation_step(self, batch: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
-        """Return a validation batch's loss and terms, with the same noise at every epoch."""
+        """Return a validation batch's loss and terms, with the same noise at every epoch.
+
+        In the last stage there is also "prediction", the task's mean loss of what the model predicts: without noise and
+        without what else a method minimises, so that it means the same for all.
+        """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(position)
-            return self.model.terms(batch, batch[TARGET], self.stage)
+            terms = self.model.terms(batch, batch[TARGET], self.stage)
+        if self.stage == self.model.stages[-1]:
+            terms[PREDICTION] = self.model.task.loss(self.model(batch), batch[TARGET]).mean()
+        return terms

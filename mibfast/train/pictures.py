@@ -34,8 +34,13 @@ def _save(figure: Any, path: Path) -> None:
     _pyplot().close(figure)
 
 
-def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, unit: str = "nats") -> None:
-    """Draw training and validation loss by epoch, a panel for each method's title; a ring marks the lowest."""
+def draw_learning_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, unit: str = "nats", kept: int | None = None
+) -> None:
+    """Draw training and validation loss by epoch, a panel for each method's title.
+
+    A ring marks the epoch that was kept, from 0; without `kept` that of the lowest validation loss.
+    """
     plt = _pyplot()
     figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False, layout="constrained")
     for axes, (title, splits) in zip(panels[0], curves.items(), strict=True):
@@ -43,12 +48,36 @@ def draw_learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], pa
             axes.plot(
                 range(1, len(values) + 1), values, label=split, color=colour, marker="." if len(values) < 3 else ""
             )
-        best = int(np.argmin(splits["validation"]))
+        best = int(np.argmin(splits["validation"])) if kept is None else kept
         axes.plot(best + 1, splits["validation"][best], "o", color=_ORANGE, markerfacecolor="none", label="kept")
         axes.set(title=title, xlabel="epoch", ylabel=f"loss ({unit})" if unit else "loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_modality_weights(
+    weights: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]], path: Path
+) -> None:
+    """Draw the weights r of OMIB's divergences over the steps of the main stage.
+
+    Parameters
+    ----------
+    weights : mapping from a run's title to (steps, mapping from a modality's name to its weights)
+        Of one run or of several to compare.
+    path : Path
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    for title, (steps, by_modality) in weights.items():
+        for name, values in by_modality.items():
+            label = f"{title}: r of {name}" if len(weights) > 1 else f"r of {name}"
+            axes.plot(steps, values, label=label, linewidth=1, marker="." if len(steps) < 3 else "")
+    axes.axhline(1, color="black", linestyle=":", linewidth=1)
+    axes.set(xlabel="step", ylabel="weight r of a divergence", ylim=(-0.05, 2.05))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     _save(figure, path)
 
 

@@ -20,7 +20,7 @@ from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.methods import Alignment, method
 from mibfast.train.module import MultimodalModule
-from mibfast.train.targets import Target
+from mibfast.train.targets import PREDICTION, Target
 
 _WARM_UP_EPOCHS = 10
 # Rows of the table of steps, at most.
@@ -115,7 +115,9 @@ class Recording(Checkpoint):
     config : RunConfig
     stages : sequence of str
         Of training. Each but the last, a warm-up, lasts `config.warm_up_epochs`, the last `config.epochs` or until
-        patience ends. Losses of different stages are not comparable: the last one's alone choose the weights.
+        patience ends. Losses of different stages are not comparable: the last one's alone choose the weights. Of an
+        alignment it is the validation loss, of a fusion the validation loss of its predictions: branches that know
+        their samples by heart would end the training of a fusion that does not.
 
     Attributes
     ----------
@@ -128,7 +130,7 @@ class Recording(Checkpoint):
     steps : StepTable
         Loss and terms of the last stage's steps, where there are terms.
     best_weights : dict
-        Of the last stage's epoch with the lowest validation loss.
+        Of the last stage's epoch with the lowest of these.
     step : int
         Number of batches that were trained on, those among them that were skipped since samples lack modalities.
     batches, validation_batches : Batches
@@ -169,14 +171,14 @@ class Recording(Checkpoint):
 
     @property
     def best_epoch(self) -> int:
-        """The number, from 1, of the last stage's epoch with the lowest validation loss; 0 before there is one."""
+        """The number, from 1, of the last stage's epoch whose weights are the best; 0 before there is one."""
         before = self._epochs_before_last_stage
-        losses = [row["validation_loss"] for row in self.epochs[before:]]
+        losses = [choosing_loss(row) for row in self.epochs[before:]]
         return 1 + before + losses.index(min(losses)) if losses else 0
 
     @property
     def over(self) -> bool:
-        """Whether all epochs are done, or `patience` of the last stage's without a lower validation loss."""
+        """Whether all epochs are done, or `patience` of the last stage's without a better one."""
         done, best = len(self.epochs), self.best_epoch
         return done >= self.total_epochs or (best > 0 and done - best >= self._config.patience)
 
@@ -313,6 +315,11 @@ class Recording(Checkpoint):
         if self.save is not None:
             self.save(self.state(module.state_dict(), trainer.optimizers[0].state_dict()))
         self._saved = time.monotonic()
+
+
+def choosing_loss(row: Mapping[str, Any]) -> float:
+    """Return the validation loss by which an epoch is chosen: of a fusion that of its predictions alone."""
+    return float(row.get(f"validation_{PREDICTION}", row["validation_loss"]))
 
 
 def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:

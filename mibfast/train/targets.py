@@ -21,6 +21,8 @@ from mibfast.train.probes import task_of
 TASKS = ("classification", "regression", "anomaly-detection")
 # The name of a batch's targets; a modality's name holds no dot.
 TARGET = ".target"
+# The validation loss of predictions alone, which chooses the epoch.
+PREDICTION = "prediction"
 
 
 @dataclass(frozen=True)
