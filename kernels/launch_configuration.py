@@ -107,11 +107,17 @@ class _Row(NamedTuple):
 
 _INTERPRETED_PRODUCTS = _Row(Tile(16, 32, 1, 16, 1), capability=INTERPRETED)
 _WITHOUT_TENSOR_CORES = (
-    _Row(Tile(64, 64, 8, 16, 2), most_operands=4),
-    _Row(Tile(64, 32, 8, 16, 2)),
+    _Row(Tile(64, 64, 8, 16, 2), most_operands=3),
+    _Row(Tile(64, 32, 8, 16, 2), most_operands=5),
+    _Row(Tile(32, 32, 8, 16, 2)),
     _INTERPRETED_PRODUCTS,
 )
-_OF_MANY = (_Row(Tile(64, 64, 8, 32, 2), most_operands=4), _Row(Tile(64, 32, 8, 32, 2)), _INTERPRETED_PRODUCTS)
+_OF_MANY = (
+    _Row(Tile(64, 64, 8, 32, 2), most_operands=3),
+    _Row(Tile(64, 32, 8, 32, 2), most_operands=5),
+    _Row(Tile(32, 32, 8, 32, 2)),
+    _INTERPRETED_PRODUCTS,
+)
 _CHUNK = {
     "half": (
         _Row(Tile(128, 128, 8, 64, 3), most_operands=1, light=True),

@@ -88,6 +88,7 @@ def test_rows_stay_where_registers_hold_all_of_d() -> None:
     assert shipped(REDUCE, 90, "half", 129, 1, light=True) == (128, 128, 8, 64, 3)
     assert shipped(REDUCE, 90, "half", 100, 2) == (64, 64, 8, 32, 2)
     assert shipped(REDUCE, 90, "half", 100, 5) == (64, 32, 8, 32, 2)
+    assert shipped(REDUCE, 90, "half", 100, 8) == (32, 32, 8, 32, 2)
     assert shipped(REDUCE, 90, "tf32", 65, 1) == (128, 64, 8, 32, 3)
     assert shipped(REDUCE, 90, "tf32", 64, 1).holds(64)
     assert not shipped(REDUCE, 90, "ieee", 16, 1).holds(16)
