@@ -49,8 +49,8 @@ LARGEST_K = 7
 LARGEST_WHOLE_D = 4096
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
-# Numbers of a sample's tokens that one Triton program holds four times: keys, values and their gradients.
-LARGEST_TOKENS = 8192
+# Bytes of a sample's tokens, as computed with, that one Triton program holds four times: keys, values, their gradients.
+LARGEST_TOKENS = 32768
 # Threads of a warp.
 _WARP = 32
 # A row longer than this is walked in pieces.
@@ -267,10 +267,11 @@ def whole_vectors_tile(d: int, vectors: int) -> Tile:
     return Tile(rows, columns, warps)
 
 
-def tokens_tile(m: int, d: int) -> Tile:
-    """For kernels whose program holds all M tokens [d] of a sample, four times: sixteen numbers a thread and tile."""
+def tokens_tile(m: int, d: int, dtype: torch.dtype) -> Tile:
+    """For kernels whose program holds all M tokens [d] of a sample, four times: 64 bytes a thread and tile."""
     rows, columns = power_of_two(m), power_of_two(d)
-    return Tile(rows, columns, min(16, max(1, rows * columns // (16 * _WARP))))
+    a_thread = 8 if dtype == torch.float64 else 16
+    return Tile(rows, columns, min(16, max(1, rows * columns // (a_thread * _WARP))))
 
 
 def shipped(kernel: str, device_capability: int, how: str, d: int, operands: int = 1, light: bool = False) -> Tile:

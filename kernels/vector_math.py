@@ -156,6 +156,30 @@ def _expm1_minus_x(x: Any) -> Any:
     return lambda x: math.expm1(x) - x
 
 
+def exp_and_remainders(x: float) -> tuple[float, float, float]:
+    """exp(x), exp(x) - 1 and exp(x) - 1 - x from one exponential, the last two without cancellation near zero."""
+    return math.exp(x), math.expm1(x), math.expm1(x) - x
+
+
+@overload(exp_and_remainders, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+def _exp_and_remainders(x: Any) -> Any:
+    if x == types.float32:
+
+        def polynomial(x: Any) -> Any:
+            bounded = _LOWEST if x < _LOWEST else x
+            bounded = _HIGHEST if bounded > _HIGHEST else bounded
+            n = _rint(bounded * _LOG2_E)
+            r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
+            y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+            square = y * r * r
+            scale = _two_to_the(n)
+            less_one = (square + r) * scale + (scale - _ONE)
+            return (square + r + _ONE) * scale, less_one, square if n == _ZERO else less_one - x
+
+        return polynomial
+    return lambda x: (math.exp(x), math.expm1(x), math.expm1(x) - x)
+
+
 # Softmax weights are kept multiplied by 2^58 in float32. Unscaled, those of negatives 87 nats below the maximum, common
 # at a temperature of 0.01, are subnormal, and so are their products in the GEMM that follows: each costs a hundred
 # cycles. A power of two costs nothing and rounds nothing. Weights reach down to e^-110.

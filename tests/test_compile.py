@@ -24,7 +24,6 @@ from mibfast import losses
         "product_of_experts",
         "one_vs_all_minimality",
         "reparameterised_gaussian",
-        "reparameterised_gaussian, modalities",
         "token_attention",
         "symile_info_nce",
         "symile_info_nce, shuffled",

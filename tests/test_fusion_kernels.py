@@ -199,6 +199,20 @@ def test_tokens_as_a_projection_of_all_three_leaves_them() -> None:
     torch.testing.assert_close(a, b)
 
 
+def test_modalities_in_a_whole_graph() -> None:
+    leaves = [x for _ in range(3) for x in gaussians(4, 5)[:2]]
+
+    def both(*x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.reparameterised_gaussian(x[:2], x[2:4], x[4:], logvar_bounds=(-1.0, 1.0))
+
+    found = torch.compile(both, fullgraph=True, backend="aot_eager")(*leaves)
+    expected = both(*leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(gradients_of(list(found), leaves), gradients_of(list(expected), leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_results_repeat_bit_for_bit() -> None:
     """On several threads, each with samples of its own."""
     leaves = gaussians(2000, 2, 64, dtype=torch.float32)
@@ -251,5 +265,5 @@ def test_bad_input(call, error, message) -> None:
 @interpreted
 def test_what_the_triton_kernels_cannot_take_is_said() -> None:
     tokens = torch.randn(1, 8, 1025)
-    with pytest.raises(RuntimeError, match=r"token_attention: .* M = 8 and k = 1025, and its kernels take M k <= 8192"):
+    with pytest.raises(RuntimeError, match=r"token_attention: .* M = 8 and k = 1025, .* take M k <= 8192 of"):
         F.token_attention(tokens, tokens, tokens, backend="triton")

@@ -34,6 +34,8 @@ ONE_VS_ALL = ["one_vs_all_info_nce", "one_vs_all_info_nce, each", "one_vs_all_in
 SIZES = {name: [(1, 1), (5, 7), (3, 1500)] for name in [*ELEMENTWISE, *FUSION]} | {
     name: [(1, 5), (3, 33), (2, 300)] for name in PROJECTIONS
 }
+# All tokens of a sample are in one tile.
+SIZES["token_attention"] = [(1, 1), (5, 7), (3, 700)]
 
 
 def _close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -324,14 +326,14 @@ def _fusion_kernels(dtype: str, m: int, tokens: list[tuple[int, int]]) -> list[t
     compilations = []
     for name, matrices, types in (
         ("_samples", 4, {"samples": x, "divergences": wide}),
-        ("_samples_backward", 7, above),
+        ("_samples_backward", 9, above),
     ):
         tile = elementwise_tile(_D, matrices, precision)
         constants = {"D": _D, "M": m, "LOW": -10.0, "HIGH": 4.0, "OF_NOISE": True, "DTYPE": of_dtype}
         constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
         compilations.append((module, name, given | types, constants, {"num_warps": tile.warps}))
     for count, d in tokens:
-        tile = tokens_tile(count, d)
+        tile = tokens_tile(count, d, precision)
         constants = {"M": count, "D": d, "SCALE": d**-0.5, "DTYPE": of_dtype}
         constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
         types = dict.fromkeys(("query", "key", "value"), x) | {"scale": "fp32"}
@@ -376,7 +378,7 @@ KERNELS = {
     "Gaussian terms, bfloat16": lambda: _gaussian_kernels("bf16", LARGEST_M),
     "Gaussian terms, float64": lambda: _gaussian_kernels("fp64", LARGEST_M),
     "fusion, bfloat16": lambda: _fusion_kernels("bf16", LARGEST_M, [(2, 256), (8, 256), (8, 1024)]),
-    "fusion, float64": lambda: _fusion_kernels("fp64", LARGEST_M, [(2, 256), (8, 1024)]),
+    "fusion, float64": lambda: _fusion_kernels("fp64", LARGEST_M, [(2, 256), (8, 512)]),
     "projections of modalities": lambda: [x for m in (4, 5, LARGEST_M) for x in _leave_one_out_kernels(m)],
     "projections on a basis": lambda: _basis_kernels(LARGEST_M),
 }

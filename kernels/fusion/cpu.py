@@ -26,7 +26,7 @@ from torch import Tensor
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.row_addresses import RowAddresses, row_at
-from mibfast.kernels.vector_math import exp, expm1, expm1_minus_x
+from mibfast.kernels.vector_math import exp, exp_and_remainders
 
 # Numbers a slot, at least: 20 microseconds of work.
 _GRAIN = 32768
@@ -47,9 +47,9 @@ def _sample(mean: Any, logvar: Any, noise: Any, low: Any, high: Any, out: Any) -
             # Comparisons, not min and max: a NaN fails them and stays.
             x = low if lv[j] < low else lv[j]
             x = half * (high if x > high else x)
-            sample[j] = mu[j] + exp(x) * eps[j]
-            e = expm1(x)
-            partial += mu[j] * mu[j] + (e * e + two * expm1_minus_x(x))
+            deviation, e, rest = exp_and_remainders(x)
+            sample[j] = mu[j] + deviation * eps[j]
+            partial += mu[j] * mu[j] + (e * e + two * rest)
         total += partial
     return total
 
@@ -105,8 +105,8 @@ def _samples_backward(
                 below, above = logvar[j] < low, logvar[j] > high
                 x = low if below else logvar[j]
                 x = half * (high if above else x)
-                e = expm1(x)
-                gradient = half * (g[j] * noise[j] * exp(x) + h * (e * (e + two)))
+                deviation, e, _ = exp_and_remainders(x)
+                gradient = half * (g[j] * noise[j] * deviation + h * (e * (e + two)))
                 gradient = zero if below and gradient > zero else gradient
                 d_logvar[j] = zero if above and gradient < zero else gradient
             if gradients.size == 3 * m:
@@ -117,25 +117,34 @@ def _samples_backward(
 
 
 @inline
-def _dot(a: Any, b: Any) -> Any:
-    total = a.dtype.type(0.0)
-    for j in range(a.size):
-        total += a[j] * b[j]
-    return total
+def _products(a: Any, address: int, first: int, stride: int, out: Any) -> None:
+    """out [M] = inner products of a [k] with M rows, two rows at a time."""
+    m, d = out.size, a.size
+    if m % 2:
+        x, total = row_at(address, first, stride, d, out), out.dtype.type(0.0)
+        for j in range(d):
+            total += a[j] * x[j]
+        out[0] = total
+    for b in range(m % 2, m, 2):
+        x, total = row_at(address, first + b, stride, d, out), out.dtype.type(0.0)
+        x1, total1 = row_at(address, first + b + 1, stride, d, out), out.dtype.type(0.0)
+        for j in range(d):
+            total += a[j] * x[j]
+            total1 += a[j] * x1[j]
+        out[b], out[b + 1] = total, total1
 
 
 @inline
 def _weights(query: Any, address: int, first: int, stride: int, scale: Any, out: Any) -> None:
     """Attention [M] of one query on the keys whose first row is `first`."""
-    largest = _dot(query, row_at(address, first, stride, query.size, out)) * scale
-    out[0] = largest
+    _products(query, address, first, stride, out)
+    largest = out[0]
     for b in range(1, out.size):
-        out[b] = _dot(query, row_at(address, first + b, stride, query.size, out)) * scale
         # A NaN fails the comparison and comes back by its exponential.
         largest = out[b] if out[b] > largest else largest
     total = out.dtype.type(0.0)
     for b in range(out.size):
-        out[b] = exp(out[b] - largest)
+        out[b] = exp((out[b] - largest) * scale)
         total += out[b]
     for b in range(out.size):
         out[b] /= total
@@ -188,10 +197,11 @@ def _attend_backward(
             g = row_at(addresses[3], first + a, strides[3], d, weights)
             row = slopes[a]
             _weights(query, addresses[1], first, strides[1], scale, row)
-            mean = weights.dtype.type(0.0)
             for b in range(m):
                 weights[b, a] = row[b]
-                row[b] = _dot(g, row_at(addresses[2], first + b, strides[2], d, weights))
+            _products(g, addresses[2], first, strides[2], row)
+            mean = weights.dtype.type(0.0)
+            for b in range(m):
                 mean += weights[b, a] * row[b]
             for b in range(m):
                 row[b] = weights[b, a] * (row[b] - mean) * scale

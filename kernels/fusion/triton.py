@@ -229,7 +229,8 @@ def samples_backward(
     gradients = [
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[: (3 if of_noise else 2) * m]
     ]
-    tile = elementwise_tile(d, 7, dtype)
+    # Five inputs, three gradients and an exponential.
+    tile = elementwise_tile(d, 9, dtype)
     with on_device_of(above):
         _samples_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             above,
@@ -257,7 +258,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention [N, M, k] among the M tokens of each sample."""
     (n, m, k), dtype = query.shape, _accumulation_dtype(query)
     out = query.new_empty(n, m, k)
-    tile = tokens_tile(m, k)
+    tile = tokens_tile(m, k, dtype)
     with on_device_of(out):
         _attend[(n,)](
             *_with_strides([query, key, value]),
@@ -273,7 +274,7 @@ def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor)
     """Gradients of `attend`."""
     (n, m, k), dtype = query.shape, _accumulation_dtype(query)
     gradients = [x.new_empty(n, m, k) for x in (query, key, value)]
-    tile = tokens_tile(m, k)
+    tile = tokens_tile(m, k, dtype)
     with on_device_of(upstream):
         _attend_backward[(n,)](
             *_with_strides([upstream, query, key, value]),

@@ -67,9 +67,10 @@ def token_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str |
 
 def _offers(query: Tensor) -> dict[str, str | None]:
     m, k = query.shape[1:]
-    tile = tokens_tile(m, k)
-    fits = tile.rows * tile.columns <= LARGEST_TOKENS
-    limit = f"M = {m} and k = {k}, and its kernels take M k <= {LARGEST_TOKENS}, both rounded up to powers of two"
+    dtype = accumulation_dtype(query.dtype)
+    tile, most = tokens_tile(m, k, dtype), LARGEST_TOKENS // dtype.itemsize
+    fits = tile.rows * tile.columns <= most
+    limit = f"M = {m} and k = {k}, and its kernels take M k <= {most} of {dtype}, both rounded up to powers of two"
     return {"cpu": None, "triton": None if fits else limit}
 
 
