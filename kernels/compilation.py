@@ -54,9 +54,14 @@ def inline_maximum(function: _Function) -> _Function:
     return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
+def named_by_sources(function: Callable[..., Any]) -> None:
+    """Give a function a name under which the cache finds what was made of the same sources."""
+    function.__qualname__ = f"{function.__qualname__}.{_FINGERPRINT}"
+
+
 def kernel(function: _Function) -> _Function:
     """Compile a kernel that Python calls, cached on disk where a folder for it can be written."""
-    function.__qualname__ = f"{function.__qualname__}.{_FINGERPRINT}"
+    named_by_sources(function)
     try:
         return numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError as error:  # raised where neither the package's nor the user's cache folder can be written

@@ -23,6 +23,7 @@ import torch
 
 _SLOTS_PER_THREAD = 2
 _OpenMPFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_OpenMPEntry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
 def _openmp_entry() -> Any:
@@ -108,3 +109,20 @@ def parallel(function: Callable[[int], object], count: int) -> None:
             future.result()
     if failures:
         raise failures[0]
+
+
+def run_compiled(function: int, argument: int, count: int) -> None:
+    """Call the C function of one pointer at an address on as many threads as `count` slots keep busy, and wait for all.
+
+    Each call does slots until none is left, whichever thread it is on; none of them sees Python.
+    """
+    threads = min(torch.get_num_threads(), count)
+    entry = _openmp
+    if threads > 1 and entry is not None:
+        ctypes.cast(entry, _OpenMPEntry)(function, argument, threads, 0)
+        return
+    compiled = _OpenMPFunction(function)
+    futures = [_workers(threads - 1).submit(compiled, argument) for _ in range(threads - 1)]
+    compiled(argument)
+    for future in futures:
+        future.result()

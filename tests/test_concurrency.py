@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mibfast import _threads, losses
+from mibfast import functional as F
 
 
 def _step() -> list[torch.Tensor]:
@@ -17,6 +18,10 @@ def _step() -> list[torch.Tensor]:
     views = [torch.randn(700, 48, generator=generator).requires_grad_() for _ in range(3)]
     value = losses.OVAIBLoss()(views) + losses.PairwiseCLIPLoss()(views) + losses.SigLIPLoss()(views)
     value = value + losses.GRAMLoss()(views) + losses.TRIANGLELoss()(views)
+    # On threads that no Python is run on.
+    sample, divergence = F.reparameterised_gaussian(views[0], views[1], views[2])
+    tokens = torch.stack(views, 1)
+    value = value + sample.sum() + divergence.mean() + F.token_attention(tokens, tokens, tokens).square().mean()
     value.backward()
     return [value.detach(), *(z.grad for z in views)]
 
@@ -86,6 +91,12 @@ def test_pool_runs_every_slot_once_and_raises_the_first_failure(openmp, monkeypa
         _threads.parallel(fail, 9)
 
 
+def test_compiled_kernels_without_openmp_give_the_same_bits(monkeypatch) -> None:
+    expected = _step()
+    monkeypatch.setattr(_threads, "_openmp", None)
+    assert _same(_step(), expected)
+
+
 def test_slots_are_never_smaller_than_the_grain() -> None:
     assert _threads.slots(10, 6) == 1
     for work in (12, 100, 10**6):
@@ -98,8 +109,11 @@ def test_a_process_that_compiles_and_one_that_does_not_give_the_same_bits(tmp_pa
         "import torch; from mibfast import functional as F; torch.manual_seed(0);"
         "a = torch.randn(300, 64, requires_grad=True); b = torch.randn(300, 64);"
         "kl = F.gaussian_kl(a, b, reduction='none');"
-        "(F.info_nce(a, b, symmetric=True) + kl.sum()).backward();"
-        "print(kl.detach().numpy().tobytes().hex(), a.grad.numpy().tobytes().hex())"
+        "sample, divergence = F.reparameterised_gaussian(a, a, b); tokens = a.view(150, 2, 64);"
+        "attended = F.token_attention(tokens, tokens, tokens);"
+        "results = [sample.square(), divergence, attended.square(), kl, F.info_nce(a, b, symmetric=True)];"
+        "sum(x.sum() for x in results).backward();"
+        "print(*(x.detach().numpy().tobytes().hex() for x in (*results, a.grad)))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     found = [
