@@ -20,6 +20,7 @@ from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read
 from mibfast.nn import fusion
 from mibfast.train import comparison as comparing
 from mibfast.train import evaluation as evaluating
+from mibfast.train import pictures
 from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
 from mibfast.train.evaluation import evaluate
@@ -522,6 +523,7 @@ def test_fusions_are_tuned_alike_and_ranked(npz, tmp_path, monkeypatch, quick_be
     values = [evaluate(each, progress=False).value("classification", "accuracy") for each in (run, other)]
     assert found.figures()["concatenation"]["accuracy"][0] == pytest.approx(np.mean(values))
     assert "| OMIB | learning_rate " in found.markdown()
+    assert found.markdown().startswith("| method | settings | accuracy | F1 |\n")
     assert (tmp_path / "c" / "comparison.png").exists()
     # Given, a learning rate is not tuned.
     fixed = compare(["concatenation"], npz, tmp_path / "fixed", seeds=1, **{**SMALL, "learning_rate": 0.02})
@@ -618,6 +620,22 @@ def test_the_best_accuracies_are_those_of_the_known_rule(name) -> None:
         seen = np.sqrt(length) * generator.standard_normal(200_000)
         unseen = np.sqrt(800 - length) * generator.standard_normal(200_000)
         assert np.mean((seen > 0) == (seen + unseen > 0)) == pytest.approx(best_accuracies(name)[row], abs=0.005)
+
+
+def test_a_sweep_is_labelled_in_plain_numbers(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    sweep = {"OMIB": {10.0**k: {"accuracy": (0.8, 0.1)} for k in range(-6, 2)}}
+    pictures.draw_sweep(sweep, "beta", "sim-i, 1 seed", tmp_path / "sweep.png", {"M_l": 0.13, "M_u": 0.15})
+    (figure,) = drawn
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    labels = {text.get_text() for text in axes.get_xticklabels()}
+    assert {"0.01", "1"} <= labels
+    assert not any("$" in label for label in labels)
+    # Neighbours' names stand apart.
+    lower, upper = (text.get_window_extent() for text in axes.texts)
+    assert lower.x1 <= upper.x0
 
 
 def test_less_error_is_better(tmp_path, monkeypatch) -> None:
