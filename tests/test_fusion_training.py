@@ -232,8 +232,8 @@ def test_the_warm_up_comes_first_and_chooses_nothing(npz, tmp_path) -> None:
 class Memoriser(TwoStages):
     """Adds to its loss what rises with every step, as the loss of a branch that learns samples by heart does."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, encoders: Any, features: int, task: fusion.Task, noise: float = 0.0) -> None:
+        super().__init__(encoders, features, task, noise)
         self.register_buffer("steps", torch.zeros(()))
 
     def terms(self, views: Any, target: Any, stage: str = "main") -> dict[str, torch.Tensor]:
@@ -246,7 +246,7 @@ class Memoriser(TwoStages):
 def test_a_fusions_predictions_choose_its_epoch(npz, monkeypatch) -> None:
     monkeypatch.setitem(METHODS, "memoriser", Fusion("memoriser", Memoriser))
     settings = {**SMALL, "epochs": 6, "patience": 2, "learning_rate": 0.01}
-    run = train.fit("memoriser", npz, warm_up_epochs=1, loss={"noise": 0.0}, **settings)
+    run = train.fit("memoriser", npz, warm_up_epochs=1, **settings)
     losses = [row["validation_loss"] for row in run.epochs[1:]]
     assert losses == sorted(losses)
     of_predictions = [row["validation_prediction"] for row in run.epochs[1:]]
