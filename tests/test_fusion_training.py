@@ -20,6 +20,7 @@ from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read
 from mibfast.nn import fusion
 from mibfast.train import comparison as comparing
 from mibfast.train import evaluation as evaluating
+from mibfast.train import pictures
 from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
 from mibfast.train.evaluation import evaluate
@@ -231,8 +232,8 @@ def test_the_warm_up_comes_first_and_chooses_nothing(npz, tmp_path) -> None:
 class Memoriser(TwoStages):
     """Adds to its loss what rises with every step, as the loss of a branch that learns samples by heart does."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, encoders: Any, features: int, task: fusion.Task, noise: float = 0.0) -> None:
+        super().__init__(encoders, features, task, noise)
         self.register_buffer("steps", torch.zeros(()))
 
     def terms(self, views: Any, target: Any, stage: str = "main") -> dict[str, torch.Tensor]:
@@ -245,7 +246,7 @@ class Memoriser(TwoStages):
 def test_a_fusions_predictions_choose_its_epoch(npz, monkeypatch) -> None:
     monkeypatch.setitem(METHODS, "memoriser", Fusion("memoriser", Memoriser))
     settings = {**SMALL, "epochs": 6, "patience": 2, "learning_rate": 0.01}
-    run = train.fit("memoriser", npz, warm_up_epochs=1, loss={"noise": 0.0}, **settings)
+    run = train.fit("memoriser", npz, warm_up_epochs=1, **settings)
     losses = [row["validation_loss"] for row in run.epochs[1:]]
     assert losses == sorted(losses)
     of_predictions = [row["validation_prediction"] for row in run.epochs[1:]]
@@ -522,6 +523,7 @@ def test_fusions_are_tuned_alike_and_ranked(npz, tmp_path, monkeypatch, quick_be
     values = [evaluate(each, progress=False).value("classification", "accuracy") for each in (run, other)]
     assert found.figures()["concatenation"]["accuracy"][0] == pytest.approx(np.mean(values))
     assert "| OMIB | learning_rate " in found.markdown()
+    assert found.markdown().startswith("| method | settings | accuracy | F1 |\n")
     assert (tmp_path / "c" / "comparison.png").exists()
     # Given, a learning rate is not tuned.
     fixed = compare(["concatenation"], npz, tmp_path / "fixed", seeds=1, **{**SMALL, "learning_rate": 0.02})
@@ -618,6 +620,22 @@ def test_the_best_accuracies_are_those_of_the_known_rule(name) -> None:
         seen = np.sqrt(length) * generator.standard_normal(200_000)
         unseen = np.sqrt(800 - length) * generator.standard_normal(200_000)
         assert np.mean((seen > 0) == (seen + unseen > 0)) == pytest.approx(best_accuracies(name)[row], abs=0.005)
+
+
+def test_a_sweep_is_labelled_in_plain_numbers(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    sweep = {"OMIB": {10.0**k: {"accuracy": (0.8, 0.1)} for k in range(-6, 2)}}
+    pictures.draw_sweep(sweep, "beta", "sim-i, 1 seed", tmp_path / "sweep.png", {"M_l": 0.13, "M_u": 0.15})
+    (figure,) = drawn
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    labels = {text.get_text() for text in axes.get_xticklabels()}
+    assert {"0.01", "1"} <= labels
+    assert not any("$" in label for label in labels)
+    # Neighbours' names stand apart.
+    lower, upper = (text.get_window_extent() for text in axes.texts)
+    assert lower.x1 <= upper.x0
 
 
 def test_less_error_is_better(tmp_path, monkeypatch) -> None:

@@ -130,7 +130,7 @@ def classify_authentic_features(
                     folder.write_json(file, {"features": name, "seed": seed, **cell})
                 cells.append(folder.read_json(file))
                 task.advance(1, f"{name}, seed {seed}")
-        accuracies = AuthenticAccuracies(cells, f"{data}, {seeds} seeds", best)
+        accuracies = AuthenticAccuracies(cells, f"{data}, {seeds} seed{'s' * (seeds > 1)}", best)
         folder.write_table("accuracies.csv", accuracies.rows())
         folder.write("accuracies.md", lambda path: path.write_text(accuracies.markdown()))
     return accuracies

@@ -91,7 +91,9 @@ class Comparison:
     def markdown(self) -> str:
         """Return the table of figures, the best of each column in bold."""
         figures = self.figures()
-        titles = [title for title, _, _ in FIGURES if any(title in found for found in figures.values())]
+        # Several tasks have a figure of one name.
+        every = dict.fromkeys(title for title, _, _ in FIGURES)
+        titles = [title for title in every if any(title in found for found in figures.values())]
         lines = [f"| method | settings | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
         best = {
             title: (min if title in _LESS_IS_BETTER else max)(found[title][0] for found in figures.values())
@@ -293,7 +295,7 @@ def compare(
             best[variant] = settings_of[variant][_best(variant, scores)] if scores else settings_of[variant][0]
             found = [runner.tested(best[variant], seed, combinations) for seed in range(seeds)]
             rows += _summarised(variant, found)
-    comparison = Comparison(rows, best, tried, f"{data}, {seeds} seeds")
+    comparison = Comparison(rows, best, tried, f"{data}, {seeds} seed{'s' * (seeds > 1)}")
     folder.write_table("comparison.csv", rows)
     folder.write("comparison.md", lambda path: path.write_text(comparison.markdown()))
     folder.write("comparison.png", lambda path: draw_comparison(comparison.figures(), comparison.title, path))

@@ -227,7 +227,7 @@ def draw_sweep(
     option, title : str
     path : Path
     marks : mapping from a name to a value, optional
-        Lines to draw across, as M_l and M_u of OMIB's beta.
+        Two lines to draw across, the lower first: M_l and M_u of OMIB's beta.
     """
     plt = _pyplot()
     figures = list(dict.fromkeys(each for values in sweep.values() for found in values.values() for each in found))
@@ -239,10 +239,14 @@ def draw_sweep(
             means, spreads = (np.array([values[x][each][end] for x in places]) for end in (0, 1))
             (line,) = axes.plot(places, means, "o-", markersize=4, linewidth=1, label=name)
             axes.fill_between(places, means - spreads, means + spreads, color=line.get_color(), alpha=0.2, linewidth=0)
-        for mark, value in (marks or {}).items():
+        # The lower bound is written to the left of its line, the upper one to the right: they can be close.
+        for (mark, value), side in zip((marks or {}).items(), ("right", "left"), strict=False):
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
-            axes.annotate(mark, (value, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8)
+            axes.annotate(mark, (value, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=8)
         axes.set(xscale="log", xlabel=option, ylabel=each)
+        # Those of a logarithmic scale are formulas.
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
