@@ -73,8 +73,8 @@ def test_gradients_in_chunks_and_recomputed(name, dtype, recomputed, monkeypatch
     monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
     monkeypatch.setattr(engine, "_even", lambda count, size: size)
     monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
-    assert engine.chunk_shape(35, 35, dtype.itemsize) == (16, 16)
-    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(35, 20, dtype))
+    assert engine.chunk_shape(43, 43, dtype.itemsize) == (16, 16)
+    _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(43, 20, dtype))
 
 
 @interpreted
