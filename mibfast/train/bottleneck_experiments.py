@@ -165,13 +165,13 @@ class Experiment:
             for method, of_values in of_methods.items():
                 cells = [_percent(of_values.get(value, of_values.get(None, []))) for value in values]
                 lines.append(f"| {view} | {method} | {' | '.join(cells)} |")
-        lines += ["", f"| view | difference | {' | '.join(f'{self.sweep} {v:g}' for v in values)} |"]
-        lines.append("|---" * (2 + len(values)) + "|")
         grouped: dict[tuple[str, str], list[str]] = {}
         for row in self.differences():
             name = f"{row['first']} - {row['other']}"
             cell = f"{_percent(row['each'], '+')} ({row['won']} of {row['seeds']})"
             grouped.setdefault((row["view"], name), []).append(cell)
+        if grouped:
+            lines += ["", lines[0].replace("method", "difference"), lines[1]]
         lines += [f"| {view} | {name} | {' | '.join(cells)} |" for (view, name), cells in grouped.items()]
         exponents = self.exponents()
         if exponents:
