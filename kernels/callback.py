@@ -54,7 +54,7 @@ def _address_of(typing_context: Any, pointer: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def _int64_at(typing_context: Any, address: Any) -> Any:
     """A pointer to int64 from an integer address, for `numba.carray`."""
-    signature = types.CPointer(types.int64)(address)
+    signature = types.CPointer(types.int64)(address)  # type: ignore[attr-defined]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
@@ -96,7 +96,7 @@ def _array_at(address: Any, shape: Any, pointer: Any) -> Any:
 
 @functools.cache
 def _compiled(function: Callable[[Any], None], dtype: Any) -> Any:
-    signature = types.void(types.CPointer(numba.from_dtype(np.dtype(dtype))))
+    signature = types.void(types.CPointer(numba.from_dtype(np.dtype(dtype))))  # type: ignore[attr-defined]
     options = {"fastmath": FASTMATH, "nopython": True, "error_model": "numpy"}
     with warnings.catch_warnings():
         # Where a cache cannot be written, the kernels that are called from here have said so.

@@ -162,9 +162,9 @@ def _classified(
     lowest, kept = float("inf"), {"epoch": 0, "validation_accuracy": 0.0, "accuracy": 0.0}
     for epoch in range(1, epochs + 1):
         order = shuffled(of_split["train"], seed, epoch)
-        for rows in order[: len(order) // batch_size * batch_size].split(batch_size):
+        for rows in torch.split(order[: len(order) // batch_size * batch_size], batch_size):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
             logits = {part: model(x[of_split[part]]) for part in ("validation", "test")}
