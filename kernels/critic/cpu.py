@@ -462,21 +462,22 @@ def _results(
     x: Tensor,
     y: Tensor,
     parameters: Sequence[Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
     of_columns: float = 1.0,
 ) -> list[Tensor]:
-    """The gradients of x, y and the parameters in a dtype, all but x's times a factor.
+    """The gradients of x, y and the parameters in a dtype, or each in its own; all but x's times a factor.
 
     One of x or y that was not needed is empty.
     """
-    of_x = x.new_empty(x.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
+    of_x = x.new_empty(x.shape) if gradients.rows is None else gradients.rows
     if parameters:
-        found = columns.gradients()
-        return [of_x, *((g if of_columns == 1.0 else g * of_columns).to(dtype) for g in found)]
-    if gradients.columns is None:
-        return [of_x, y.new_empty(y.shape, dtype=dtype)]
-    of_y = gradients.columns[0]
-    return [of_x, (of_y if of_columns == 1.0 else of_y.mul_(of_columns)).to(dtype)]
+        others = columns.gradients()
+    else:
+        others = [y.new_empty(y.shape) if gradients.columns is None else gradients.columns[0]]
+    if of_columns != 1.0:
+        others = [g.mul_(of_columns) for g in others]
+    found = zip([of_x, *others], (x, y, *parameters), strict=True)
+    return [g.to(z.dtype if dtype is None else dtype) for g, z in found]
 
 
 def log_sum_exp(
@@ -519,7 +520,7 @@ def log_sum_exp_backward(
         of_positives=of_positives.double().numpy(),
         gradients=gradients,
     )
-    return _results(gradients, operands, x, y, parameters, x.dtype)
+    return _results(gradients, operands, x, y, parameters)
 
 
 def _softplus_flags(positive: bool) -> int:
@@ -561,7 +562,7 @@ def softplus_backward(
         column_weights=np.zeros((3, 1), rows.numpy_dtype),
         gradients=gradients,
     )
-    return _results(gradients, operands, x, y, parameters, x.dtype)
+    return _results(gradients, operands, x, y, parameters)
 
 
 def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool]) -> list[Tensor]:
