@@ -28,6 +28,8 @@ _P3, _P4, _P5 = _f32(4.1665795894e-2), _f32(1.6666665459e-1), _f32(5.0000001201e
 _ZERO, _ONE = _f32(0.0), _f32(1.0)
 # Below, 2^n would be subnormal: exp(-87.3) = 1.2e-38 stands for zero.
 _LOWEST, _HIGHEST = _f32(-87.3), _f32(88.3)
+# exp(89) is beyond float32, whose largest power of two is 2^127.
+_OVERFLOWING, _LARGEST_EXPONENT, _TWO = _f32(89.0), _f32(127.0), _f32(2.0)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -157,7 +159,10 @@ def _expm1_minus_x(x: Any) -> Any:
 
 
 def exp_and_remainders(x: float) -> tuple[float, float, float]:
-    """exp(x), exp(x) - 1 and exp(x) - 1 - x from one exponential, the last two without cancellation near zero."""
+    """exp(x), exp(x) - 1 and exp(x) - 1 - x from one exponential, the last two without cancellation near zero.
+
+    In float32 exp(x) is inf above its range and 0 where it would be subnormal; the others end at x = 88.3.
+    """
     return math.exp(x), math.expm1(x), math.expm1(x) - x
 
 
@@ -167,14 +172,17 @@ def _exp_and_remainders(x: Any) -> Any:
 
         def polynomial(x: Any) -> Any:
             bounded = _LOWEST if x < _LOWEST else x
-            bounded = _HIGHEST if bounded > _HIGHEST else bounded
+            bounded = _OVERFLOWING if bounded > _OVERFLOWING else bounded
             n = _rint(bounded * _LOG2_E)
             r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
             y = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
             square = y * r * r
-            scale = _two_to_the(n)
+            # 2^128 is no float32, but e^88.4 is: half of it is formed, and doubled.
+            scale = _two_to_the(_LARGEST_EXPONENT if n > _LARGEST_EXPONENT else n)
             less_one = (square + r) * scale + (scale - _ONE)
-            return (square + r + _ONE) * scale, less_one, square if n == _ZERO else less_one - x
+            power = (square + r + _ONE) * scale
+            power = power * _TWO if n > _LARGEST_EXPONENT else power
+            return _ZERO if x < _LOWEST else power, less_one, square if n == _ZERO else less_one - x
 
         return polynomial
     return lambda x: (math.exp(x), math.expm1(x), math.expm1(x) - x)
@@ -223,7 +231,6 @@ def _exp_weight(x: Any) -> Any:
 # log(1 + u) = 2 artanh(t), t = u / (2 + u) <= 1 / 3 for u <= 1: 2 t + t^3 times a polynomial in t^2 that is the best at
 # Chebyshev's nodes. Relative error 1.6e-8.
 _A0, _A1, _A2, _A3 = _f32(0.66666639), _f32(0.40007672), _f32(0.28233954), _f32(0.26867554)
-_TWO = _f32(2.0)
 
 
 def softplus_and_sigmoid(x: float) -> tuple[float, float]:

@@ -54,8 +54,7 @@ def test_modalities_apart_stacked_and_one_by_one_are_the_same(m, backend) -> Non
     results = F.reparameterised_gaussian(*apart, backend=backend)
     assert results[0].shape == (m, 4, 6)
     assert results[1].shape == (m, 4)
-    if backend != "reference":
-        assert results[0].transpose(0, 1).is_contiguous()
+    assert results[0].transpose(0, 1).is_contiguous()
     torch.testing.assert_close(results[0], sample)
     torch.testing.assert_close(results[1], divergence)
     found = gradients_of(list(results), [x for group in apart for x in group])
@@ -133,6 +132,40 @@ def test_extreme_gaussians(backend) -> None:
     assert divergence.isinf().tolist() == [True, False, False, True]
     assert divergence.isnan().tolist() == [False, False, True, False]
     assert sample[2].isnan().tolist() == [True, False]
+
+
+@BACKENDS
+def test_mappings_are_paired_by_their_keys(backend) -> None:
+    groups = [[x.detach() for x in gaussians(2, 3)[:2]] for _ in range(3)]
+    mean, logvar, noise = (dict(zip("ab", group, strict=True)) for group in groups)
+    turned = [dict(reversed(x.items())) for x in (logvar, noise)]
+    found = F.reparameterised_gaussian(mean, *turned, backend=backend)
+    for a, b in zip(found, F.reparameterised_gaussian(*groups, backend=backend), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@BACKENDS
+@pytest.mark.parametrize("bounds", [(-math.inf, 0.4), (-0.5, math.inf)])
+def test_a_bound_of_one_side(bounds, backend) -> None:
+    mean, logvar, noise = gaussians(20, 8)
+    found = F.reparameterised_gaussian(mean, logvar, noise, logvar_bounds=bounds, backend=backend)
+    truth = F.reparameterised_gaussian(mean, logvar.clamp(*bounds), noise, backend="reference")
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_deviations_beyond_float32_are_infinite_or_zero(backend) -> None:
+    logvar = torch.tensor([[174.0, 176.0, 176.7, 177.0, 177.3, 177.5, 200.0, 1e30], [-174.0, -176.0, *[-250.0] * 6]])
+    mean, noise = torch.zeros(2, 8), torch.tensor([[1.0], [-1.0]]).expand(2, 8).clone().requires_grad_()
+    sample, _ = F.reparameterised_gaussian(mean, logvar, noise, backend=backend)
+    truth, _ = F.reparameterised_gaussian(mean, logvar, noise, backend="reference")
+    assert truth[0].isinf().tolist() == [False] * 5 + [True] * 3
+    # What is subnormal may be zero.
+    torch.testing.assert_close(sample, truth, rtol=2e-6, atol=1.2e-38)
+    assert (sample[1, 2:] == 0).all()
+    (found,), (exact,) = (torch.autograd.grad(x.sum(), noise) for x in (sample, truth))
+    torch.testing.assert_close(found, exact, rtol=2e-6, atol=1.2e-38)
 
 
 def test_rows_longer_than_a_partial_sum() -> None:
@@ -237,6 +270,26 @@ A, TOKENS = torch.randn(6, 4), torch.randn(6, 2, 4)
             lambda: F.reparameterised_gaussian([A, A], [A, A, A], [A, A]),
             ValueError,
             r"expected as many means as logvars and noises, got 2, 3, 2",
+        ),
+        (
+            lambda: F.reparameterised_gaussian({"a": A, "b": A}, {"b": A, "a": A}, {"a": A, "c": A}),
+            ValueError,
+            r"mean and noise must have the same keys, got \['a', 'b'\] and \['a', 'c'\]",
+        ),
+        (
+            lambda: F.reparameterised_gaussian({"a": A, "b": A}, [A, A], [A, A]),
+            TypeError,
+            r"must all be tensors, .* got a mapping, a sequence, a sequence",
+        ),
+        (
+            lambda: F.reparameterised_gaussian(torch.stack([A, A]), [A, A], [A, A]),
+            TypeError,
+            r"must all be tensors, .* got a tensor, a sequence, a sequence",
+        ),
+        (
+            lambda: F.reparameterised_gaussian(A, A, A, logvar_bounds=(math.inf, math.inf)),
+            ValueError,
+            r"logvar_bounds must be finite, got inf",
         ),
         (
             lambda: F.reparameterised_gaussian(A, A, A, logvar_bounds=(1.0, 1.0)),

@@ -114,7 +114,8 @@ def _samples_backward(
                 d_noise = row_at(gradients[2 * m + k], i, d, d, divergence_upstream)
                 for j in range(d):
                     x = low if logvar[j] < low else logvar[j]
-                    d_noise[j] = g[j] * exp(half * (high if x > high else x))
+                    deviation, _, _ = exp_and_remainders(half * (high if x > high else x))
+                    d_noise[j] = g[j] * deviation
 
 
 @callback

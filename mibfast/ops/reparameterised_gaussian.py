@@ -47,11 +47,12 @@ def reparameterised_gaussian(
     ----------
     mean, logvar, noise : Tensor [..., d], or sequence of M tensors [N, d] or mapping to them
         Of one shape; float64, float32, bfloat16 or float16. All leading dimensions of a tensor together are the batch;
-        M modalities may be one tensor [M, N, d], or M tensors, which are not copied together. `noise` is standard
+        M modalities may be one tensor [M, N, d], or M tensors, which are not copied together. All three are given in
+        one of these forms; mappings have the same keys, in any order: that of `mean` counts. `noise` is standard
         normal, and may need a gradient.
     logvar_bounds : (float, float), optional
-        Log-variances are clamped to them. Unlike that of a plain clamp, the gradient outside is kept where descent
-        along it leads back inside.
+        Log-variances are clamped to them; -inf or inf leaves a side open. Unlike that of a plain clamp, the gradient
+        outside is kept where descent along it leads back inside.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -66,7 +67,8 @@ def reparameterised_gaussian(
     Raises
     ------
     TypeError, ValueError
-        For unequal shapes, dtypes, devices or numbers of modalities, or bounds that are not (low, high), low < high.
+        For unequal shapes, dtypes, devices, forms, keys or numbers of modalities, or bounds that are not (low, high),
+        low < high.
 
     Examples
     --------
@@ -81,7 +83,7 @@ def reparameterised_gaussian(
     (torch.Size([2, 3, 2]), torch.Size([2, 3]))
     """
     low, high = _bounds(logvar_bounds)
-    groups = [_tensors(name, x) for name, x in (("mean", mean), ("logvar", logvar), ("noise", noise))]
+    groups = _groups({"mean": mean, "logvar": logvar, "noise": noise})
     if not len(groups[0]) == len(groups[1]) == len(groups[2]):
         counts = ", ".join(str(len(group)) for group in groups)
         raise ValueError(f"{_NAME}: expected as many means as logvars and noises, got {counts}")
@@ -93,10 +95,11 @@ def reparameterised_gaussian(
     chosen = _backend.choose(_NAME, tensors[0].device, backend, offers_up_to_largest_m("M", m))
     if chosen == "reference":
         dtype = accumulation_dtype(tensors[0].dtype)
-        stacked = [(torch.stack(tensors[k * m : (k + 1) * m]) if m > 1 else tensors[k]).to(dtype) for k in range(3)]
+        stacked = [(torch.stack(tensors[k * m : (k + 1) * m], 1) if m > 1 else tensors[k]).to(dtype) for k in range(3)]
         sample, divergence = reference.reparameterised_gaussian(stacked[0], bounded(stacked[1], low, high), stacked[2])
-        return sample.to(tensors[0].dtype), divergence
-    sample, divergence = _ReparameterisedGaussian.apply(chosen, low, high, *tensors)  # type: ignore[no-untyped-call]
+        sample, divergence = sample.to(tensors[0].dtype), divergence.mT if m > 1 else divergence
+    else:
+        sample, divergence = _ReparameterisedGaussian.apply(chosen, low, high, *tensors)  # type: ignore[no-untyped-call]
     return (sample.transpose(0, 1), divergence) if m > 1 else (sample, divergence)
 
 
@@ -105,10 +108,38 @@ def _bounds(given: Any) -> tuple[float, float]:
         return -math.inf, math.inf
     if not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"{_NAME}: logvar_bounds must be (low, high), got {_check.described(given)}")
-    low, high = (_check.number(_NAME, "logvar_bounds", x) for x in given)
+    low, high = (
+        x if isinstance(x, float) and x == open_ended else _check.number(_NAME, "logvar_bounds", x)
+        for x, open_ended in zip(given, (-math.inf, math.inf), strict=True)
+    )
     if low >= high:
         raise ValueError(f"{_NAME}: logvar_bounds must be (low, high) with low < high, got {given}")
     return low, high
+
+
+def _groups(arguments: dict[str, Embeddings]) -> list[list[Tensor]]:
+    """Return the tensors of each argument, those of mappings in the order of the first one's keys."""
+    groups = [_tensors(name, x) for name, x in arguments.items()]
+    forms = [_form(x) for x in arguments.values()]
+    if len(set(forms)) > 1:
+        names, got = ", ".join(arguments), ", ".join(forms)
+        raise TypeError(f"{_NAME}: {names} must all be tensors, all sequences or all mappings, got {got}")
+    first_name, first = next(iter(arguments.items()))
+    if not isinstance(first, Mapping):
+        return groups
+    ordered = []
+    for name, x in arguments.items():
+        assert isinstance(x, Mapping)
+        if x.keys() != first.keys():
+            raise ValueError(
+                f"{_NAME}: {first_name} and {name} must have the same keys, got {list(first)} and {list(x)}"
+            )
+        ordered.append(_tensors(name, {key: x[key] for key in first}))
+    return ordered
+
+
+def _form(x: Embeddings) -> str:
+    return "a mapping" if isinstance(x, Mapping) else "a sequence" if isinstance(x, Sequence) else "a tensor"
 
 
 def _tensors(argument: str, x: Embeddings) -> list[Tensor]:
