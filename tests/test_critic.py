@@ -269,3 +269,18 @@ def test_means_repeat_bit_for_bit() -> None:
     for function in MEANS.values():
         first, second = (_mean_step(function, leaves, "cpu") for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_rows_far_below_those_of_later_blocks_keep_their_gradients() -> None:
+    """Their weights, e^-60 of the total, are numbers of float32 still."""
+    n, later = 2600, 2500
+    x, y = 0.1 * torch.randn(n, 4), torch.randn(n, 4)
+    x[:, 0], y[:, 0] = 0.0, 1.0
+    x[later:, 0] = 60.0
+    leaves = [x.requires_grad_(), y]
+    wide = [x.detach().double().requires_grad_(), y.double()]
+    (found,) = torch.autograd.grad(F.critic_log_mean_exp(*leaves, backend="cpu"), leaves[0])
+    (exact,) = torch.autograd.grad(F.critic_log_mean_exp(*wide, backend="reference"), wide[0])
+    assert exact[:later].abs().max() < 1e-28
+    errors = (found.double() - exact)[:later].norm(dim=1) / exact[:later].norm(dim=1)
+    assert errors.max() < 1e-3

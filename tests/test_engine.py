@@ -211,3 +211,21 @@ def test_blocks_of_many_columns_are_shorter() -> None:
         found = [(first, block.shape) for first, block in engine_cpu.blocks(scores_cpu.INNER_PRODUCT, rows, columns)]
         assert found[0] == (0, (height, count))
         assert sum(shape[0] for _, shape in found) == n
+
+
+@pytest.mark.parametrize(
+    "row_lse",
+    [
+        [0.5, -math.inf, 3.0],
+        [-math.inf, -math.inf],
+        [-math.inf, math.nan],
+        [math.inf, -math.inf],
+        [math.inf, math.inf],
+        [math.inf, math.nan, 1.0],
+    ],
+    ids=str,
+)
+def test_the_log_sum_exp_of_rows_is_that_of_torch(row_lse) -> None:
+    found = torch.tensor(cpu.log_sum_exp_of_rows(np.array(row_lse)), dtype=torch.float64)
+    expected = torch.logsumexp(torch.tensor(row_lse, dtype=torch.float64), 0)
+    torch.testing.assert_close(found, expected, equal_nan=True)

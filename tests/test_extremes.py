@@ -1,5 +1,6 @@
 """Where losses usually break: aligned modalities, tiny temperatures, large and small scales, zeros, NaN."""
 
+import importlib.util
 import math
 
 import pytest
@@ -10,6 +11,10 @@ from mibfast import losses
 
 KEYS = pytest.mark.parametrize("keys", ["per_sample", "pairwise"])
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
+    reason="Triton is not there, or there is a GPU and its interpreter is off",
+)
 
 
 def _loss_and_gradients(loss, views):
@@ -44,6 +49,24 @@ def test_scale_does_not_matter(scale, keys, backend) -> None:
     plain = F.one_vs_all_info_nce(views, ridge=0.0, keys=keys, backend=backend)
     scaled = F.one_vs_all_info_nce([scale * z for z in views], ridge=0.0, keys=keys, backend=backend)
     torch.testing.assert_close(scaled, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=interpreted)])
+@pytest.mark.parametrize("ridge", [1e2, 1e4, 1e6, 1e8])
+def test_a_ridge_far_above_the_embeddings_cancels_no_cosine(ridge, backend) -> None:
+    """Projections shrink, and their direction stays; with ridge 1e-8 that is so of embeddings of norm 1e-7."""
+    exact = [torch.randn(3, 6, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)]
+    wide, narrow = ([x.to(dtype).requires_grad_() for x in exact] for dtype in (torch.float64, torch.float32))
+    candidates = wide[0].expand(2, 3, 6)
+    contexts = wide[1][:, None].expand(2, 3, 2, 6)
+    projections = F.ridge_projection(candidates, contexts, ridge, backend="reference")
+    truth = torch.cosine_similarity(candidates, projections, dim=-1, eps=1e-30)
+    found = F.projection_score(*narrow, ridge, backend=backend)
+    torch.testing.assert_close(found.double(), truth, rtol=2e-6, atol=1e-6)
+    weights = torch.randn(2, 3, dtype=torch.float64)
+    gradients = torch.autograd.grad((found * weights).sum(), narrow)
+    for a, b in zip(gradients, torch.autograd.grad((truth * weights).sum(), wide), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
 @BACKENDS

@@ -259,20 +259,20 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("with_shrinkage", [True, False])
+@pytest.mark.parametrize("with_grams", [True, False])
 @pytest.mark.parametrize(("k", "ridge"), [(1, 1e-8), (3, 0.3), (16, 0.3)])
-def test_whitened_bases(k, ridge, with_shrinkage) -> None:
+def test_whitened_bases(k, ridge, with_grams) -> None:
     from mibfast.kernels.projection import triton as projection
 
     contexts = [torch.randn(2, 21, dtype=torch.float64, requires_grad=True) for _ in range(k)]
     upper = torch.triu_indices(k, k)
     bases, full = reference.whitened_bases(torch.stack(contexts, 1), ridge)
-    shrinkage = full[:, upper[0], upper[1]].T
+    grams = full[:, upper[0], upper[1]].T
     found = projection.whitened_bases(contexts, ridge, torch.float64)
     torch.testing.assert_close(found[0], bases.detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found[1], shrinkage.detach(), rtol=1e-10, atol=1e-12)
-    g, h = torch.randn_like(bases), torch.randn_like(shrinkage) if with_shrinkage else None
-    loss = (bases * g).sum() + ((shrinkage * h).sum() if h is not None else 0.0)
+    torch.testing.assert_close(found[1], grams.detach(), rtol=1e-10, atol=1e-12)
+    g, h = torch.randn_like(bases), torch.randn_like(grams) if with_grams else None
+    loss = (bases * g).sum() + ((grams * h).sum() if h is not None else 0.0)
     already = [torch.randn_like(x) for x in contexts]
     gradients = [x.clone() for x in already]
     projection.whitened_bases_backward(g, h, contexts, ridge, gradients)
@@ -364,13 +364,13 @@ def _basis_kernels(k: int) -> list[tuple]:
     basis = {"target": x, "target_stride": _STRIDE, "basis": x, "basis_stride": _STRIDE, "vector_stride": _STRIDE}
     of_basis = {"upstream": x, "upstream_stride": _STRIDE, "d_target": x, "d_basis": x}
     contexts = {"contexts": [x] * k, "strides": [_STRIDE] * k, "N": _INT}
-    whitened = {"bases": wide, "shrinkage": wide}
-    of_whitened = {"d_bases": wide, "d_shrinkage": wide, "gradients": [wide] * k}
+    whitened = {"bases": wide, "grams": wide}
+    of_whitened = {"d_bases": wide, "d_grams": wide, "gradients": [wide] * k}
     return [
         _projection("_ridge_projection", k, basis | {"out": x}, K=k, RIDGE=1e-8),
         _projection("_ridge_projection_backward", k, basis | of_basis, K=k, RIDGE=1e-8),
         _projection("_whiten", k, contexts | whitened, K=k, RIDGE=1e-8),
-        _projection("_whiten_backward", k, contexts | of_whitened, K=k, RIDGE=1e-8, SHRINKAGE=True),
+        _projection("_whiten_backward", k, contexts | of_whitened, K=k, RIDGE=1e-8, GRAMS=True),
     ]
 
 

@@ -77,13 +77,12 @@ def _of_a_tile(
 
 def _ridge_projection(c, norm, statistics):
     k = len(c)
-    u = c.new_zeros(k, k, *c.shape[1:])
+    v = c.new_zeros(k, k, *c.shape[1:])
     places = torch.triu_indices(k, k).tolist()
     for entry, (i, j) in enumerate(zip(*places, strict=True)):
-        u[i, j] = u[j, i] = statistics[entry]
+        v[i, j] = v[j, i] = statistics[entry]
     c = norm * c
-    w = (c * c).sum(0)
-    return w / (w - torch.einsum("kij,klij,lij->ij", c, u, c)).sqrt()
+    return (c * c).sum(0) / torch.einsum("kij,klij,lij->ij", c, v, c).sqrt()
 
 
 def _gram_volume(c, norm, statistics):
@@ -118,8 +117,11 @@ def _arguments(k, s):
     generator = torch.Generator().manual_seed(k)
     shapes = ((k, 16, 16), (16,), (s, 16), (16, 16))
     c, norms, statistics, weights = (torch.rand(x, generator=generator).double() for x in shapes)
-    # Far from where a root ends: U is small beside the identity, and norms are above the squared tiles.
-    return c - 0.5, norms + 2.0, 0.2 * statistics + 0.05, weights - 0.5
+    # Far from where a root ends: V is near the identity, and norms are above the squared tiles.
+    statistics = 0.2 * statistics + 0.05
+    if s == k * (k + 1) // 2:
+        statistics[(torch.triu_indices(k, k).diff(dim=0) == 0)[0]] += 1.0
+    return c - 0.5, norms + 2.0, statistics, weights - 0.5
 
 
 @pytest.mark.parametrize(("score", "formula", "k", "s"), CASES, ids=IDS)

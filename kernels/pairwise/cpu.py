@@ -34,7 +34,7 @@ _QUIET = np.errstate(all="ignore")
 _DEEPEST_COLUMN = {torch.float32: 80.0, torch.float64: 600.0}
 # e^(R_i - C_j) is formed as a product of two numbers while no R exceeds a C by more, nats.
 _LARGEST_EXCESS = {torch.float32: 60.0, torch.float64: 600.0}
-# A shrinkage U changes a cosine by less than U / 2, float32 rounds it by 6e-8.
+# A Gram matrix I - U of bases changes a cosine by less than U / 2, float32 rounds it by 6e-8.
 _UNSEEN_SHRINKAGE = 2e-8
 
 
@@ -275,9 +275,11 @@ def log_sum_exps_gradient(
 @_QUIET
 def log_sum_exp_of_rows(row_lse: np.ndarray) -> float:
     """The log-sum-exp over all pairs from those of rows [N]."""
-    level = float(np.fmax.reduce(row_lse))
-    if not abs(level) < math.inf:
-        return float(row_lse.sum()) if level != -math.inf else level
+    if np.isnan(row_lse).any():
+        return math.nan
+    level = float(row_lse.max())
+    if math.isinf(level):
+        return level
     return level + math.log(float(np.exp(row_lse - level).sum()))
 
 
@@ -316,8 +318,9 @@ def log_sum_exp_of_all_with_gradient(
     )
     total = log_sum_exp_of_rows(row_state[reductions.LSE])
     if gradients.rows is not None:
-        by_row = np.exp(levels - total) / scale
-        gradients.rows.mul_(torch.from_numpy(by_row[:, None].astype(rows.numpy_dtype)))
+        # In two steps: e^(R - L) 2^-58 is subnormal in float32 where e^(R - L) is not.
+        by_row = np.exp(levels - total)[:, None].astype(rows.numpy_dtype)
+        gradients.rows.mul_(torch.from_numpy(by_row)).mul_(1.0 / scale)
     return total, float(np.exp(level - total)) / scale
 
 
@@ -425,10 +428,10 @@ def projection_columns(contexts: Sequence[Tensor], ridge: float) -> tuple[int, e
 
     Where the ridge shrinks no float32 projection by anything that float32 shows, the score that leaves it out serves.
     """
-    bases, shrinkage, largest = projection.whitened_bases(contexts, ridge)
+    bases, grams, largest = projection.whitened_bases(contexts, ridge)
     if bases.dtype == torch.float32 and largest <= _UNSEEN_SHRINKAGE:
-        return scores.PROJECTION, engine.Columns(bases, shrinkage[:0])
-    return scores.RIDGE_PROJECTION, engine.Columns(bases, shrinkage)
+        return scores.PROJECTION, engine.Columns(bases, grams[:0])
+    return scores.RIDGE_PROJECTION, engine.Columns(bases, grams)
 
 
 def column_gradients(columns: engine.Columns) -> tuple[Tensor, Tensor | None]:

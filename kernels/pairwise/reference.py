@@ -35,10 +35,10 @@ def inner_product(rows: Tensor, columns: Tensor) -> Tensor:
 def projection_cosine(rows: Tensor, context: Tensor, ridge: float) -> Tensor:
     """Scores cos(q, P_j q) of rows [N, d] and contexts [N', K, d], P_j the ridge projector of context j: [N, N']."""
     dtype = accumulation_dtype(rows.dtype)
-    bases, shrinkage = projection.whitened_bases(context, ridge)
+    bases, grams = projection.whitened_bases(context, ridge)
     tiles = torch.einsum("id,kjd->kij", unit(rows.to(dtype)), bases.to(dtype))
     numerator = (tiles * tiles).sum(0)
-    squared_norm = numerator - torch.einsum("kij,jkl,lij->ij", tiles, shrinkage.to(dtype), tiles)
+    squared_norm = torch.einsum("kij,jkl,lij->ij", tiles, grams.to(dtype), tiles)
     positive = squared_norm > 0
     norm = squared_norm.masked_fill(~positive, 1.0).sqrt()
     # NaN is not positive, and must stay.

@@ -88,24 +88,24 @@ def _projection_gradient(
 
 @inline
 def _ridge_terms(tiles: Any, column_statistics: Any, numerator: Any, squared_norm: Any) -> None:
-    """w = c . c and v = w - c^T U c, where `column_statistics` holds the upper triangle of U_j, row by row."""
+    """w = c . c and v = c^T V c, where `column_statistics` holds the upper triangle of V_j, row by row."""
     _squared_norm(tiles, numerator)
-    two = tiles.dtype.type(2.0)
+    zero, two = tiles.dtype.type(0.0), tiles.dtype.type(2.0)
     for j in range(numerator.size):
-        squared_norm[j] = numerator[j]
+        squared_norm[j] = zero
     entry = 0
     for k in range(tiles.shape[0]):
         c = tiles[k]
-        u = column_statistics[entry]
+        own = column_statistics[entry]
         entry += 1
         for j in range(numerator.size):
-            squared_norm[j] -= u[j] * c[j] * c[j]
+            squared_norm[j] += own[j] * c[j] * c[j]
         for other in range(k + 1, tiles.shape[0]):
             b = tiles[other]
-            u = column_statistics[entry]
+            shared = column_statistics[entry]
             entry += 1
             for j in range(numerator.size):
-                squared_norm[j] -= two * u[j] * c[j] * b[j]
+                squared_norm[j] += two * shared[j] * c[j] * b[j]
 
 
 @inline
@@ -124,16 +124,16 @@ def _ridge_projection(tiles: Any, column_statistics: Any, scratch: Any) -> Any:
 def _ridge_projection_gradient(
     tiles: Any, column_statistics: Any, weights: Any, factor: Any, column_gradient: Any, scratch: Any
 ) -> None:
-    """With r = 1 / sqrt(v), g = w r^3: ds/dc = (2 r - g) c + g U c; ds/dU_kl = g c_k c_l, halved on the diagonal."""
+    """With r = 1 / sqrt(v), g = w r^3: ds/dc = 2 r c - g V c; ds/dV_kl = -g c_k c_l, halved on the diagonal."""
     zero, half = tiles.dtype.type(0.0), tiles.dtype.type(0.5)
     one, two = tiles.dtype.type(1.0), tiles.dtype.type(2.0)
     g, own = scratch[1], scratch[2]
     _ridge_terms(tiles, column_statistics, g, own)
     for j in range(g.size):
-        v = own[j]
-        r = zero if v <= zero else one / math.sqrt(v)
+        squared_norm = own[j]
+        r = zero if squared_norm <= zero else one / math.sqrt(squared_norm)
         cubed = g[j] * r * r * r
-        own[j] = weights[j] * (two * r - cubed)
+        own[j] = weights[j] * two * r
         g[j] = weights[j] * cubed
     entry = 0
     for k in range(tiles.shape[0]):
@@ -143,15 +143,15 @@ def _ridge_projection_gradient(
         for other in range(tiles.shape[0]):
             b = tiles[other]
             low, high = min(k, other), max(k, other)
-            u = column_statistics[low * tiles.shape[0] - (low * (low - 1)) // 2 + high - low]
+            v = column_statistics[low * tiles.shape[0] - (low * (low - 1)) // 2 + high - low]
             for j in range(g.size):
-                out[j] += g[j] * u[j] * b[j]
+                out[j] -= g[j] * v[j] * b[j]
             if other >= k:
                 share = factor * (half if other == k else one)
                 gradient = column_gradient[entry]
                 entry += 1
                 for j in range(g.size):
-                    gradient[j] += share * g[j] * c[j] * b[j]
+                    gradient[j] -= share * g[j] * c[j] * b[j]
     for k in range(tiles.shape[0]):
         tiles[k, :] = scratch[3 + k]
 

@@ -54,15 +54,15 @@ def _times(tiles, factor):
 
 @triton.jit
 def _ridge_terms(tiles, column_statistics):
-    """w = c . c and v = w - c^T U c, where the statistics are the upper triangle of U_j, row by row."""
+    """w = c . c and v = c^T V c, where the statistics are the upper triangle of V_j, row by row."""
     w = tiles[0] * tiles[0]
     for k in tl.static_range(1, len(tiles)):
         w += tiles[k] * tiles[k]
-    v = w
+    v = w * 0.0
     for k in tl.static_range(len(tiles)):
         for other in tl.static_range(k, len(tiles)):
-            u = column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k]
-            v -= (1.0 if other == k else 2.0) * u * tiles[k] * tiles[other]
+            own = column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k]
+            v += (1.0 if other == k else 2.0) * own * tiles[k] * tiles[other]
     return w, v
 
 
@@ -85,7 +85,7 @@ def _ridge_projection(tiles, row_statistic, column_statistics):
 
 @triton.jit
 def _ridge_projection_gradient(tiles, row_statistic, column_statistics, weights):
-    """With r = 1 / sqrt(v), g = w r^3: ds/dc = (2 r - g) c + g U c; ds/dU_kl = g c_k c_l, halved on the diagonal."""
+    """With r = 1 / sqrt(v), g = w r^3: ds/dc = 2 r c - g V c; ds/dV_kl = -g c_k c_l, halved on the diagonal."""
     c = _times(tiles, row_statistic)
     w, v = _ridge_terms(c, column_statistics)
     r = _inverse_square_root(v)
@@ -94,12 +94,12 @@ def _ridge_projection_gradient(tiles, row_statistic, column_statistics, weights)
     of_statistics = ()
     of_row = 0.0
     for k in tl.static_range(len(tiles)):
-        of_c = (2.0 * weights * r - g) * c[k]
+        of_c = 2.0 * weights * r * c[k]
         for other in tl.static_range(k):
-            of_c += g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * c[other]
+            of_c -= g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * c[other]
         for other in tl.static_range(k, len(tiles)):
-            of_c += g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * c[other]
-            of_statistics = of_statistics + ((0.5 if other == k else 1.0) * g * c[k] * c[other],)
+            of_c -= g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * c[other]
+            of_statistics = of_statistics + ((-0.5 if other == k else -1.0) * g * c[k] * c[other],)
         of_row += of_c * tiles[k]
         of_tiles = of_tiles + (of_c * row_statistic,)
     return of_tiles, of_row, of_statistics

@@ -237,11 +237,11 @@ def info_nce_mean(
 def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engine.Scalar) -> engine.Pairs:
     """Pairs of queries [N, d] and K contexts [N', d] each, scored by the query's cosine with its ridge projection."""
     dtype = engine.operand_dtype(query.dtype)
-    bases, shrinkage = projection.whitened_bases(contexts, ridge, dtype)
+    bases, grams = projection.whitened_bases(contexts, ridge, dtype)
     norms = torch.linalg.vector_norm(query.detach(), dim=1, dtype=torch.float64)
     inverse_norms = torch.where(norms == 0.0, 0.0, norms.reciprocal()).float()
     rows = engine.rows_in_place(query.to(dtype))
-    return engine.Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=shrinkage)
+    return engine.Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=grams)
 
 
 def bring_back_cosines(

@@ -320,33 +320,48 @@ def _whiten(
     end: int,
     ridge: float,
     bases: Any,
-    shrinkage: Any,
+    grams: Any,
     z: Any,
     small: Any,
 ) -> float:
-    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, shrinkage = W ridge W^T (upper
-    triangle).
+    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases = W A, grams = W A A^T W^T (upper triangle).
 
-    Returns the largest number in `shrinkage`.
+    Returns the largest number in I - grams.
     """
     m = z.shape[0]
-    gram, w, in_effect = small[:m], small[m : 2 * m], small[2 * m]
+    gram, w, kept, in_effect, product = (
+        small[:m],
+        small[m : 2 * m],
+        small[2 * m : 3 * m],
+        small[3 * m],
+        small[3 * m + 1],
+    )
     largest = 0.0
     for i in range(begin, end):
         _load(addresses, strides, i, bases, z)
         _gram(z, gram)
+        for k in range(m):
+            for other in range(k + 1):
+                kept[k, other] = gram[k, other]
+                kept[other, k] = gram[k, other]
         _cholesky_inverse(gram, ridge, w, in_effect)
         entry = 0
         for k in range(m):
             _combine(w[k], z, False, bases[k, i])
+            for other in range(m):
+                total = 0.0
+                for inner in range(k + 1):
+                    total += w[k, inner] * kept[inner, other]
+                product[other] = total
             for other in range(k, m):
-                u = 0.0
-                for inner in range(m):
-                    u += w[k, inner] * in_effect[inner] * w[other, inner]
-                shrinkage[entry, i] = u
+                v = 0.0
+                for inner in range(other + 1):
+                    v += product[inner] * w[other, inner]
+                grams[entry, i] = v
                 entry += 1
+                u = abs(1.0 - v) if other == k else abs(v)
                 # Not `u > largest`, which a NaN fails.
-                largest = largest if abs(u) <= largest else abs(u)
+                largest = largest if u <= largest else u
     return largest
 
 
@@ -358,7 +373,7 @@ def _whiten_backward(
     end: int,
     ridge: float,
     bases_gradient: Any,
-    shrinkage_gradient: Any,
+    grams_gradient: Any,
     gradient_addresses: Any,
     z: Any,
     g: Any,
@@ -367,8 +382,8 @@ def _whiten_backward(
 ) -> None:
     """Add to dA the gradient of what `_whiten` gives, the ridge in effect held constant.
 
-    dW = dB A^T + 2 dU W ridge; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its diagonal halved (the
-    Cholesky factor's backward); dA = W^T dB + (X + X^T) A.
+    With V = I - W ridge W^T: dW = dB A^T - 2 dV W ridge; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its
+    diagonal halved (the Cholesky factor's backward); dA = W^T dB + (X + X^T) A.
     """
     m, d = z.shape
     gram, w, u, dw, x = small[:m], small[m : 2 * m], small[2 * m : 3 * m], small[3 * m : 4 * m], small[4 * m : 5 * m]
@@ -383,7 +398,7 @@ def _whiten_backward(
             for j in range(d):
                 g[k, j] = row[j]
             for other in range(k, m):
-                x[k, other] = shrinkage_gradient[entry, i]
+                x[k, other] = grams_gradient[entry, i]
                 entry += 1
         for k in range(m):
             for other in range(m):
@@ -392,7 +407,7 @@ def _whiten_backward(
             for other in range(k + 1):
                 total = _dot(g[k], z[other])
                 for inner in range(m):
-                    total += 2.0 * u[k, inner] * w[inner, other] * in_effect[other]
+                    total -= 2.0 * u[k, inner] * w[inner, other] * in_effect[other]
                 dw[k, other] = total
         # u = phi(-tril(dW) W^T)
         for k in range(m):
@@ -548,14 +563,14 @@ def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tenso
 
 
 def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor, float]:
-    """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and U [K (K + 1) / 2, N], and the largest of U.
+    """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and V [K (K + 1) / 2, N], the largest of I - V.
 
-    With L L^T = A^T A + ridge I: B = A L^-T, and U = L^-1 ridge L^-T is what B^T B lacks of the identity, its upper
-    triangle row by row. float64 for float64 contexts, else float32.
+    With L L^T = A^T A + ridge I: B = A L^-T, and V = B^T B, its upper triangle row by row. Both are formed in float64;
+    float64 for float64 contexts, else float32.
     """
     sources = RowAddresses(contexts)
     m, d, n, count = sources.m, sources.d, sources.n, slots(sources.n, _GRAIN)
-    bases, shrinkage, largest = sources.empty(m, n, d), sources.empty(m * (m + 1) // 2, n), np.zeros(count)
+    bases, grams, largest = sources.empty(m, n, d), sources.empty(m * (m + 1) // 2, n), np.zeros(count)
 
     def of_slot(slot: int) -> None:
         begin, end = _bounds(n, count, slot)
@@ -566,18 +581,18 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Te
             end,
             ridge,
             bases,
-            shrinkage,
+            grams,
             np.empty((m, d)),
-            np.empty((2 * m + 1, m)),
+            np.empty((3 * m + 2, m)),
         )
 
     parallel(of_slot, count)
-    return torch.from_numpy(bases), torch.from_numpy(shrinkage), float(largest.max())
+    return torch.from_numpy(bases), torch.from_numpy(grams), float(largest.max())
 
 
 def whitened_bases_backward(
     bases_gradient: Tensor,
-    shrinkage_gradient: Tensor | None,
+    grams_gradient: Tensor | None,
     contexts: Sequence[Tensor],
     ridge: float,
     gradients: Sequence[Tensor],
@@ -586,10 +601,8 @@ def whitened_bases_backward(
     sources = RowAddresses(contexts)
     m, d, n, count = sources.m, sources.d, sources.n, slots(sources.n, _GRAIN)
     addresses = np.array([x.data_ptr() for x in gradients], np.int64)
-    if shrinkage_gradient is None:
-        shrinkage = np.zeros((m * (m + 1) // 2, n), sources.dtype)
-    else:
-        shrinkage = shrinkage_gradient.numpy()
+    zeros = (m * (m + 1) // 2, n)
+    of_grams = np.zeros(zeros, sources.dtype) if grams_gradient is None else grams_gradient.numpy()
 
     def of_slot(slot: int) -> None:
         begin, end = _bounds(n, count, slot)
@@ -600,7 +613,7 @@ def whitened_bases_backward(
             end,
             ridge,
             bases_gradient.numpy(),
-            shrinkage,
+            of_grams,
             addresses,
             np.empty((m, d)),
             np.empty((m, d)),

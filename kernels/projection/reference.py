@@ -51,12 +51,11 @@ def leave_one_out_projection(embeddings: Sequence[Tensor], ridge: float) -> Tens
 
 
 def whitened_bases(basis: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Whiten bases [N, K, d]: B = A L^-T as [K, N, d] and U = L^-1 lambda L^-T as [N, K, K], both float64.
+    """Whiten bases [N, K, d]: B = A L^-T as [K, N, d] and V = B^T B as [N, K, K], both float64.
 
-    With L L^T = A^T A + lambda I, the projection of q is B B^T q and its squared norm is c^T (I - U) c with c = B^T q.
+    With L L^T = A^T A + lambda I, the projection of q is B B^T q and its squared norm is c^T V c with c = B^T q. V is
+    not formed as I - L^-1 lambda L^-T: beside a lambda far above |A|^2 nothing would be left of it.
     """
-    factor, in_effect = cholesky(basis, ridge)
+    factor, _ = cholesky(basis, ridge)
     whitened = torch.linalg.solve_triangular(factor, basis.double(), upper=False)
-    eye = torch.eye(basis.shape[-2], dtype=torch.float64, device=basis.device).expand_as(factor)
-    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-    return whitened.transpose(0, 1), (inverse * in_effect[..., None, :]) @ inverse.mT
+    return whitened.transpose(0, 1), whitened @ whitened.mT

@@ -404,7 +404,7 @@ def _whiten(
     contexts,
     strides,
     bases,
-    shrinkage,
+    grams,
     N,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -412,14 +412,15 @@ def _whiten(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases [K, N, d] = W A, shrinkage = W ridge W^T."""
+    """With W = L^-1, L L^T = A A^T + ridge I for the K rows of A: bases [K, N, d] = W A, grams = their own."""
     sample = tl.program_id(0).to(tl.int64)
     begin = _pointers(contexts, strides, sample, K, ROWS)
-    w, in_effect = _inverse_cholesky(_gram(begin, K, D, ROWS, COLUMNS), K, RIDGE, ROWS)
-    to, inside = _triangle(shrinkage, sample, N, K, ROWS)
-    u = _product(w * in_effect, tl.trans(w), K, ROWS)
+    gram = _gram(begin, K, D, ROWS, COLUMNS)
+    w, _ = _inverse_cholesky(gram, K, RIDGE, ROWS)
+    to, inside = _triangle(grams, sample, N, K, ROWS)
+    v = _product(_product(w, gram, K, ROWS), tl.trans(w), K, ROWS)
     upper = tl.arange(0, ROWS)[:, None] <= tl.arange(0, ROWS)[None, :]
-    tl.store(to, u.to(shrinkage.dtype.element_ty), mask=inside & upper)
+    tl.store(to, v.to(grams.dtype.element_ty), mask=inside & upper)
     results = bases + tl.arange(0, ROWS).to(tl.int64) * N * D + sample * D
     for start in range(0, D, COLUMNS):
         x = _load(begin, start, K, D, ROWS, COLUMNS)
@@ -429,7 +430,7 @@ def _whiten(
 @triton.jit(do_not_specialize=["N"])
 def _whiten_backward(
     d_bases,
-    d_shrinkage,
+    d_grams,
     contexts,
     strides,
     gradients,
@@ -437,14 +438,14 @@ def _whiten_backward(
     K: tl.constexpr,
     D: tl.constexpr,
     RIDGE: tl.constexpr,
-    SHRINKAGE: tl.constexpr,
+    GRAMS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Add to dA the gradient of what `_whiten` gives, the ridge in effect held constant.
 
-    dW = dB A^T + 2 dU W ridge; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its diagonal halved (the
-    Cholesky factor's backward); dA = W^T dB + (X + X^T) A.
+    With V = I - W ridge W^T: dW = dB A^T - 2 dV W ridge; X = W^T phi(-tril(dW) W^T) W with phi the lower triangle, its
+    diagonal halved (the Cholesky factor's backward); dA = W^T dB + (X + X^T) A.
     """
     sample = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
@@ -456,11 +457,11 @@ def _whiten_backward(
         gram += _inner_products(x, x, K, ROWS)
         dw += _inner_products(_load(above, start, K, D, ROWS, COLUMNS), x, K, ROWS)
     w, in_effect = _inverse_cholesky(gram, K, RIDGE, ROWS)
-    if SHRINKAGE:
-        at, inside = _triangle(d_shrinkage, sample, N, K, ROWS)
-        du = tl.load(at, mask=inside, other=0.0).to(tl.float64)
-        du = tl.where(row == column, du, 0.5 * du)
-        dw += 2.0 * _product(du, w * in_effect, K, ROWS)
+    if GRAMS:
+        at, inside = _triangle(d_grams, sample, N, K, ROWS)
+        dv = tl.load(at, mask=inside, other=0.0).to(tl.float64)
+        dv = tl.where(row == column, dv, 0.5 * dv)
+        dw -= 2.0 * _product(dv, w * in_effect, K, ROWS)
     dw = tl.where(column <= row, dw, 0.0)
     phi = -_product(dw, tl.trans(w), K, ROWS)
     phi = tl.where(column < row, phi, tl.where(column == row, 0.5 * phi, 0.0))
@@ -653,22 +654,22 @@ def ridge_projection_backward(upstream: Tensor, target: Tensor, basis: Tensor, r
 
 
 def whitened_bases(contexts: Sequence[Tensor], ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and U [K (K + 1) / 2, N].
+    """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and V [K (K + 1) / 2, N].
 
-    With L L^T = A^T A + ridge I: B = A L^-T, and U = L^-1 ridge L^-T is what B^T B lacks of the identity, its upper
-    triangle row by row. B is of the dtype given, U float64 for float64 contexts, else float32. The largest of U, which
-    the CPU's launcher adds, is left out: it would have to be read back.
+    With L L^T = A^T A + ridge I: B = A L^-T, and V = B^T B, its upper triangle row by row. B is of the dtype given, V
+    float64 for float64 contexts, else float32. The largest of I - V, which the CPU's launcher adds, is left out: it
+    would have to be read back.
     """
     matrices, k, (n, d) = _matrices(contexts), len(contexts), contexts[0].shape
     bases = contexts[0].new_empty((k, n, d), dtype=dtype)
-    shrinkage = contexts[0].new_empty((k * (k + 1) // 2, n), dtype=_accumulation_dtype(contexts[0]))
+    grams = contexts[0].new_empty((k * (k + 1) // 2, n), dtype=_accumulation_dtype(contexts[0]))
     tile = sample_tile(d, k)
     with on_device_of(bases):
         _whiten[(n,)](
             matrices,
             _strides(matrices),
             bases,
-            shrinkage,
+            grams,
             n,
             K=k,
             D=d,
@@ -677,12 +678,12 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float, dtype: torch.dtype)
             COLUMNS=tile.columns,
             num_warps=tile.warps,
         )
-    return bases, shrinkage
+    return bases, grams
 
 
 def whitened_bases_backward(
     bases_gradient: Tensor,
-    shrinkage_gradient: Tensor | None,
+    grams_gradient: Tensor | None,
     contexts: Sequence[Tensor],
     ridge: float,
     gradients: Sequence[Tensor],
@@ -694,7 +695,7 @@ def whitened_bases_backward(
     with on_device_of(d_bases):
         _whiten_backward[(n,)](
             d_bases,
-            d_bases if shrinkage_gradient is None else shrinkage_gradient.contiguous(),
+            d_bases if grams_gradient is None else grams_gradient.contiguous(),
             matrices,
             _strides(matrices),
             tuple(gradients),
@@ -702,7 +703,7 @@ def whitened_bases_backward(
             K=k,
             D=d,
             RIDGE=_ridge(ridge),
-            SHRINKAGE=shrinkage_gradient is not None,
+            GRAMS=grams_gradient is not None,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             num_warps=tile.warps,
