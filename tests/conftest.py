@@ -2,11 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+
+from mibfast.kernels import interpreter
 
 if not torch.cuda.is_available():
     # Read when a kernel's file is imported, so before any is.
@@ -14,22 +14,10 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _interpreter_of_new_numpy() -> Iterator[None]:
-    """Triton 3.6 turns arrays of one number into ints, for bounds of loops; NumPy 2.4 refuses."""
-    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
-        yield
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-    yield
-    interpreter._patch_lang_tensor = patch
+def _interpreter_of_new_numpy() -> None:
+    """For tests that launch a kernel without the operation that imports it."""
+    if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        interpreter.mend()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,9 @@ compiler makes of them for GPUs is asked apart.
 # ruff: noqa: RUF005 - jit functions build tuples by addition
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -407,6 +410,18 @@ def test_factors_compile_without_spills(capability) -> None:
         for elements in (("bf16", "bf16"), ("fp32", "fp32"))
     ]
     assert_compiled_without_spills([_factors(*case) for case in cases], capability)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
+def test_the_interpreter_runs_in_a_process_of_its_own() -> None:
+    """Where nothing of the tests helps it."""
+    code = (
+        "import torch; from mibfast import functional as F; a, b = torch.eye(3, 4), torch.ones(3, 4);"
+        "torch.testing.assert_close(F.gram_volume(a, [b], backend='triton'), F.gram_volume(a, [b], backend='cpu'))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast import _buffers
+from mibfast import _buffers, _env
+from mibfast.kernels import interpreter
 from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -25,6 +26,8 @@ _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 def kernels(folder: str, backend: str) -> ModuleType:
     """Import `mibfast.kernels.<folder>.<backend>`, on first use: compilers are not loaded by `import mibfast`."""
+    if backend == "triton" and _env.triton_interpreted():
+        interpreter.mend()
     return importlib.import_module(f"mibfast.kernels.{folder}.{backend}")
 
 
