@@ -13,12 +13,14 @@ def matrix_product(x: Tensor, y: Tensor, out: Tensor | None = None, add: bool = 
 
     The result is float32 where x is of half precision, unless `out` is of its dtype; else of the dtype of x.
     """
+    if add and out is None:
+        raise ValueError("matrix_product: add=True needs out, which the product is added to, got None")
     options: dict[str, Any] = {} if out is None else {"out": out}
     if x.dtype.itemsize == 2 and (out is None or out.dtype != x.dtype):
         if x.device.type == "cuda":
             options["out_dtype"] = torch.float32
         else:  # the interpreter: CPU products are of one dtype
             x, y = x.float(), y.float()
-    if add and out is not None:
+    if out is not None and add:
         return torch.addmm(out, x, y, **options)
     return torch.mm(x, y, **options)

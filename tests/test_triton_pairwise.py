@@ -19,6 +19,7 @@ from triton_compilation import assert_compiled_without_spills, of_pairwise_engin
 
 from mibfast import functional as F
 from mibfast.kernels import launch_configuration
+from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import reference
 
 triton = pytest.importorskip("triton")
@@ -385,6 +386,11 @@ def test_chunks_stay_in_the_cache_and_are_as_square_as_they_can_be() -> None:
         assert 1 <= columns <= n_columns
         assert rows * columns * pair_bytes <= 36 * 2**20
         assert rows * columns >= min(n * n_columns, 2**21)
+
+
+def test_a_product_is_added_to_something() -> None:
+    with pytest.raises(ValueError, match="add=True needs out"):
+        matrix_product(torch.ones(2, 2), torch.ones(2, 2), add=True)
 
 
 # ---- what the compiler says ------------------------------------------------------------------------------------------

@@ -664,9 +664,7 @@ class _Operands:
                 self._sum(u[:count], self.n, transposed, of_own_u, 0, padded_columns, True, False, sums_tile)
                 self._sum(self.n, self.u, g, of_n, first, count, False, first > 0, sums_tile)
             total += g[:count].sum(dtype=torch.float64)
-        of_weight = ((self.u * of_u).sum(0, dtype=torch.float64) - (self.n * of_n).sum(0, dtype=torch.float64))[
-            : self.h
-        ]
+        of_weight = (self.u * of_u).sum(0, dtype=torch.float64) - (self.n * of_n).sum(0, dtype=torch.float64)
         found = ((of_u * self.weight)[: self.rows, : self.h], (of_n * self.weight)[: self.columns, : self.h])
         return [z.to(x.dtype).contiguous() for z, x in zip((*found, of_weight[: self.h], total), like, strict=True)]
 

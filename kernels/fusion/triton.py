@@ -23,18 +23,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.gaussian.triton import (
-    _accumulation_dtype,
-    _constants,
-    _expm1,
-    _expm1_minus_x,
-    _load,
-    _matrices,
-    _rows_of_program,
-    _strides,
-    _tile_of_program,
-)
 from mibfast.kernels.launch_configuration import elementwise_tile, on_device_of, tokens_tile
+from mibfast.kernels.rows_triton import (
+    accumulation_dtype,
+    constants,
+    expm1,
+    expm1_minus_x,
+    load,
+    matrices_of,
+    row_strides,
+    rows_of_program,
+    tile_of_program,
+)
 
 
 @triton.jit
@@ -60,18 +60,18 @@ def _samples(
     DTYPE: tl.constexpr,
 ):
     """M means, M log-variances and M noises to samples [N, M, D] and divergences [M, N]."""
-    row, there = _rows_of_program(N, ROWS)
+    row, there = rows_of_program(N, ROWS)
     for m in tl.static_range(M):
         total = tl.zeros([ROWS, COLUMNS], DTYPE)
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)[None, :]
             inside = there & (column < D)
-            mean = _load(tensors[m], strides[m], row, column, inside, DTYPE)
-            logvar = _clamped(_load(tensors[M + m], strides[M + m], row, column, inside, DTYPE), LOW, HIGH)
-            noise = _load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
+            mean = load(tensors[m], strides[m], row, column, inside, DTYPE)
+            logvar = _clamped(load(tensors[M + m], strides[M + m], row, column, inside, DTYPE), LOW, HIGH)
+            noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
             tl.store(samples + (row * M + m) * D + column, mean + tl.exp(0.5 * logvar) * noise, mask=inside)
             # Where there is nothing a bound may have lifted the log-variance from 0.
-            total += tl.where(inside, mean * mean + _expm1_minus_x(logvar), 0.0)
+            total += tl.where(inside, mean * mean + expm1_minus_x(logvar), 0.0)
         tl.store(divergences + m * N + row, 0.5 * tl.sum(total, 1, keep_dims=True), mask=there)
 
 
@@ -97,17 +97,17 @@ def _samples_backward(
 
     Beyond a bound dlogvar is kept only where descent along it leads back.
     """
-    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
+    row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     to = row * D + column
     for m in tl.static_range(M):
-        g = _load(sample_upstream, sample_stride, row * M + m, column, inside, DTYPE)
+        g = load(sample_upstream, sample_stride, row * M + m, column, inside, DTYPE)
         h = tl.load(divergence_upstream + m * N + row, mask=row < N, other=0.0)
-        mean = _load(tensors[m], strides[m], row, column, inside, DTYPE)
-        given = _load(tensors[M + m], strides[M + m], row, column, inside, DTYPE)
-        noise = _load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
+        mean = load(tensors[m], strides[m], row, column, inside, DTYPE)
+        given = load(tensors[M + m], strides[M + m], row, column, inside, DTYPE)
+        noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
         logvar = _clamped(given, LOW, HIGH)
         of_noise = g * tl.exp(0.5 * logvar)
-        gradient = 0.5 * (of_noise * noise + h * _expm1(logvar))
+        gradient = 0.5 * (of_noise * noise + h * expm1(logvar))
         lost = ((given < LOW) & (gradient > 0.0)) | ((given > HIGH) & (gradient < 0.0))
         tl.store(gradients[m] + to, g + h * mean, mask=inside)
         tl.store(gradients[M + m] + to, tl.where(lost, 0.0, gradient), mask=inside)
@@ -143,10 +143,10 @@ def _attend(
     first = tl.program_id(0).to(tl.int64) * M
     token, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     there, inside = token < M, column < D
-    keys = _load(key, key_stride, first + token, column, there & inside, DTYPE)
-    values = _load(value, value_stride, first + token, column, there & inside, DTYPE)
+    keys = load(key, key_stride, first + token, column, there & inside, DTYPE)
+    values = load(value, value_stride, first + token, column, there & inside, DTYPE)
     for a in range(M):
-        q = _load(query, query_stride, first + a, column, inside, DTYPE)
+        q = load(query, query_stride, first + a, column, inside, DTYPE)
         attended = tl.sum(_weights(q, keys, there, SCALE) * values, 0, keep_dims=True)
         tl.store(out + (first + a) * D + column, attended, mask=inside)
 
@@ -172,12 +172,12 @@ def _attend_backward(
     first = tl.program_id(0).to(tl.int64) * M
     token, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     there, inside = token < M, column < D
-    keys = _load(key, key_stride, first + token, column, there & inside, DTYPE)
-    values = _load(value, value_stride, first + token, column, there & inside, DTYPE)
+    keys = load(key, key_stride, first + token, column, there & inside, DTYPE)
+    values = load(value, value_stride, first + token, column, there & inside, DTYPE)
     d_keys, d_values = tl.zeros([ROWS, COLUMNS], DTYPE), tl.zeros([ROWS, COLUMNS], DTYPE)
     for a in range(M):
-        q = _load(query, query_stride, first + a, column, inside, DTYPE)
-        g = _load(upstream, upstream_stride, first + a, column, inside, DTYPE)
+        q = load(query, query_stride, first + a, column, inside, DTYPE)
+        g = load(upstream, upstream_stride, first + a, column, inside, DTYPE)
         weights = _weights(q, keys, there, SCALE)
         slopes = tl.sum(g * values, 1, keep_dims=True)
         slopes = weights * (slopes - tl.sum(weights * slopes, 0, keep_dims=True)) * SCALE
@@ -195,21 +195,21 @@ def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor,
     Of three tensors [..., d] a sample [..., d] and a divergence [...]; of 3 M tensors [N, d] samples [N, M, d] and
     divergences [M, N].
     """
-    matrices, dtype, m = _matrices(tensors), _accumulation_dtype(tensors[0]), len(tensors) // 3
+    matrices, dtype, m = matrices_of(tensors), accumulation_dtype(tensors[0]), len(tensors) // 3
     n, d = matrices[0].shape
     out, divergences = matrices[0].new_empty(n, m, d), matrices[0].new_empty(m, n, dtype=dtype)
     tile = elementwise_tile(d, 4, dtype)
     with on_device_of(out):
         _samples[(triton.cdiv(n, tile.rows),)](
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             out,
             divergences,
             n,
             M=m,
             LOW=low,
             HIGH=high,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return (out.view(tensors[0].shape), divergences.view(tensors[0].shape[:-1])) if m == 1 else (out, divergences)
 
@@ -223,8 +223,8 @@ def samples_backward(
     of_noise: bool,
 ) -> list[Tensor]:
     """Gradients of `samples` in the order of its tensors, those of the noises where they are asked for."""
-    matrices, dtype, m = _matrices(tensors), _accumulation_dtype(tensors[0]), len(tensors) // 3
-    (above,) = _matrices([sample_upstream])
+    matrices, dtype, m = matrices_of(tensors), accumulation_dtype(tensors[0]), len(tensors) // 3
+    (above,) = matrices_of([sample_upstream])
     n, d = matrices[0].shape
     gradients = [
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[: (3 if of_noise else 2) * m]
@@ -237,26 +237,26 @@ def samples_backward(
             above.stride(0),
             divergence_upstream.to(dtype).reshape(-1).contiguous(),
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             tuple(gradients),
             n,
             M=m,
             LOW=low,
             HIGH=high,
             OF_NOISE=of_noise,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return gradients
 
 
 def _with_strides(tensors: Sequence[Tensor]) -> list[Tensor | int]:
     """Matrices [N M, k] of tokens [N, M, k], each with its rows' stride."""
-    return [argument for x in _matrices(tensors) for argument in (x, x.stride(0))]
+    return [argument for x in matrices_of(tensors) for argument in (x, x.stride(0))]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention [N, M, k] among the M tokens of each sample."""
-    (n, m, k), dtype = query.shape, _accumulation_dtype(query)
+    (n, m, k), dtype = query.shape, accumulation_dtype(query)
     out = query.new_empty(n, m, k)
     tile = tokens_tile(m, k, dtype)
     with on_device_of(out):
@@ -265,14 +265,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             out,
             M=m,
             SCALE=k**-0.5,
-            **_constants(k, tile, dtype),
+            **constants(k, tile, dtype),
         )
     return out
 
 
 def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
     """Gradients of `attend`."""
-    (n, m, k), dtype = query.shape, _accumulation_dtype(query)
+    (n, m, k), dtype = query.shape, accumulation_dtype(query)
     gradients = [x.new_empty(n, m, k) for x in (query, key, value)]
     tile = tokens_tile(m, k, dtype)
     with on_device_of(upstream):
@@ -281,6 +281,6 @@ def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor)
             tuple(gradients),
             M=m,
             SCALE=k**-0.5,
-            **_constants(k, tile, dtype),
+            **constants(k, tile, dtype),
         )
     return gradients

@@ -17,56 +17,24 @@ float64, in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mibfast.kernels.launch_configuration import Tile, elementwise_tile, on_device_of
-
-
-@triton.jit
-def _series(x):
-    """(e^x - 1 - x) / x^2 for |x| < 1: its Taylor series, to 2.5e-8 in float32 and 8e-18 in float64."""
-    terms: tl.constexpr = 18 if x.dtype == tl.float64 else 10
-    total = x * 0.0 + 1.0
-    for k in tl.static_range(terms, 2, -1):
-        total = 1.0 + total * x * (1.0 / k)
-    return 0.5 * total
-
-
-@triton.jit
-def _expm1(x):
-    """e^x - 1; relative error 3e-7 in float32."""
-    return tl.where(tl.abs(x) < 1.0, x + x * x * _series(x), tl.exp(x) - 1.0)
-
-
-@triton.jit
-def _expm1_minus_x(x):
-    """e^x - 1 - x, never negative: what a log-variance x adds to a KL divergence, twice; relative error 1e-6."""
-    return tl.where(tl.abs(x) < 1.0, x * x * _series(x), tl.exp(x) - 1.0 - x)
-
-
-@triton.jit
-def _load(matrix, stride, row, column, inside, DTYPE: tl.constexpr):
-    return tl.load(matrix + row * stride + column, mask=inside, other=0.0).to(DTYPE)
-
-
-@triton.jit
-def _rows_of_program(N, ROWS: tl.constexpr):
-    """The rows of this program [ROWS, 1], int64, and which there are."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    return row, row < N
-
-
-@triton.jit
-def _tile_of_program(N, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows and columns of this program's tile, and which of its numbers there are."""
-    row, there = _rows_of_program(N, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return row, column, there & (column < D)
+from mibfast.kernels.launch_configuration import elementwise_tile, on_device_of
+from mibfast.kernels.rows_triton import (
+    accumulation_dtype,
+    constants,
+    expm1,
+    expm1_minus_x,
+    load,
+    matrices_of,
+    row_strides,
+    rows_of_program,
+    tile_of_program,
+)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -82,19 +50,19 @@ def _kl(
     DTYPE: tl.constexpr,
 ):
     """out [N] = KL of mean and logvar, and of prior mean and prior logvar if there is a prior."""
-    row, there = _rows_of_program(N, ROWS)
+    row, there = rows_of_program(N, ROWS)
     total = tl.zeros([ROWS, COLUMNS], DTYPE)
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
         inside = there & (column < D)
-        mean = _load(tensors[0], strides[0], row, column, inside, DTYPE)
-        logvar = _load(tensors[1], strides[1], row, column, inside, DTYPE)
+        mean = load(tensors[0], strides[0], row, column, inside, DTYPE)
+        logvar = load(tensors[1], strides[1], row, column, inside, DTYPE)
         if PRIOR:
-            distance = mean - _load(tensors[2], strides[2], row, column, inside, DTYPE)
-            prior_logvar = _load(tensors[3], strides[3], row, column, inside, DTYPE)
-            total += distance * distance * tl.exp(-prior_logvar) + _expm1_minus_x(logvar - prior_logvar)
+            distance = mean - load(tensors[2], strides[2], row, column, inside, DTYPE)
+            prior_logvar = load(tensors[3], strides[3], row, column, inside, DTYPE)
+            total += distance * distance * tl.exp(-prior_logvar) + expm1_minus_x(logvar - prior_logvar)
         else:
-            total += mean * mean + _expm1_minus_x(logvar)
+            total += mean * mean + expm1_minus_x(logvar)
     tl.store(out + row, 0.5 * tl.sum(total, 1, keep_dims=True), mask=there)
 
 
@@ -111,23 +79,23 @@ def _kl_backward(
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
+    row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     to = row * D + column
     g = tl.load(upstream + row, mask=row < N, other=0.0)
-    mean = _load(tensors[0], strides[0], row, column, inside, DTYPE)
-    logvar = _load(tensors[1], strides[1], row, column, inside, DTYPE)
+    mean = load(tensors[0], strides[0], row, column, inside, DTYPE)
+    logvar = load(tensors[1], strides[1], row, column, inside, DTYPE)
     if PRIOR:
-        prior_logvar = _load(tensors[3], strides[3], row, column, inside, DTYPE)
-        distance = mean - _load(tensors[2], strides[2], row, column, inside, DTYPE)
+        prior_logvar = load(tensors[3], strides[3], row, column, inside, DTYPE)
+        distance = mean - load(tensors[2], strides[2], row, column, inside, DTYPE)
         scaled = g * distance * tl.exp(-prior_logvar)
-        d_logvar = 0.5 * g * _expm1(logvar - prior_logvar)
+        d_logvar = 0.5 * g * expm1(logvar - prior_logvar)
         tl.store(gradients[0] + to, scaled, mask=inside)
         tl.store(gradients[1] + to, d_logvar, mask=inside)
         tl.store(gradients[2] + to, -scaled, mask=inside)
         tl.store(gradients[3] + to, -d_logvar - 0.5 * scaled * distance, mask=inside)
     else:
         tl.store(gradients[0] + to, g * mean, mask=inside)
-        tl.store(gradients[1] + to, 0.5 * g * _expm1(logvar), mask=inside)
+        tl.store(gradients[1] + to, 0.5 * g * expm1(logvar), mask=inside)
 
 
 @triton.jit
@@ -150,7 +118,7 @@ def _tiles(matrices, strides, row, column, inside, FIRST: tl.constexpr, LAST: tl
     """The same tile of matrices FIRST to LAST."""
     tiles = ()
     for k in tl.static_range(FIRST, LAST):
-        tile = _load(matrices[k], strides[k], row, column, inside, DTYPE)
+        tile = load(matrices[k], strides[k], row, column, inside, DTYPE)
         tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005 - Triton unpacks none
     return tiles
 
@@ -169,7 +137,7 @@ def _product(
     DTYPE: tl.constexpr,
 ):
     """M means, then M log-variances."""
-    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
+    row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     means = _tiles(tensors, strides, row, column, inside, 0, M, DTYPE)
     logvars = _tiles(tensors, strides, row, column, inside, M, 2 * M, DTYPE)
     product_mean, product_logvar = _product_of(means, logvars, M)
@@ -192,13 +160,13 @@ def _product_backward(
     DTYPE: tl.constexpr,
 ):
     """With w_m = precision_m / precision: dmu_m = w_m g, dlogvar_m = w_m (h - g (mu_m - mu))."""
-    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
+    row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     to = row * D + column
     means = _tiles(tensors, strides, row, column, inside, 0, M, DTYPE)
     logvars = _tiles(tensors, strides, row, column, inside, M, 2 * M, DTYPE)
     mean, logvar = _product_of(means, logvars, M)
-    g = _load(upstream[0], upstream_strides[0], row, column, inside, DTYPE)
-    h = _load(upstream[1], upstream_strides[1], row, column, inside, DTYPE)
+    g = load(upstream[0], upstream_strides[0], row, column, inside, DTYPE)
+    h = load(upstream[1], upstream_strides[1], row, column, inside, DTYPE)
     for k in tl.static_range(M):
         weight = tl.exp(logvar - logvars[k])
         tl.store(gradients[k] + to, weight * g, mask=inside)
@@ -226,7 +194,7 @@ def _minimality(
     DTYPE: tl.constexpr,
 ):
     """partial [programs] = sum over this program's samples and all modalities of |z_m - mean of all z|^2."""
-    row, there = _rows_of_program(N, ROWS)
+    row, there = rows_of_program(N, ROWS)
     total = tl.zeros([ROWS, COLUMNS], DTYPE)
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
@@ -252,7 +220,7 @@ def _minimality_backward(
     DTYPE: tl.constexpr,
 ):
     """dz_m = factor (z_m - mean of all z)."""
-    row, column, inside = _tile_of_program(N, D, ROWS, COLUMNS)
+    row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     tiles = _tiles(z, strides, row, column, inside, 0, M, DTYPE)
     mean = _mean_of(tiles, M)
     factor = tl.load(upstream).to(DTYPE) * (2.0 * M / ((M - 1) * (M - 1))) / N
@@ -260,46 +228,27 @@ def _minimality_backward(
         tl.store(gradients[k] + row * D + column, factor * (tiles[k] - mean), mask=inside)
 
 
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _constants(d: int, tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
-    wide = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"D": d, "ROWS": tile.rows, "COLUMNS": tile.columns, "DTYPE": wide, "num_warps": tile.warps}
-
-
-def _matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """As [N, d] whose rows have no gaps between numbers."""
-    flat = [x.detach().reshape(-1, x.shape[-1]) for x in tensors]
-    return [x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous() for x in flat]
-
-
-def _strides(matrices: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(x.stride(0) for x in matrices)
-
-
 def kl(tensors: Sequence[Tensor]) -> Tensor:
     """KL [...] of mean and logvar [..., d], or of mean, logvar, prior mean and prior logvar; float32 or float64."""
-    matrices, dtype = _matrices(tensors), _accumulation_dtype(tensors[0])
+    matrices, dtype = matrices_of(tensors), accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
     out = matrices[0].new_empty(n, dtype=dtype)
     tile = elementwise_tile(d, len(tensors), dtype)
     with on_device_of(out):
         _kl[(triton.cdiv(n, tile.rows),)](
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             out,
             n,
             PRIOR=len(tensors) == 4,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return out.view(tensors[0].shape[:-1])
 
 
 def kl_backward(upstream: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of `kl` for an upstream gradient [...]."""
-    matrices, dtype = _matrices(tensors), _accumulation_dtype(tensors[0])
+    matrices, dtype = matrices_of(tensors), accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors]
     tile = elementwise_tile(d, 2 * len(tensors), dtype)
@@ -307,57 +256,57 @@ def kl_backward(upstream: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         _kl_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             upstream.to(dtype).reshape(-1).contiguous(),
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             tuple(gradients),
             n,
             PRIOR=len(tensors) == 4,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return gradients
 
 
 def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and log-variance [N, d] of the product of M experts: M means, then M log-variances."""
-    matrices, dtype = _matrices(tensors), _accumulation_dtype(tensors[0])
+    matrices, dtype = matrices_of(tensors), accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
     mean, logvar = (matrices[0].new_empty(n, d) for _ in range(2))
     tile = elementwise_tile(d, len(tensors), dtype)
     with on_device_of(mean):
         _product[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             mean,
             logvar,
             n,
             M=len(tensors) // 2,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return mean, logvar
 
 
 def product_backward(upstream: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of `product` for upstream gradients of its mean and its log-variance."""
-    matrices, above, dtype = _matrices(tensors), _matrices(upstream), _accumulation_dtype(tensors[0])
+    matrices, above, dtype = matrices_of(tensors), matrices_of(upstream), accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
     gradients = [x.new_empty(n, d) for x in tensors]
     tile = elementwise_tile(d, len(tensors) + 2, dtype)
     with on_device_of(gradients[0]):
         _product_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             tuple(above),
-            _strides(above),
+            row_strides(above),
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             tuple(gradients),
             n,
             M=len(tensors) // 2,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return gradients
 
 
 def minimality(z: Sequence[Tensor]) -> Tensor:
     """M / (M - 1)^2 times the mean over samples of sum_m |z_m - mean of all z|^2: OVA-IB's minimality."""
-    matrices, dtype, m = _matrices(z), _accumulation_dtype(z[0]), len(z)
+    matrices, dtype, m = matrices_of(z), accumulation_dtype(z[0]), len(z)
     n, d = matrices[0].shape
     tile = elementwise_tile(d, m, dtype)
     programs = triton.cdiv(n, tile.rows)
@@ -365,18 +314,18 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     with on_device_of(partial):
         _minimality[(programs,)](
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             partial,
             n,
             M=m,
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return (partial.sum() * (m / ((m - 1) ** 2 * n))).to(dtype)
 
 
 def minimality_backward(upstream: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of `minimality`: 2 M / ((M - 1)^2 N) (z_m - mean of all z), times the upstream gradient."""
-    matrices, dtype = _matrices(z), _accumulation_dtype(z[0])
+    matrices, dtype = matrices_of(z), accumulation_dtype(z[0])
     n, d = matrices[0].shape
     gradients = [x.new_empty(n, d) for x in z]
     tile = elementwise_tile(d, len(z), dtype)
@@ -384,10 +333,10 @@ def minimality_backward(upstream: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
         _minimality_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             upstream,
             tuple(matrices),
-            _strides(matrices),
+            row_strides(matrices),
             tuple(gradients),
             n,
             M=len(z),
-            **_constants(d, tile, dtype),
+            **constants(d, tile, dtype),
         )
     return gradients
