@@ -187,6 +187,7 @@ _LARGEST_EDGES = {"critic.scores": 64, "critic.sums": 64}
 
 # Choices of this process, by key, and those of the file that were read.
 _choices: dict[str, Tile] = {}
+_files_read: set[Path] = set()
 # Held while a kernel is measured, whose launch may choose for another.
 _lock = threading.RLock()
 
@@ -337,17 +338,19 @@ def _measured(
     measure: Callable[[Callable[[], object]], float],
 ) -> Tile:
     key = _key(kernel, problem)
+    # Without the lock: another kernel may be measured for seconds.
+    if key in _choices:
+        return _choices[key]
     with _lock:
-        if key not in _choices:
+        path = _file()
+        if path not in _files_read:
+            _files_read.add(path)
             _choices.update(_read() | _choices)
         if key in _choices:
             return _choices[key]
         if _is_capturing():
             return start
-        limits = _RANGES
-        if kernel in _LARGEST_EDGES:
-            edges = (8, _LARGEST_EDGES[kernel])
-            limits = _RANGES | {"rows": edges, "columns": edges}
+        limits = _limits(kernel)
 
         def time(tile: Tile) -> float:
             return measure(lambda: launch(_with_depth(tile, problem.d)))
@@ -355,6 +358,14 @@ def _measured(
         with torch.cuda.device(problem.device if problem.device.type == "cuda" else -1):
             _choices[key] = _keep(key, fastest(start, limits, time))
         return _choices[key]
+
+
+def _limits(kernel: str) -> dict[str, tuple[int, int]]:
+    """What each field of a kernel's tile may be measured at."""
+    if kernel not in _LARGEST_EDGES:
+        return _RANGES
+    edges = (8, _LARGEST_EDGES[kernel])
+    return _RANGES | {"rows": edges, "columns": edges}
 
 
 def fastest(start: Tile, limits: dict[str, tuple[int, int]], time: Callable[[Tile], float]) -> Tile:
@@ -419,17 +430,36 @@ def _file() -> Path:
     return _env.triton_cache() / "mibfast" / f"tiles-{_fingerprint()}.json"
 
 
+def _checked(key: str, numbers: list[int]) -> Tile:
+    """A tile that its kernel can be launched with: in each field the number of a row of its table, or one measured."""
+    tile = Tile(*numbers)
+    # A bool is an int to Python.
+    if not all(type(number) is int for number in tile):
+        raise TypeError(f"{key!r} is {numbers}: a tile is five whole numbers")
+    kernel = key.split(",")[0]
+    if kernel not in _TABLE:
+        raise ValueError(f"{key!r} is of no kernel")
+    rows = [row.tile for of_arithmetic in _TABLE[kernel].values() for row in of_arithmetic]
+    for field, (least, most) in _limits(kernel).items():
+        number = getattr(tile, field)
+        measured = least <= number <= most and (field == "stages" or number & (number - 1) == 0)
+        if not measured and all(number != getattr(row, field) for row in rows):
+            raise ValueError(f"{key!r} has {field} = {number}, expected a power of two from {least} to {most}")
+    return tile
+
+
 def _read() -> dict[str, Tile]:
-    """The choices that were kept; none of a file that is damaged."""
+    """The choices that were kept; none of a file that is damaged, or cannot be read."""
     path = _file()
     try:
         found = json.loads(path.read_text())
-        choices = {key: Tile(*numbers) for key, numbers in found.items()}
-        if not all(isinstance(number, int) for tile in choices.values() for number in tile):
-            raise TypeError("a tile is five whole numbers")
+        choices = {key: _checked(key, numbers) for key, numbers in found.items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        _warn_once(f"mibfast: {path} cannot be read ({error}); what was measured before is measured anew")
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
         _warn_once(f"mibfast: {path} is no table of tiles ({error}); it is passed over, and written anew")
         return {}
     return choices

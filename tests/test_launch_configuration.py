@@ -56,6 +56,7 @@ class _Clock:
 def _forget() -> None:
     """As in a process that starts."""
     configuration._choices.clear()
+    configuration._files_read.clear()
     configuration._warned.clear()
 
 
@@ -68,6 +69,7 @@ def _measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(configuration, "_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(configuration, "_is_capturing", lambda: False)
     monkeypatch.setattr(configuration, "_choices", {})
+    monkeypatch.setattr(configuration, "_files_read", set())
     monkeypatch.setattr(configuration, "_warned", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.cuda.device_of(torch.empty(0)))
 
@@ -195,7 +197,22 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '{"a": 1}', '{"a": [1]}', '{"a": [1, 2, 3, 4, "5"]}', '{"a": [1, 2, 3, 4, 5, 6]}']
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"pairwise.reduce": 1}',
+        '{"pairwise.reduce": [64]}',
+        '{"pairwise.reduce": [64, 64, 8, 64, "3"]}',
+        '{"pairwise.reduce": [64, 64, 8, 64, true]}',
+        '{"pairwise.reduce": [64, 64, 8, 64, 3, 6]}',
+        '{"pairwise.reduce": [0, 64, 8, 64, 3]}',
+        '{"pairwise.reduce": [48, 64, 8, 64, 3]}',
+        '{"pairwise.reduce": [64, 64, 8, 64, 30]}',
+        '{"critic.scores": [128, 64, 8, 0, 0]}',
+        '{"no_such_kernel": [64, 64, 8, 64, 3]}',
+    ],
 )
 def test_a_damaged_file_is_passed_over_with_one_warning_and_mended(text: str) -> None:
     path = configuration._file()
@@ -210,6 +227,36 @@ def test_a_damaged_file_is_passed_over_with_one_warning_and_mended(text: str) ->
         clock = _Clock()
         assert clock.choose(_problem()) == BEST
     assert clock.launched == []
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged() -> None:
+    """A folder in place of the file: permissions do not bind every user."""
+    configuration._file().mkdir(parents=True)
+    with pytest.warns(RuntimeWarning) as found:
+        assert _Clock().choose(_problem()) == BEST
+    said = [str(warning.message) for warning in found]
+    assert any("cannot be read" in message for message in said)
+    assert not any("no table of tiles" in message for message in said)
+
+
+def test_a_choice_that_is_known_waits_for_no_measurement() -> None:
+    _Clock().choose(_problem())
+    with configuration._lock:
+        found: list[Tile] = []
+        thread = threading.Thread(target=lambda: found.append(_Clock().choose(_problem())), daemon=True)
+        thread.start()
+        thread.join(30)
+    assert found == [BEST]
+
+
+def test_the_file_is_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(configuration, "_read", lambda: reads.append(1) or {})
+    monkeypatch.setattr(configuration, "_keep", lambda key, tile: tile)
+    clock = _Clock()
+    for n in (300, 600, 1200):
+        clock.choose(_problem(n))
+    assert len(reads) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,7 +307,7 @@ def test_who_writes_together_loses_nothing() -> None:
 
     def run(name: str) -> None:
         for k in range(20):
-            configuration._keep(f"{name} {k}", BEST)
+            configuration._keep(f"{REDUCE}, {name} {k}", BEST)
 
     threads = [threading.Thread(target=run, args=(name,)) for name in ("first", "second")]
     for thread in threads:
