@@ -45,8 +45,9 @@ _Result = TypeVar("_Result")
 LARGEST_M = 16
 # Inner products a pair that kernels of all pairs take, each a tile of registers.
 LARGEST_K = 7
-# Numbers of a vector that kernels hold whole, beside the others of its sample.
-LARGEST_WHOLE_D = 4096
+# Numbers of a vector that kernels hold whole, by how many others of its sample they hold beside it: no more without
+# spilling registers backward.
+LARGEST_WHOLE_D = {1: 4096, 2: 4096, 3: 2048, 4: 1024, 5: 1024, 6: 512, 7: 512}
 # What stands for a device's capability in the interpreter: small tiles, so that small inputs have many.
 INTERPRETED = 0
 # Bytes of a sample's tokens, as computed with, that one Triton program holds four times: keys, values, their gradients.

@@ -26,7 +26,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mibfast.kernels.launch_configuration import LARGEST_K, whole_vectors_tile  # noqa: E402
+from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_WHOLE_D, whole_vectors_tile  # noqa: E402
 from mibfast.kernels.pairwise import engine_triton as engine  # noqa: E402
 from mibfast.kernels.pairwise import reductions_triton as reductions  # noqa: E402
 from mibfast.kernels.pairwise import scores_triton as scores  # noqa: E402
@@ -332,8 +332,11 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
             function(z[0], list(z[1:]), backend="triton")
     with pytest.raises(RuntimeError, match=too_many):
         F.projection_score(z[0], z[1:].transpose(0, 1), backend="triton")
-    with pytest.raises(RuntimeError, match="d = 4097, and its kernels hold vectors of d <= 4096"):
+    with pytest.raises(RuntimeError, match="d = 4097, and its kernels of K = 2 hold vectors of d <= 4096"):
         F.triangle_area(*torch.randn(3, 2, 4097), backend="triton")
+    wide = torch.randn(8, 2, 513)
+    with pytest.raises(RuntimeError, match="d = 513, and its kernels of K = 7 hold vectors of d <= 512"):
+        F.gram_volume(wide[0], list(wide[1:]), backend="triton")
     for function in (F.triangle_area, F.triangle_info_nce):
         with pytest.raises(RuntimeError, match="not for float64"):
             function(*z[:3].double(), backend="triton")
@@ -402,9 +405,13 @@ def _factors(kernel: str, m: int, d: int, element: str, operand: str) -> Compila
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_factors_compile_without_spills(capability) -> None:
+    """At the largest d of each number of others too."""
     cases = [
         (f"_{kind}_factors{way}", m, d, *elements)
-        for kind, sizes in (("gram", ((3, 512), (5, 1024), (8, 256))), ("triangle", ((3, 2048),)))
+        for kind, sizes in (
+            ("gram", [(k + 1, d) for k, d in ((1, 100), (2, 512), (7, 256), *LARGEST_WHOLE_D.items())]),
+            ("triangle", [(3, LARGEST_WHOLE_D[2])]),
+        )
         for way in ("", "_backward")
         for m, d in sizes
         for elements in (("bf16", "bf16"), ("fp32", "fp32"))
