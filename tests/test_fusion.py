@@ -342,6 +342,12 @@ def test_options_that_do_not_fit_are_refused() -> None:
     for task in ("regression", "anomaly"):
         with pytest.raises(ValueError, match=re.escape("DMIB: released needs the task Classification, got")):
             made("dmib", task, released=True)
+    with pytest.raises(TypeError, match="DMIB: released must be True or False, got str 'False'"):
+        made("dmib", released="False")
+    with pytest.raises(TypeError, match="scale_invariant must be True or False"):
+        fusion.losses.reconstruction(torch.zeros(2, 3), torch.zeros(2, 3), scale_invariant="False")
+    with pytest.raises(TypeError, match="released must be True or False"):
+        fusion.losses.self_distillation(torch.zeros(2, 3), torch.zeros(2, 3), released="False")
     with pytest.raises(ValueError, match="temperature must be positive"):
         made("mmib-zhang", temperature=0.0)
     with pytest.raises(ValueError, match="moments must be at least 1, got 0"):

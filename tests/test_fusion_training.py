@@ -15,6 +15,7 @@ from torch import nn
 pytest.importorskip("lightning")
 from mibfast import data, omib, train
 from mibfast.cli.commands import run as command
+from mibfast.cli.training import _value
 from mibfast.data.npy import NpyRows
 from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read_sim, write_sim
 from mibfast.nn import fusion
@@ -378,7 +379,7 @@ def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
     # Sentiment: 0 has no sign, and what is predicted beyond 3 counts as 3.
     truth = np.array([-3.0, -1.2, -0.4, 0.0, 0.6, 1.5, 3.0, 2.0])
     guess = torch.tensor([[-4.0], [-1.4], [0.2], [-2.0], [0.7], [2.4], [5.0], [-0.1]])
-    found = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth)
+    found = scored(Target("regression", mean=(0.0,), deviation=(1.0,), sentiment=True), guess, truth)
     assert found.value("MAE") == pytest.approx(np.abs(truth - guess[:, 0].numpy()).mean())
     assert found.value("Pearson r") == pytest.approx(stats.pearsonr(truth, guess[:, 0])[0])
     nonzero = truth != 0
@@ -388,8 +389,47 @@ def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
     # All but 0 and 2 round to the same as what is predicted.
     assert found.value("Acc-7") == pytest.approx(6 / 8)
     beyond = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth * 2)
-    assert "Acc-7" not in beyond.metrics
-    assert "Acc-2" in beyond.metrics
+    assert list(beyond.metrics) == ["MAE", "Pearson r"]
+
+
+def test_sentiment_is_what_all_labels_say() -> None:
+    views, _ = arrays()
+    labels = np.linspace(0.1, 2.9, 100)
+    assert not target_of(data.from_arrays(views, labels)).sentiment
+    # One sample of a sign, in whatever split, and one beyond the scale.
+    labels[7] = -1.0
+    assert target_of(data.from_arrays(views, labels)).sentiment
+    assert target_of(data.from_arrays(views, labels[:, None])).sentiment
+    labels[8] = 3.5
+    assert not target_of(data.from_arrays(views, labels)).sentiment
+
+
+@pytest.mark.parametrize(
+    ("target", "labels"),
+    [
+        (Target("regression", mean=(0.0,), deviation=(1.0,)), np.array(["a", "b"])),
+        (Target("regression", mean=(0.0,), deviation=(1.0,)), np.zeros((2, 3))),
+        (Target("regression", mean=(0.0, 0.0), deviation=(1.0, 1.0)), np.zeros(2)),
+        (Target("classification", classes=(0, 1)), np.array(["0", "1"])),
+        (Target("classification", classes=("a", "b")), np.array([0, 1])),
+        (Target("classification", classes=(0, 1)), np.zeros((2, 2))),
+        (Target("anomaly-detection", normal="1"), np.zeros((2, 2))),
+    ],
+)
+def test_labels_of_another_kind_are_refused(target, labels) -> None:
+    with pytest.raises(data.DataError, match=rf"labels are .*; the run was trained for {target.task}, "):
+        scored(target, torch.zeros(2, max(1, len(target.mean))), labels)
+
+
+def test_options_read_what_python_writes() -> None:
+    assert [_value(text) for text in ("True", "False", "None", "true", "0.5", "pairwise")] == [
+        True,
+        False,
+        None,
+        True,
+        0.5,
+        "pairwise",
+    ]
 
 
 def test_an_epoch_of_a_folder_reads_a_batch_at_a_time(tmp_path, monkeypatch) -> None:

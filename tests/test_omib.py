@@ -706,6 +706,10 @@ def test_a_model_of_anomalies_has_no_bias_of_its_own_and_names_the_encoders() ->
         ({"logvar_bounds": (1.0, 1.0)}, ValueError, "low < high"),
         ({"fusion": "sum"}, ValueError, "fusion must be one of 'cross_attention'"),
         ({"ratio": "mean"}, ValueError, "ratio must be one of 'ratio_of_means'"),
+        ({"bottleneck": "False"}, TypeError, "OMIB: bottleneck must be True or False, got str 'False'"),
+        ({"dynamic_weights": 1}, TypeError, "dynamic_weights must be True or False"),
+        ({"detach_xi_in_trb": None}, TypeError, "detach_xi_in_trb must be True or False"),
+        ({"detach_z_in_omf": "no"}, TypeError, "detach_z_in_omf must be True or False"),
         ({"m": 1}, ValueError, "at least 2 modalities"),
     ],
 )

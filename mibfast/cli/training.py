@@ -16,6 +16,8 @@ from mibfast._check import InputError
 from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
 
+# As Python writes them; JSON's are read as JSON.
+_PYTHON = {"True": True, "False": False, "None": None}
 _Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
 
@@ -456,6 +458,8 @@ def compare(
 
 
 def _value(text: str) -> Any:
+    if text in _PYTHON:
+        return _PYTHON[text]
     try:
         return json.loads(text)
     except ValueError:

@@ -243,6 +243,14 @@ class OMIB(FusionModel):
         bounds = tuple(_check.number("OMIB", "logvar_bounds", bound) for bound in logvar_bounds)
         if len(bounds) != 2 or bounds[0] >= bounds[1]:
             raise ValueError(f"OMIB: logvar_bounds must be (low, high) with low < high, got {logvar_bounds}")
+        flags = {
+            "bottleneck": bottleneck,
+            "dynamic_weights": dynamic_weights,
+            "detach_xi_in_trb": detach_xi_in_trb,
+            "detach_z_in_omf": detach_z_in_omf,
+        }
+        for argument, flag in flags.items():
+            _check.boolean("OMIB", argument, flag)
         self.beta = beta
         self.latent_features = latent
         self.dynamic_weights, self.ratio = dynamic_weights, _check.choice("OMIB", "ratio", ratio, RATIOS)

@@ -70,7 +70,7 @@ class DMIB(FusionModel):
         super().__init__(encoders, features, task)
         self.sufficiency_weight = _check.number("DMIB", "sufficiency_weight", sufficiency_weight, 0.0)
         self.modality_weight = _check.number("DMIB", "modality_weight", modality_weight, 0.0)
-        if released and not isinstance(task, Classification):
+        if _check.boolean("DMIB", "released", released) and not isinstance(task, Classification):
             raise ValueError(f"DMIB: released needs the task Classification, got {type(task).__name__}")
         self.released = released
         m = len(encoders)
