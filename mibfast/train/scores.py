@@ -101,9 +101,8 @@ def _check_kind(target: Target, labels: NDArray[Any]) -> None:
         expected = f"{outputs} numbers a sample" if outputs > 1 else "one number a sample"
         if target.task != "regression":
             expected = "one class a sample, of the kind of the run's"
-        raise DataError(
-            f"labels are {labels.dtype} of shape {list(labels.shape)}; the run was trained for {target.task}, {expected}"
-        )
+        found = f"labels are {labels.dtype} of shape {list(labels.shape)}"
+        raise DataError(f"{found}; the run was trained for {target.task}, {expected}")
 
 
 def _classification_metrics(classes: int) -> dict[str, _Metric]:
