@@ -485,6 +485,12 @@ def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | Non
             found = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
+    if found.indistinct:
+        listed = ", ".join(f"H({name}) = {found.entropies[name].value:.3g}" for name in found.indistinct)
+        raise RunError(
+            f"no beta can be estimated: {estimator!r} told hardly any samples apart, {listed} nats of {found.samples} "
+            "samples, and the bounds would be too large; give a beta (--beta) or another beta_estimator"
+        )
     beta = found.draw(config.seed)
     report.say(f"{found}\ndrawn: beta {beta:.3g}")
     return {"beta": beta, **found.as_dict()}
