@@ -24,6 +24,7 @@ from mibfast.train import evaluation as evaluating
 from mibfast.train import pictures
 from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
+from mibfast.train.errors import DivergedError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fusion import FusionModule
 from mibfast.train.methods import METHODS, Fusion, method
@@ -67,7 +68,7 @@ def two_stages(monkeypatch) -> None:
 
 @pytest.fixture
 def quick_beta(monkeypatch) -> None:
-    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=2))
+    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=60))
 
 
 def arrays(n: int = 100, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -390,6 +391,35 @@ def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
     assert found.value("Acc-7") == pytest.approx(6 / 8)
     beyond = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth * 2)
     assert list(beyond.metrics) == ["MAE", "Pearson r"]
+
+
+def test_a_loss_of_predictions_that_is_no_number_ends_training(npz, monkeypatch) -> None:
+    monkeypatch.setattr(TwoStages, "forward", lambda self, views: self.predict(self.encode(views)) * torch.nan)
+    with pytest.raises(DivergedError, match="the validation loss of predictions became nan in epoch 2"):
+        train.fit("two-stages", npz, pictures=False, **{**SMALL, "epochs": 1, "warm_up_epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [(1e30, DivergedError, "the validation loss became"), (float("inf"), train.RunError, "finite")],
+)
+def test_authentic_features_without_a_loss_have_no_accuracy(tmp_path, rate, error, message) -> None:
+    settings = {"samples": 100, "epochs": 2, "batch_size": 8, "features": 4, "depth": 1, "progress": False}
+    with pytest.raises(error, match=message):
+        classify_authentic_features("sim-i", tmp_path / "run", seeds=1, learning_rate=rate, **settings)
+
+
+def test_options_change_what_they_name_in_a_file(npz, tmp_path, monkeypatch) -> None:
+    given = {}
+    monkeypatch.setattr(train, "fit", lambda *_, **settings: given.update(settings) or pytest.fail("as far as it goes"))
+    loss, encoders = {"ratio": "ratio_of_means", "beta": 1.0}, {"a": "mlp", "b": "mlp"}
+    (tmp_path / "s.json").write_text(json.dumps({"loss": loss, "encoders": encoders}))
+    with pytest.raises(pytest.fail.Exception):
+        command(
+            ["fit", "omib", "--data", npz, "--config", str(tmp_path / "s.json"), "--beta", "2", "--encoder", "b=lstm"]
+        )
+    assert given["loss"] == {**loss, "beta": 2.0}
+    assert given["encoders"] == {"a": "mlp", "b": "lstm"}
 
 
 def test_sentiment_is_what_all_labels_say() -> None:

@@ -27,5 +27,7 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
+        if name in found:
+            raise InputError(f"{option} names {name} twice, {found[name]} and {value}")
         found[name] = value
     return found

@@ -200,6 +200,10 @@ def fit(
         # What a file names is not imported unless the command names it too.
         settings["encoders"] = {key: name for key, name in settings["encoders"].items() if ":" not in str(name)}
     settings.pop("method", None)
+    for name in ("encoders", "loss"):
+        # What is given changes what it names, and leaves the file's others.
+        if given[name] is not None and isinstance(settings.get(name), dict):
+            given[name] = {**settings[name], **given[name]}
     settings.update({name: value for name, value in given.items() if value is not None})
     source = data or settings.pop("data", None)
     settings.pop("data", None)

@@ -168,11 +168,9 @@ def estimate(
         raise ValueError(f"{_NAME}: a batch of 1 has no pairs of different samples; expected sizes of at least 2")
     if not _check.number(_NAME, "learning_rate", learning_rate, 0.0):
         raise ValueError(f"{_NAME}: learning_rate must be positive, got {learning_rate}")
-    chosen = (
-        list(range(_check.count(_NAME, "seeds", int(seeds))))
-        if isinstance(seeds, Integral) and not isinstance(seeds, bool)
-        else list(seeds)
-    )
+    if isinstance(seeds, Integral):
+        seeds = range(_check.count(_NAME, "seeds", seeds if isinstance(seeds, bool) else int(seeds)))
+    chosen = list(seeds)
     if not chosen:
         raise ValueError(f"{_NAME}: seeds must hold at least one, got none")
     make = critic if callable(critic) else _CRITICS[_check.choice(_NAME, "critic", critic, tuple(_CRITICS))]
