@@ -166,6 +166,7 @@ class BetaEstimate:
             "estimator": self.estimator,
             "cap": self.cap if math.isfinite(self.cap) else None,
             "samples": self.samples,
+            "indistinct": self.indistinct,
             "doubts": list(self.doubts),
         }
 

@@ -328,6 +328,7 @@ class _Fitting:
             self.beta = folder.read_config().get("beta")
         elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
             self.beta = estimated_beta(config, data, self.target, self.report)
+            refuse_beta(self.beta)
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
@@ -485,15 +486,20 @@ def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | Non
             found = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
-    if found.indistinct:
-        listed = ", ".join(f"H({name}) = {found.entropies[name].value:.3g}" for name in found.indistinct)
-        raise RunError(
-            f"no beta can be estimated: {estimator!r} told hardly any samples apart, {listed} nats of {found.samples} "
-            "samples, and the bounds would be too large; give a beta (--beta) or another beta_estimator"
-        )
     beta = found.draw(config.seed)
     report.say(f"{found}\ndrawn: beta {beta:.3g}")
     return {"beta": beta, **found.as_dict()}
+
+
+def refuse_beta(found: Mapping[str, Any]) -> None:
+    """Raise RunError for an estimated beta of a critic that told hardly any samples apart: it would be too large."""
+    indistinct = found.get("indistinct", [])
+    if indistinct:
+        listed = ", ".join(f"H({name}) = {found['entropies'][name]['value']:.3g}" for name in indistinct)
+        raise RunError(
+            f"no beta can be estimated: {found['estimator']!r} told hardly any of {found['samples']} samples apart, "
+            f"{listed} nats, and the bounds are too large; give a beta (--beta) or another beta_estimator"
+        )
 
 
 def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:
