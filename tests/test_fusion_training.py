@@ -734,6 +734,7 @@ def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
     assert command(["fit", "omib", *options, "--output", out, "--warm-up-epochs", "1"]) == 0
     captured = capsys.readouterr()
     assert "OMIB on npz:" in captured.out
+    assert "validation loss of predictions " in captured.out
     assert "beta in [" in captured.err
     assert "drawn: beta" in captured.err
     assert command(["evaluate", out]) == 0

@@ -221,7 +221,7 @@ def fit(
     loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
-        f"validation loss {loss_found}; {time.perf_counter() - started:.0f} s\n"
+        f"validation loss {'' if run.target is None else 'of predictions '}{loss_found}; {time.perf_counter() - started:.0f} s\n"
         f"the run's folder is {folder}; next: mibfast evaluate {folder}"
     )
 
