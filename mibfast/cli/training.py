@@ -218,10 +218,11 @@ def fit(
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
     best = run.epochs[run.best_epoch - 1]
+    chosen_by = "validation loss" if run.target is None else "validation loss of predictions"
     loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
-        f"validation loss {'' if run.target is None else 'of predictions '}{loss_found}; {time.perf_counter() - started:.0f} s\n"
+        f"{chosen_by} {loss_found}; {time.perf_counter() - started:.0f} s\n"
         f"the run's folder is {folder}; next: mibfast evaluate {folder}"
     )
 
