@@ -11,6 +11,8 @@ import typer
 from mibfast._check import InputError
 from mibfast.cli.arguments import numbers, pairs, words
 
+_LATENT = 16
+
 
 def experiment(
     data: Annotated[
@@ -86,7 +88,7 @@ def experiment(
             values=None if values is None else numbers("--values", values),
             methods=words(methods),
             seeds=seeds,
-            **({} if latent is None else {"latent": latent}),
+            latent=_LATENT if latent is None else latent,
             **_beta(beta or []),
             split=numbers("--split", split),
             encoder=encoder,

@@ -168,7 +168,7 @@ def estimate(
         raise ValueError(f"{_NAME}: a batch of 1 has no pairs of different samples; expected sizes of at least 2")
     if not _check.number(_NAME, "learning_rate", learning_rate, 0.0):
         raise ValueError(f"{_NAME}: learning_rate must be positive, got {learning_rate}")
-    if isinstance(seeds, Integral):
+    if isinstance(seeds, (int, Integral)):
         seeds = range(_check.count(_NAME, "seeds", seeds if isinstance(seeds, bool) else int(seeds)))
     chosen = list(seeds)
     if not chosen:

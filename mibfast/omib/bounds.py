@@ -349,7 +349,7 @@ def _is_indistinct(found: Estimate) -> bool:
 
 
 def _first(seeds: int | Sequence[int]) -> int:
-    return 0 if isinstance(seeds, numbers.Integral) or not len(seeds) else seeds[0]
+    return 0 if isinstance(seeds, (int, numbers.Integral)) or not len(seeds) else seeds[0]
 
 
 def _drawn(name: str, views: Mapping[str, Samples] | Sequence[Samples], samples: int, seed: int) -> dict[str, Samples]:
