@@ -274,6 +274,13 @@ def count(operation: str, argument: str, x: Any) -> int:
     return x
 
 
+def boolean(operation: str, argument: str, x: Any) -> bool:
+    """Check a bool: a text such as "False" would be true."""
+    if not isinstance(x, bool):
+        raise TypeError(f"{operation}: {argument} must be True or False, got {described(x)}")
+    return x
+
+
 def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     """Check a name against the valid ones."""
     if x not in valid:

@@ -197,7 +197,7 @@ def test_folders_of_something_else(npz, tmp_path) -> None:
         ({"values": (0,)}, "values of latent must each be an integer of at least 1, got 0"),
         ({"values": ()}, "values of latent must be given, each once; got none"),
         ({"values": (2, 2)}, "each once; got 2, 2"),
-        ({"sweep": "beta", "values": (-1.0,)}, "values of beta must each be a number of at least 0, got -1.0"),
+        ({"sweep": "beta", "values": (-1.0,)}, "values of beta must each be a positive number, got -1.0"),
         ({"sweep": "beta", "values": (float("nan"),)}, "got nan"),
         ({"sweep": "samples", "values": (97,)}, "samples of 97 are more than the 96 training samples of npz"),
         ({"sweep": "samples", "values": (4,)}, "an integer of at least 20, got 4"),
@@ -287,6 +287,52 @@ def test_differences_are_of_one_seed() -> None:
     assert b["mean"] == pytest.approx(0.15)
     assert b["sd"] == pytest.approx(np.std([0.1, 0.2], ddof=1))
     assert pixels["mean"] == pytest.approx(0.55)
+
+
+def test_what_diverges_is_said_and_leaves_the_rest(npz, tmp_path, monkeypatch, capsys) -> None:
+    original, written = experiments.fit_bottleneck, []
+
+    def diverging(bottleneck, *arguments, seed, **options):
+        if seed == 1:
+            written.append((tmp_path / "run" / "results.md").exists())
+            raise DivergedError("the loss became nan")
+        return original(bottleneck, *arguments, seed=seed, **options)
+
+    monkeypatch.setattr(experiments, "fit_bottleneck", diverging)
+    settings = {**TINY, "seeds": 2, "values": (2,), "methods": ("beta-vae", "pixels")}
+    found = experiment(npz, "latent", tmp_path / "run", **settings)
+    # The results of a seed are there before the next one's.
+    assert written == [True]
+    assert [cell["views"] is None for cell in found.cells if cell["method"] == "beta-vae"] == [False, True]
+    row = found.rows()[0]
+    assert (row["seeds"], row["diverged"]) == (1, 1)
+    assert found.differences()[0]["seeds"] == 1
+    assert "(1 diverged)" in (tmp_path / "run" / "results.md").read_text()
+    assert "NaN" not in (tmp_path / "run" / "results.json").read_text()
+    # It is not tried again.
+    assert experiment(npz, "latent", tmp_path / "run", **settings).markdown() == found.markdown()
+    assert len(written) == 1
+    monkeypatch.setattr(experiments, "fit_bottleneck", lambda *_, **__: diverging(None, seed=1))
+    with pytest.raises(DivergedError, match="training diverged in all of 1 cells"):
+        experiment(npz, "latent", tmp_path / "none", **{**TINY, "values": (2,), "methods": ("beta-vae",)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "latent", "--beta", "1,2"], "--beta must be one NUMBER"),
+        (["--sweep", "latent", "--beta", "dvsib=1,2"], "--beta must be one NUMBER"),
+        (["--sweep", "latent", "--beta", "dvsib=1", "--beta", "dvsib=2"], "--beta names dvsib twice"),
+        (["--sweep", "beta", "--beta", "3"], "--beta is what varies"),
+        (["--sweep", "latent", "--latent", "3"], "--latent is what varies"),
+        (["--sweep", "beta", "--values", "0"], "values of beta must each be a positive number, got 0"),
+        (["--sweep", "latent", "--methods", "pixels"], "pixels do not depend on latent"),
+    ],
+)
+def test_options_that_contradict(npz, tmp_path, capsys, options, message) -> None:
+    assert command(["experiment", npz, "--output", str(tmp_path / "run"), *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_svm_does_not_choose_by_test_samples() -> None:

@@ -38,7 +38,7 @@ def made(method: str, task: str = "classification", modalities: int = 2, feature
     kind = METHODS[method]
     small = {"hidden_features": 6, "feedforward_features": 6, "latent_features": 4}
     taken = inspect.signature(kind).parameters
-    encoders = {name: nn.Linear(3 + k, features) for k, name in enumerate(NAMES[:modalities])}
+    encoders = {name: nn.Linear(3 + k, features, bias=task != "anomaly") for k, name in enumerate(NAMES[:modalities])}
     options = {**{name: size for name, size in small.items() if name in taken}, **options}
     model = kind(encoders, features, TASKS[task](), **options).double()
     if task == "anomaly":
@@ -342,6 +342,12 @@ def test_options_that_do_not_fit_are_refused() -> None:
     for task in ("regression", "anomaly"):
         with pytest.raises(ValueError, match=re.escape("DMIB: released needs the task Classification, got")):
             made("dmib", task, released=True)
+    with pytest.raises(TypeError, match="DMIB: released must be True or False, got str 'False'"):
+        made("dmib", released="False")
+    with pytest.raises(TypeError, match="scale_invariant must be True or False"):
+        fusion.losses.reconstruction(torch.zeros(2, 3), torch.zeros(2, 3), scale_invariant="False")
+    with pytest.raises(TypeError, match="released must be True or False"):
+        fusion.losses.self_distillation(torch.zeros(2, 3), torch.zeros(2, 3), released="False")
     with pytest.raises(ValueError, match="temperature must be positive"):
         made("mmib-zhang", temperature=0.0)
     with pytest.raises(ValueError, match="moments must be at least 1, got 0"):
@@ -442,9 +448,43 @@ def test_copies_and_states(method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_that_predict_anomalies_have_no_bias(method) -> None:
-    """With one, weights of zero would predict the centre of everything."""
-    biased, unbiased = made(method), made(method, "anomaly")
-    assert sum(1 for _ in unbiased.parameters()) < sum(1 for _ in biased.parameters())
+    """With one, wherever it is, encoders of zero would leave the same prediction for everything."""
+    model = made(method, "anomaly")
+    with torch.no_grad():
+        for name, x in model.named_parameters():
+            x.fill_(0 if name.startswith("encoders") else 1)
+    if method != "misa":  # its sigmoids are one half of zero
+        assert not model(views(7)).any()
+    layers = [name for name, _ in model.named_children() if name not in ("discriminators", "reconstructions")]
+    assert [risk for name in layers for risk in fusion.collapse_risks(getattr(model, name))] == []
+    encoders = {"image": nn.Linear(3, 4), "text": nn.Linear(4, 4, bias=False)}
+    with pytest.warns(
+        UserWarning, match=f"{METHODS[method].__name__}: for anomaly detection .* have the bias of image$"
+    ):
+        METHODS[method](encoders, 4, AnomalyDetection(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reported_terms_are_detached_and_stages_known(method) -> None:
+    model = made(method)
+    terms = model.terms(views(7), target("classification", 7))
+    assert [name for name, x in terms.items() if x.requires_grad] == ["loss"]
+    with pytest.raises(ValueError, match="stage must be one of 'main', got str 'warm-up'"):
+        model.terms(views(7), target("classification", 7), "warm-up")
+
+
+def test_a_centre_is_known_without_asking_for_it() -> None:
+    task = AnomalyDetection(2)
+    with pytest.raises(RuntimeError, match="no centre is set"):
+        task.loss(torch.zeros(3, 2))
+    task.load_state_dict(AnomalyDetection(2).state_dict())
+    with pytest.raises(RuntimeError, match="no centre is set"):
+        task.loss(torch.zeros(3, 2))
+    task.set_center(torch.ones(3, 2))
+    other = nn.Sequential(AnomalyDetection(2))
+    other.load_state_dict(nn.Sequential(task).state_dict())
+    # No number of a meta tensor can be read.
+    assert other[0].to("meta").loss(torch.zeros(3, 2, device="meta")).shape == (3,)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -495,10 +535,6 @@ def test_what_does_not_fit_is_refused(method) -> None:
         narrow(views(2))
     with pytest.raises(TypeError, match=re.escape("Classification: target must be int64 of shape [7]")):
         model.terms(views(7), torch.zeros(7))
-    anomaly = made(method, "anomaly")
-    anomaly.task.center.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match="no centre is set"):
-        anomaly.terms(views(7), None)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,6 +15,7 @@ from torch import nn
 pytest.importorskip("lightning")
 from mibfast import data, omib, train
 from mibfast.cli.commands import run as command
+from mibfast.cli.training import _value
 from mibfast.data.npy import NpyRows
 from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read_sim, write_sim
 from mibfast.nn import fusion
@@ -23,6 +24,7 @@ from mibfast.train import evaluation as evaluating
 from mibfast.train import pictures
 from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
+from mibfast.train.errors import DivergedError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fusion import FusionModule
 from mibfast.train.methods import METHODS, Fusion, method
@@ -66,7 +68,7 @@ def two_stages(monkeypatch) -> None:
 
 @pytest.fixture
 def quick_beta(monkeypatch) -> None:
-    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=2))
+    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=60))
 
 
 def arrays(n: int = 100, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -378,7 +380,7 @@ def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
     # Sentiment: 0 has no sign, and what is predicted beyond 3 counts as 3.
     truth = np.array([-3.0, -1.2, -0.4, 0.0, 0.6, 1.5, 3.0, 2.0])
     guess = torch.tensor([[-4.0], [-1.4], [0.2], [-2.0], [0.7], [2.4], [5.0], [-0.1]])
-    found = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth)
+    found = scored(Target("regression", mean=(0.0,), deviation=(1.0,), sentiment=True), guess, truth)
     assert found.value("MAE") == pytest.approx(np.abs(truth - guess[:, 0].numpy()).mean())
     assert found.value("Pearson r") == pytest.approx(stats.pearsonr(truth, guess[:, 0])[0])
     nonzero = truth != 0
@@ -388,8 +390,83 @@ def test_scores_are_those_of_scikit_learn_and_of_sentiment_analysis() -> None:
     # All but 0 and 2 round to the same as what is predicted.
     assert found.value("Acc-7") == pytest.approx(6 / 8)
     beyond = scored(Target("regression", mean=(0.0,), deviation=(1.0,)), guess, truth * 2)
-    assert "Acc-7" not in beyond.metrics
-    assert "Acc-2" in beyond.metrics
+    assert list(beyond.metrics) == ["MAE", "Pearson r"]
+
+
+def test_a_loss_of_predictions_that_is_no_number_ends_training(npz, monkeypatch) -> None:
+    monkeypatch.setattr(TwoStages, "forward", lambda self, views: self.predict(self.encode(views)) * torch.nan)
+    with pytest.raises(DivergedError, match="the validation loss of predictions became nan in epoch 2"):
+        train.fit("two-stages", npz, pictures=False, **{**SMALL, "epochs": 1, "warm_up_epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [(1e30, DivergedError, "the validation loss became"), (float("inf"), train.RunError, "finite")],
+)
+def test_authentic_features_without_a_loss_have_no_accuracy(tmp_path, rate, error, message) -> None:
+    settings = {"samples": 100, "epochs": 2, "batch_size": 8, "features": 4, "depth": 1, "progress": False}
+    with pytest.raises(error, match=message):
+        classify_authentic_features("sim-i", tmp_path / "run", seeds=1, learning_rate=rate, **settings)
+
+
+def test_options_change_what_they_name_in_a_file(npz, tmp_path, monkeypatch) -> None:
+    given = {}
+    monkeypatch.setattr(train, "fit", lambda *_, **settings: given.update(settings) or pytest.fail("as far as it goes"))
+    loss, encoders = {"ratio": "ratio_of_means", "beta": 1.0}, {"a": "mlp", "b": "mlp"}
+    (tmp_path / "s.json").write_text(json.dumps({"loss": loss, "encoders": encoders}))
+    with pytest.raises(pytest.fail.Exception):
+        command(
+            ["fit", "omib", "--data", npz, "--config", str(tmp_path / "s.json"), "--beta", "2", "--encoder", "b=lstm"]
+        )
+    assert given["loss"] == {**loss, "beta": 2.0}
+    assert given["encoders"] == {"a": "mlp", "b": "lstm"}
+
+
+def test_a_beta_of_a_critic_that_learned_nothing_is_refused(npz, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=1, learning_rate=1e-9))
+    with pytest.raises(train.RunError, match=r"told hardly any of 60 samples apart, H\(a\) = .*give a beta \(--beta\)"):
+        train.fit("omib", npz, output=tmp_path / "run", pictures=False, **SMALL)
+    assert train.fit("omib", npz, loss={"beta": 0.1}, pictures=False, **{**SMALL, "epochs": 1}).module.model.beta == 0.1
+
+
+def test_sentiment_is_what_all_labels_say() -> None:
+    views, _ = arrays()
+    labels = np.linspace(0.1, 2.9, 100)
+    assert not target_of(data.from_arrays(views, labels)).sentiment
+    # One sample of a sign, in whatever split, and one beyond the scale.
+    labels[7] = -1.0
+    assert target_of(data.from_arrays(views, labels)).sentiment
+    assert target_of(data.from_arrays(views, labels[:, None])).sentiment
+    labels[8] = 3.5
+    assert not target_of(data.from_arrays(views, labels)).sentiment
+
+
+@pytest.mark.parametrize(
+    ("target", "labels"),
+    [
+        (Target("regression", mean=(0.0,), deviation=(1.0,)), np.array(["a", "b"])),
+        (Target("regression", mean=(0.0,), deviation=(1.0,)), np.zeros((2, 3))),
+        (Target("regression", mean=(0.0, 0.0), deviation=(1.0, 1.0)), np.zeros(2)),
+        (Target("classification", classes=(0, 1)), np.array(["0", "1"])),
+        (Target("classification", classes=("a", "b")), np.array([0, 1])),
+        (Target("classification", classes=(0, 1)), np.zeros((2, 2))),
+        (Target("anomaly-detection", normal="1"), np.zeros((2, 2))),
+    ],
+)
+def test_labels_of_another_kind_are_refused(target, labels) -> None:
+    with pytest.raises(data.DataError, match=rf"labels are .*; the run was trained for {target.task}, "):
+        scored(target, torch.zeros(2, max(1, len(target.mean))), labels)
+
+
+def test_options_read_what_python_writes() -> None:
+    assert [_value(text) for text in ("True", "False", "None", "true", "0.5", "pairwise")] == [
+        True,
+        False,
+        None,
+        True,
+        0.5,
+        "pairwise",
+    ]
 
 
 def test_an_epoch_of_a_folder_reads_a_batch_at_a_time(tmp_path, monkeypatch) -> None:
@@ -657,6 +734,7 @@ def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
     assert command(["fit", "omib", *options, "--output", out, "--warm-up-epochs", "1"]) == 0
     captured = capsys.readouterr()
     assert "OMIB on npz:" in captured.out
+    assert "validation loss of predictions " in captured.out
     assert "beta in [" in captured.err
     assert "drawn: beta" in captured.err
     assert command(["evaluate", out]) == 0

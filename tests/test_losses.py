@@ -1,6 +1,7 @@
 """Loss modules as modules."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -251,3 +252,13 @@ def test_repr_tells_the_settings() -> None:
     )
     assert repr(losses.SigLIPLoss()) == "SigLIPLoss(scale=10, bias=-10, learnable=True, normalize=True)"
     assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))
+
+
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("Loss")])
+def test_what_is_true_or_false_is_no_text(name) -> None:
+    kind = getattr(losses, name)
+    sizes = {"modalities": 3, "features": 8} if name.startswith("LearnedProjector") else {}
+    flags = [each.name for each in inspect.signature(kind).parameters.values() if isinstance(each.default, bool)]
+    for flag in flags:
+        with pytest.raises(TypeError, match=rf"{name}: {flag} must be True or False, got str 'False'"):
+            kind(**sizes, **{flag: "False"})

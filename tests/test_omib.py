@@ -18,8 +18,8 @@ from mibfast import functional as F
 from mibfast import omib
 from mibfast.information import Estimate
 from mibfast.nn import fusion
+from mibfast.nn.fusion.cross_attention import FUSIONS
 from mibfast.omib import bounds
-from mibfast.omib.attention import FUSIONS
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
 RATIOS = ("ratio_of_means", "mean_of_ratios")
@@ -198,7 +198,11 @@ def test_bounds_of_consistent_informations_are_in_order(entropies, share, data) 
         (({"a": 1.0, "b": 1.0}, {(0, 1): 0.1}), r"every pair, \('a', 'b'\)"),
         (([1.0, math.nan], {(0, 1): 0.1}), r"entropies\[1\] must be finite"),
         (([1.0, 1.0], {(0, 1): math.inf}), r"pairwise_mutual_information\[\(0, 1\)\] must be finite"),
-        (([1.0, 1.0], {(0, 1): 2.0}), "must hold information"),
+        (([1.0, 1.0], {(0, 1): 2.0}), r"pairwise_mutual_information\[\(0, 1\)\] must be in \[0, 1\], .* got 2"),
+        (({"a": 3.0, "b": 1.0}, {("a", "b"): 1.5}), r"\('a', 'b'\)\] must be in \[0, 1\], .* got 1.5"),
+        (([1.0, 2.0, 3.0], {(1, 2): 0.1, (1, 3): 0.1, (2, 3): 2.5}), r"\(2, 3\)\] must be in \[0, 2\], .* got 2.5"),
+        (([1.0, 1.0], {(0, 1): -0.1}), r"\(0, 1\)\] must be finite and at least 0, got -0.1"),
+        (([3.0, -1.0], {(0, 1): 0.0}), r"entropies\[1\] must be finite and at least 0, got -1"),
         (([0.0, 0.0], {(0, 1): 0.0}), "must hold information"),
         (([1.0, 1.0], {(0, 1): 0.1}, [1.0, 1.0]), "1 numbers, got 2"),
         (([1.0, 1.0], {(0, 1): 0.1}, [2.5]), r"in \[0, 2\]"),
@@ -277,6 +281,7 @@ def _estimate(value: float, spread: float = 0.01, cap: float = math.inf, samples
         ((_estimate(2.0), _estimate(3.0)), _estimate(2.5), [r"I\(a; b\) = 2.5 exceeds the smaller entropy, 2"]),
         ((_estimate(-0.1), _estimate(3.0)), _estimate(-0.2), [r"H\(a\) = -0.1 is not positive"]),
         ((_estimate(2.0, math.nan), _estimate(3.0)), _estimate(1.0), []),
+        ((_estimate(0.6), _estimate(3.0)), _estimate(0.1), [r"H\(a\) = 0.6 is far below ln N = 6.91: .* too large"]),
     ],
 )
 def test_beta_warns_of_what_cannot_be_trusted(monkeypatch, entropies, information, doubts) -> None:
@@ -322,6 +327,12 @@ def test_beta_refuses(views, message) -> None:
         omib.estimate_beta(views)
 
 
+def test_seeds_of_beta_are_counted_by_numpys_integers_too() -> None:
+    options = {"estimator": "infonce", "epochs": 1}
+    found = estimate_quietly([ONES, ONES], seeds=np.int64(1), **options)
+    assert found == estimate_quietly([ONES, ONES], seeds=1, **options)
+
+
 def test_beta_reads_the_rows_that_it_draws(tmp_path) -> None:
     """A file that would not fit: what is not drawn is not read, NaN there does no harm."""
     file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (5000, 3))
@@ -364,6 +375,12 @@ def test_f1_at_the_true_count_does_not_depend_on_the_order_of_equal_scores() -> 
     for order in (range(5), (4, 3, 2, 1, 0), (3, 1, 4, 0, 2)):
         assert omib.f1_at_true_count(scores[list(order)], labels[list(order)]) == pytest.approx((1 + 2 / 3) / 3)
     assert omib.f1_at_true_count(np.zeros(4), [1, 0, 0, 0]) == 0.25
+
+
+def test_scores_of_any_dtype_that_pytorch_has() -> None:
+    scores = torch.tensor([0.5, 2.0, 1.0, 4.0], dtype=torch.bfloat16)
+    assert omib.anomaly_threshold(scores, 1.0) == 4.0
+    assert omib.f1_at_true_count(scores, torch.tensor([0, 0, 1, 1])) == 0.5
 
 
 def test_threshold_lets_the_share_of_training_samples_pass() -> None:
@@ -689,9 +706,9 @@ def test_a_model_of_anomalies_has_no_bias_of_its_own_and_names_the_encoders() ->
     encoders = {"a": nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()), "b": nn.Linear(3, 4, bias=False)}
     with pytest.warns(UserWarning, match=r"encoders have the bias of a\.0, a\.1, a Sigmoid$"):
         omib.OMIB(encoders, 4, fusion.AnomalyDetection(3))
-    model.task.center.fill_(torch.nan)
+    uncentred = omib.OMIB(dict(model.encoders.float()), 4, fusion.AnomalyDetection(3))
     with pytest.raises(RuntimeError, match="no centre is set"):
-        model.terms(views, None, "warm-up")
+        uncentred.terms({name: x.float() for name, x in views.items()}, None, "warm-up")
 
 
 @pytest.mark.parametrize(
@@ -706,6 +723,10 @@ def test_a_model_of_anomalies_has_no_bias_of_its_own_and_names_the_encoders() ->
         ({"logvar_bounds": (1.0, 1.0)}, ValueError, "low < high"),
         ({"fusion": "sum"}, ValueError, "fusion must be one of 'cross_attention'"),
         ({"ratio": "mean"}, ValueError, "ratio must be one of 'ratio_of_means'"),
+        ({"bottleneck": "False"}, TypeError, "OMIB: bottleneck must be True or False, got str 'False'"),
+        ({"dynamic_weights": 1}, TypeError, "dynamic_weights must be True or False"),
+        ({"detach_xi_in_trb": None}, TypeError, "detach_xi_in_trb must be True or False"),
+        ({"detach_z_in_omf": "no"}, TypeError, "detach_z_in_omf must be True or False"),
         ({"m": 1}, ValueError, "at least 2 modalities"),
     ],
 )

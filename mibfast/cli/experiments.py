@@ -11,6 +11,8 @@ import typer
 from mibfast._check import InputError
 from mibfast.cli.arguments import numbers, pairs, words
 
+_LATENT = 16
+
 
 def experiment(
     data: Annotated[
@@ -40,7 +42,9 @@ def experiment(
         ),
     ] = "dvsib,beta-vae,pixels",
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
-    latent: Annotated[int, typer.Option(min=1, help="Length of the latents, where it is not what varies.")] = 16,
+    latent: Annotated[
+        int | None, typer.Option(min=1, help="Length of the latents, where it is not what varies. [default: 16]")
+    ] = None,
     beta: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,6 +77,9 @@ def experiment(
 
     from mibfast.train.bottleneck_experiments import experiment as run_experiment
 
+    for option, given in (("beta", beta), ("latent", latent)):
+        if given and sweep == option:
+            raise InputError(f"--{option} is what varies, by --values")
     try:
         found = run_experiment(
             data,
@@ -81,7 +88,7 @@ def experiment(
             values=None if values is None else numbers("--values", values),
             methods=words(methods),
             seeds=seeds,
-            latent=latent,
+            latent=_LATENT if latent is None else latent,
             **_beta(beta or []),
             split=numbers("--split", split),
             encoder=encoder,
@@ -107,9 +114,9 @@ def experiment(
 
 def _beta(given: list[str]) -> dict[str, Any]:
     """Return what `--beta` says as an argument: one number, or one for each method that is named."""
-    if len(given) == 1 and "=" not in given[0]:
+    if len(given) == 1 and "=" not in given[0] and "," not in given[0]:
         return {"beta": numbers("--beta", given[0])[0]}
-    if any("=" not in text for text in given):
+    if any("=" not in text or "," in text for text in given):
         raise InputError(f"--beta must be one NUMBER, or METHOD=NUMBER for each method, got {' '.join(given)}")
     return (
         {"beta": {name: numbers("--beta", text)[0] for name, text in pairs("--beta", given).items()}} if given else {}

@@ -16,6 +16,8 @@ from mibfast._check import InputError
 from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
 
+# As Python writes them; JSON's are read as JSON.
+_PYTHON = {"True": True, "False": False, "None": None}
 _Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
 
@@ -198,6 +200,10 @@ def fit(
         # What a file names is not imported unless the command names it too.
         settings["encoders"] = {key: name for key, name in settings["encoders"].items() if ":" not in str(name)}
     settings.pop("method", None)
+    for name in ("encoders", "loss"):
+        # What is given changes what it names, and leaves the file's others.
+        if given[name] is not None and isinstance(settings.get(name), dict):
+            given[name] = {**settings[name], **given[name]}
     settings.update({name: value for name, value in given.items() if value is not None})
     source = data or settings.pop("data", None)
     settings.pop("data", None)
@@ -212,10 +218,11 @@ def fit(
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
     best = run.epochs[run.best_epoch - 1]
+    chosen_by = "validation loss" if run.target is None else "validation loss of predictions"
     loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
     print(
         f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
-        f"validation loss {loss_found}; {time.perf_counter() - started:.0f} s\n"
+        f"{chosen_by} {loss_found}; {time.perf_counter() - started:.0f} s\n"
         f"the run's folder is {folder}; next: mibfast evaluate {folder}"
     )
 
@@ -456,6 +463,8 @@ def compare(
 
 
 def _value(text: str) -> Any:
+    if text in _PYTHON:
+        return _PYTHON[text]
     try:
         return json.loads(text)
     except ValueError:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
@@ -167,7 +168,9 @@ def estimate(
         raise ValueError(f"{_NAME}: a batch of 1 has no pairs of different samples; expected sizes of at least 2")
     if not _check.number(_NAME, "learning_rate", learning_rate, 0.0):
         raise ValueError(f"{_NAME}: learning_rate must be positive, got {learning_rate}")
-    chosen = list(range(_check.count(_NAME, "seeds", seeds))) if isinstance(seeds, int) else list(seeds)
+    if isinstance(seeds, (int, Integral)):
+        seeds = range(_check.count(_NAME, "seeds", seeds if isinstance(seeds, bool) else int(seeds)))
+    chosen = list(seeds)
     if not chosen:
         raise ValueError(f"{_NAME}: seeds must hold at least one, got none")
     make = critic if callable(critic) else _CRITICS[_check.choice(_NAME, "critic", critic, tuple(_CRITICS))]

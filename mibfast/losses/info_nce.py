@@ -66,10 +66,10 @@ class InfoNCELoss(nn.Module):
         super().__init__()
         name = type(self).__name__
         self.temperature = Temperature(name, temperature, learnable_temperature)
+        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
         self.label_smoothing = _check.smoothing(name, label_smoothing, positive_in_denominator)
-        self.positive_in_denominator = positive_in_denominator
-        self.symmetric = symmetric
-        self.normalize = normalize
+        self.symmetric = _check.boolean(name, "symmetric", symmetric)
+        self.normalize = _check.boolean(name, "normalize", normalize)
         self.backend = backend
 
     def forward(self, query: Tensor, key: Tensor, presence: Tensor | None = None) -> Tensor:

@@ -89,8 +89,8 @@ class LearnedProjectorOVAIBLoss(nn.Module):
         if not self.temperature:
             raise ValueError(f"{name}: temperature must be positive, got {temperature}")
         self.beta = _check.number(name, "beta", beta, 0.0)
-        self.normalize = normalize
-        self.positive_in_denominator = positive_in_denominator
+        self.normalize = _check.boolean(name, "normalize", normalize)
+        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
         self.backend = backend
         sizes = [(modalities - 1) * features, *[self.hidden_features] * (depth - 1), features]
         self.projectors = nn.ModuleList(_perceptron(sizes) for _ in range(modalities))

@@ -83,8 +83,8 @@ class OVAIBLoss(nn.Module):
         self.ridge = _check.number(name, "ridge", ridge, 0.0)
         self.beta = _check.number(name, "beta", beta, 0.0)
         self.keys = _check.choice(name, "keys", keys, ("per_sample", "pairwise"))
-        self.normalize = normalize
-        self.positive_in_denominator = positive_in_denominator
+        self.normalize = _check.boolean(name, "normalize", normalize)
+        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
         self.backend = backend
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:

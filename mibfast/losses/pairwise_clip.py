@@ -62,9 +62,10 @@ class PairwiseCLIPLoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = Temperature(type(self).__name__, temperature, learnable_temperature)
-        self.positive_in_denominator = positive_in_denominator
-        self.normalize = normalize
+        name = type(self).__name__
+        self.temperature = Temperature(name, temperature, learnable_temperature)
+        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
+        self.normalize = _check.boolean(name, "normalize", normalize)
         self.backend = backend
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:

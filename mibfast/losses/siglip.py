@@ -69,9 +69,10 @@ class SigLIPLoss(nn.Module):
         if not self.initial_scale:
             raise ValueError(f"{name}: scale must be positive, got {scale}")
         self.initial_bias = _check.number(name, "bias", bias)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.initial_scale))) if learnable else None
-        self.bias = nn.Parameter(torch.tensor(self.initial_bias)) if learnable else None
-        self.normalize = normalize
+        learned = _check.boolean(name, "learnable", learnable)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.initial_scale))) if learned else None
+        self.bias = nn.Parameter(torch.tensor(self.initial_bias)) if learned else None
+        self.normalize = _check.boolean(name, "normalize", normalize)
         self.backend = backend
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:

@@ -73,11 +73,12 @@ class SymileLoss(nn.Module):
                 "learnable_scale=True makes it a parameter"
             )
         self.initial_scale = float(_check.scale(name, scale, torch.device("cpu")))
-        self.log_scale = nn.Parameter(torch.tensor(self.initial_scale).log()) if learnable_scale else None
+        learned = _check.boolean(name, "learnable_scale", learnable_scale)
+        self.log_scale = nn.Parameter(torch.tensor(self.initial_scale).log()) if learned else None
         self.negatives = _check.choice(name, "negatives", negatives, ("all", "shuffled"))
         if generator is not None and self.negatives == "all":
             raise ValueError(f'{name}: a generator is for negatives="shuffled", got negatives="all"')
-        self.normalize = normalize
+        self.normalize = _check.boolean(name, "normalize", normalize)
         self.generator = generator
         self.backend = backend
 

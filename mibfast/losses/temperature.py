@@ -31,9 +31,10 @@ class Temperature(nn.Module):
                 f"{operation}: temperature must be a positive number, got {_check.described(initial)}; "
                 "learnable_temperature=True makes it a parameter"
             )
+        learned = _check.boolean(operation, "learnable_temperature", learnable)
         value = _check.temperature(operation, initial, torch.device("cpu"))
         self.initial = float(value)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(self.initial))) if learnable else None
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(self.initial))) if learned else None
 
     def forward(self) -> float | Tensor:
         """Return the temperature: a number, or a 0-d tensor with a gradient."""

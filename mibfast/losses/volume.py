@@ -30,7 +30,7 @@ class _AnchoredLoss(nn.Module):
         self.temperature = Temperature(name, temperature, learnable_temperature)
         self.anchor = _check.anchor(name, anchor)
         self.label_smoothing = _check.smoothing(name, label_smoothing, True)
-        self.normalize = normalize
+        self.normalize = _check.boolean(name, "normalize", normalize)
         self.backend = backend
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
@@ -161,7 +161,7 @@ class TRIANGLELoss(_AnchoredLoss):
         backend: str | None = None,
     ) -> None:
         super().__init__(temperature, learnable_temperature, anchor, label_smoothing, normalize, backend)
-        self.squared = squared
+        self.squared = _check.boolean(type(self).__name__, "squared", squared)
 
     def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of each anchor under its modality's name; the loss is their mean."""

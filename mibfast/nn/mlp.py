@@ -60,7 +60,7 @@ class MLPEncoder(nn.Module):
             _check.count(name, argument, size)
         self.in_features, self.out_features = in_features, out_features
         sizes_of_layers = [in_features, *[hidden_features] * (depth - 1), out_features]
-        self.layers = nn.Sequential(*_layers(sizes_of_layers, bias))
+        self.layers = nn.Sequential(*_layers(sizes_of_layers, _check.boolean(name, "bias", bias)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode vectors [..., in_features] to representations [..., out_features]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _FEWEST_SAMPLES = 20
 _LARGEST_SPREAD = 0.25
 # What is this near to a cap tells only that the truth is larger.
 _NEAR = 0.95
+# An entropy below this share of ln N is of a critic that told hardly any of N samples apart.
+_FAR_BELOW = 0.1
 
 
 def beta_bounds(
@@ -57,8 +60,8 @@ def beta_bounds(
     Raises
     ------
     TypeError, ValueError
-        For numbers that are not finite, pairs that are missing or unknown, and estimates that contradict each other so
-        far that the modalities together would hold no information.
+        For numbers that are negative or not finite, pairs that are missing or unknown, an information above either
+        entropy, and modalities that together would hold no information.
 
     Examples
     --------
@@ -73,12 +76,18 @@ def beta_bounds(
     M = len(values)
     if M < 2:
         raise ValueError(f"{name}: entropies must be of at least 2 modalities, got {M}")
-    total = math.fsum(_check.number(name, f"entropies[{k}]", h) for k, h in enumerate(values))
+    total = math.fsum(_check.number(name, f"entropies[{k}]", h, 0.0) for k, h in enumerate(values))
     _check_pairs(name, pairwise_mutual_information, M, names)
-    shared = math.fsum(
-        _check.number(name, f"pairwise_mutual_information[{pair}]", i)
-        for pair, i in pairwise_mutual_information.items()
-    )
+    first = min(min(pair) for pair in pairwise_mutual_information) if names is None else 0
+    for pair, given in pairwise_mutual_information.items():
+        argument = f"pairwise_mutual_information[{pair}]"
+        smaller = min(values[names.index(k) if names else k - first] for k in pair)
+        if _check.number(name, argument, given, 0.0) > smaller * (1 + 1e-9):
+            raise ValueError(
+                f"{name}: {argument} must be in [0, {smaller:g}], since an information exceeds neither entropy, got "
+                f"{given:g}"
+            )
+    shared = math.fsum(pairwise_mutual_information.values())
     factor = 2.0 * M - 1
     if weights is not None:
         if len(weights) != M - 1:
@@ -88,7 +97,7 @@ def beta_bounds(
     if total <= 0 or together <= 0:
         raise ValueError(
             f"{name}: the modalities must hold information: entropies sum up to {total:g} nats, and without what they "
-            f"share to {together:g}; an information cannot exceed either entropy"
+            f"share to {together:g}"
         )
     return 1 / ((2 * M - 1) * total), 1 / (factor * together)
 
@@ -134,6 +143,11 @@ class BetaEstimate:
     samples: int
     doubts: tuple[str, ...]
 
+    @property
+    def indistinct(self) -> list[str]:
+        """Modalities of which the critic told hardly any samples apart: entropies below 0.1 ln N, N held out."""
+        return [name for name, found in self.entropies.items() if _is_indistinct(found)]
+
     def draw(self, seed: int) -> float:
         """Return a beta, uniform in [lower, upper], as algorithm 2 draws it once before training."""
         return float(np.random.default_rng(seed).uniform(self.lower, self.upper))
@@ -152,6 +166,7 @@ class BetaEstimate:
             "estimator": self.estimator,
             "cap": self.cap if math.isfinite(self.cap) else None,
             "samples": self.samples,
+            "indistinct": self.indistinct,
             "doubts": list(self.doubts),
         }
 
@@ -193,6 +208,8 @@ def estimate_beta(
 
     - an entropy or information near the estimator's cap, or above the logarithm of the held-out samples, more than
       which N samples cannot vouch for (McAllester and Stratos, 2020);
+    - an entropy far below the logarithm of the held-out samples (below 0.1 of it): the critic told hardly any of them
+      apart, and beta is too large;
     - values that differ much between seeds;
     - an information above either entropy. For the bounds it is lowered to the smaller one, and a negative one raised
       to 0, with which M_l <= M_u always.
@@ -309,6 +326,11 @@ def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, 
     for name, found in entropies.items():
         if found.value <= 0:
             doubts.append(f"H({name}) = {found.value:.3g} is not positive: the critic learned nothing")
+        elif _is_indistinct(found):
+            doubts.append(
+                f"H({name}) = {found.value:.3g} is far below ln N = {math.log(found.samples):.3g}: the critic told "
+                f"hardly any of the {found.samples} held-out samples apart, and beta is too large"
+            )
         elif found.spread > _LARGEST_SPREAD * found.value:
             doubts.append(f"H({name}) = {found.value:.3g} differs by {found.spread:.3g} between seeds")
     for (i, j), found in informations.items():
@@ -322,8 +344,12 @@ def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, 
     return doubts
 
 
+def _is_indistinct(found: Estimate) -> bool:
+    return found.value < _FAR_BELOW * math.log(found.samples)
+
+
 def _first(seeds: int | Sequence[int]) -> int:
-    return 0 if isinstance(seeds, int) or not len(seeds) else seeds[0]
+    return 0 if isinstance(seeds, (int, numbers.Integral)) or not len(seeds) else seeds[0]
 
 
 def _drawn(name: str, views: Mapping[str, Samples] | Sequence[Samples], samples: int, seed: int) -> dict[str, Samples]:

@@ -6,7 +6,6 @@ Wu et al., "Learning Optimal Multimodal Information Bottleneck Representations",
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, cast
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast.nn.fusion.cross_attention import CrossAttention
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.tasks import AnomalyDetection, Regression, Task
-from mibfast.omib.attention import CrossAttention
-from mibfast.omib.svdd import collapse_risks
 from mibfast.omib.weights import RATIOS, modality_weights
 
 
@@ -243,12 +241,20 @@ class OMIB(FusionModel):
         bounds = tuple(_check.number("OMIB", "logvar_bounds", bound) for bound in logvar_bounds)
         if len(bounds) != 2 or bounds[0] >= bounds[1]:
             raise ValueError(f"OMIB: logvar_bounds must be (low, high) with low < high, got {logvar_bounds}")
+        flags = {
+            "bottleneck": bottleneck,
+            "dynamic_weights": dynamic_weights,
+            "detach_xi_in_trb": detach_xi_in_trb,
+            "detach_z_in_omf": detach_z_in_omf,
+        }
+        for argument, flag in flags.items():
+            _check.boolean("OMIB", argument, flag)
         self.beta = beta
         self.latent_features = latent
         self.dynamic_weights, self.ratio = dynamic_weights, _check.choice("OMIB", "ratio", ratio, RATIOS)
         self.detach_xi_in_trb, self.detach_z_in_omf = detach_xi_in_trb, detach_z_in_omf
         # What has a bias can map all samples to the centre.
-        bias = not isinstance(task, AnomalyDetection)
+        bias = task.biased
         heads, fused = None, features
         if bottleneck:
             heads = nn.ModuleList(GaussianHead(features, latent, hidden, bias) for _ in encoders)
@@ -262,8 +268,6 @@ class OMIB(FusionModel):
             _head(latent, task, head_features),
             (bounds[0], bounds[1]),
         )
-        if not bias:
-            _warn_of_collapse(self.encoders)
 
     @property
     def beta(self) -> float | None:
@@ -298,7 +302,9 @@ class OMIB(FusionModel):
 
         RuntimeError in the main stage where beta is None.
         """
-        _check.choice("OMIB", "stage", stage, self.stages)
+        return super().terms(views, target, stage)
+
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         if stage == "warm-up":
             representations = self.encode(views)
             noise = [torch.randn(len(z), self.latent_features, dtype=z.dtype, device=z.device) for z in representations]
@@ -313,7 +319,7 @@ class OMIB(FusionModel):
         predictions = self._branch_predictions(representations, [beside] * len(representations))
         task_loss = self.task.loss(fused, target).mean()
         losses = self._branch_losses(predictions, target)
-        terms = {"task": task_loss.detach(), **self._named("trb", losses)}
+        terms = {"task": task_loss, **self._named("trb", losses)}
         loss = task_loss
         if self.omf.heads is not None and self.beta is not None:
             divergences = [divergence.mean() for divergence in each]
@@ -335,7 +341,7 @@ class OMIB(FusionModel):
         return [self.task.loss(prediction, target).mean() for prediction in predictions]
 
     def _named(self, kind: str, values: list[Tensor]) -> dict[str, Tensor]:
-        return {f"{kind}.{name}": value.detach() for name, value in zip(self.modalities, values, strict=True)}
+        return {f"{kind}.{name}": value for name, value in zip(self.modalities, values, strict=True)}
 
 
 def _head(inputs: int, task: Task, head_features: Sequence[int] | None) -> nn.Sequential:
@@ -349,14 +355,3 @@ def _head(inputs: int, task: Task, head_features: Sequence[int] | None) -> nn.Se
     for sizes in pairwise([inputs, *head_features, task.outputs]):
         layers += [nn.Linear(*sizes, bias=not anomalies), nn.LeakyReLU() if anomalies else nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _warn_of_collapse(encoders: nn.ModuleDict) -> None:
-    risks = collapse_risks(encoders)
-    if risks:
-        listed = ", ".join(risks[:6]) + (f" and {len(risks) - 6} more" if len(risks) > 6 else "")
-        warnings.warn(
-            f"OMIB: for anomaly detection encoders should have no bias and no bounded activation, with which they can "
-            f"map all samples to the centre (Ruff et al., 2018, section 3.3); encoders have {listed}",
-            stacklevel=3,
-        )

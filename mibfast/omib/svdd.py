@@ -1,4 +1,4 @@
-"""Deep support vector data description: the loss, what lets a network collapse, thresholds and the F1 score."""
+"""Deep support vector data description: the loss, thresholds and the F1 score."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
-
-# Their output is bounded: a unit that is saturated for all samples is as good as a bias.
-_BOUNDED = (
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softsign,
-    nn.Hardsigmoid,
-    nn.Hardtanh,  # ReLU6 is one
-    nn.Softmax,
-)
 
 
 def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
@@ -56,30 +46,6 @@ def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
     _check.same_dimension("svdd_loss", prediction=prediction, center=center)
     _check.alike("svdd_loss", prediction=prediction, center=center)
     return (prediction - center).square().sum(1).mean()
-
-
-def collapse_risks(module: nn.Module) -> list[str]:
-    """Name what lets a network map every sample to the centre: biases and bounded activations (Ruff et al., 2018, 3.3).
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from mibfast import omib
-    >>> omib.collapse_risks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2, bias=False)))
-    ['the bias of 0', '1, a Tanh']
-    """
-    biases = [name.rpartition(".")[0] for name, _ in module.named_parameters() if _is_bias(name)]
-    bounded = [
-        f"{name or 'the module'}, a {type(each).__name__}"
-        for name, each in module.named_modules()
-        if isinstance(each, _BOUNDED)
-    ]
-    return [f"the bias of {name or 'the module'}" for name in dict.fromkeys(biases)] + bounded
-
-
-def _is_bias(name: str) -> bool:
-    # Those of recurrent layers are bias_ih_l0, bias_hh_l0 and so on.
-    return name.rpartition(".")[2].startswith(("bias", "in_proj_bias"))
 
 
 def anomaly_threshold(scores: ArrayLike | Tensor, quantile: float = 0.95) -> float:
@@ -149,7 +115,11 @@ def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> 
 
 
 def _array(x: ArrayLike | Tensor) -> ArrayLike:
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+    if not isinstance(x, torch.Tensor):
+        return x
+    x = x.detach().cpu()
+    # NumPy has no bfloat16.
+    return (x.double() if x.is_floating_point() else x).numpy()
 
 
 def _scores(name: str, scores: ArrayLike | Tensor) -> NDArray[np.number[Any]]:

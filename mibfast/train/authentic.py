@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mibfast.data.multimodal import SPLITS
 from mibfast.data.sim import SAMPLES, authentic_features, best_accuracies
 from mibfast.nn import MLPEncoder, Standardisation
 from mibfast.train.batches import shuffled
-from mibfast.train.errors import RunError
+from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import RunFolder
 from mibfast.train.progress import Report
 
@@ -98,13 +99,15 @@ def classify_authentic_features(
         For numbers out of range, a folder of something else or one that cannot be written.
     DataError
         For data that there are not.
+    DivergedError
+        Where a loss became infinite or NaN.
     """
     settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "features": features, "depth": depth}
     for name, value in {"seeds": seeds, **settings}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RunError(f"{name} must be an integer of at least 1, got {value!r}")
-    if not learning_rate > 0:
-        raise RunError(f"learning_rate must be positive, got {learning_rate!r}")
+    if not 0 < learning_rate < float("inf"):
+        raise RunError(f"learning_rate must be positive and finite, got {learning_rate!r}")
     best = best_accuracies(data)
     if batch_size > samples - 2 * (samples // 10):
         raise RunError(f"a batch of {batch_size} is larger than the training split of {samples} samples")
@@ -169,6 +172,8 @@ def _classified(
         with torch.no_grad():
             logits = {part: model(x[of_split[part]]) for part in ("validation", "test")}
         loss = nn.functional.cross_entropy(logits["validation"], y[of_split["validation"]]).item()
+        if not math.isfinite(loss):
+            raise DivergedError(f"the validation loss became {loss} in epoch {epoch}; a lower learning_rate may help")
         accuracies = {part: (z.argmax(1) == y[of_split[part]]).float().mean().item() for part, z in logits.items()}
         if loss < lowest:
             lowest = loss

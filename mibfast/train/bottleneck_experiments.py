@@ -64,7 +64,8 @@ class Experiment:
     cells : list of dict
         `method`, `value` (of the sweep; None where the method does not depend on it), `seed`, `seconds`, and under
         `views` for each view the `accuracy` on the test split, the `validation_accuracy`, the SVM's `C`, and of what
-        was trained the `steps`, the `best_step` and its validation `terms` (nats).
+        was trained the `steps`, the `best_step` and its validation `terms` (nats). `views` is None where training
+        diverged.
     title : str
     """
 
@@ -73,25 +74,26 @@ class Experiment:
     title: str
 
     def accuracies(self) -> dict[str, dict[str, dict[float | None, list[float]]]]:
-        """Return the test accuracies of all seeds, by view, method and value."""
+        """Return the test accuracies of all seeds, by view, method and value; NaN where training diverged."""
+        views = list(dict.fromkeys(view for cell in self.cells for view in cell["views"] or ()))
         found: dict[str, dict[str, dict[float | None, list[float]]]] = {}
         for cell in sorted(self.cells, key=lambda cell: int(cell["seed"])):
-            for view, result in cell["views"].items():
-                found.setdefault(view, {}).setdefault(cell["method"], {}).setdefault(cell["value"], []).append(
-                    result["accuracy"]
-                )
+            for view in views if cell["views"] is None else cell["views"]:
+                accuracy = math.nan if cell["views"] is None else cell["views"][view]["accuracy"]
+                found.setdefault(view, {}).setdefault(cell["method"], {}).setdefault(cell["value"], []).append(accuracy)
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each view, method and value: mean, standard deviation over seeds, number of seeds."""
+        """Return a row for each view, method and value: mean, standard deviation, number of seeds, diverged ones."""
         return [
             {
                 "view": view,
                 "method": method,
                 self.sweep: value,
-                "mean": statistics.fmean(found),
-                "sd": _deviation(found),
-                "seeds": len(found),
+                "mean": _mean(_finite(found)),
+                "sd": _deviation(_finite(found)),
+                "seeds": len(_finite(found)),
+                "diverged": len(found) - len(_finite(found)),
             }
             for view, of_methods in self.accuracies().items()
             for method, of_values in of_methods.items()
@@ -110,14 +112,16 @@ class Experiment:
             for value, found in of_methods[first].items():
                 for other in others:
                     compared = of_methods[other]
-                    each = [a - b for a, b in zip(found, compared.get(value, compared.get(None, [])), strict=False)]
+                    pairs = zip(found, compared.get(value, compared.get(None, [])), strict=False)
+                    # Neither of a seed that either diverged on.
+                    each = _finite([a - b for a, b in pairs])
                     rows.append(
                         {
                             "view": view,
                             self.sweep: value,
                             "first": first,
                             "other": other,
-                            "mean": statistics.fmean(each),
+                            "mean": _mean(each),
                             "sd": _deviation(each),
                             "won": sum(x > 0 for x in each),
                             "each": each,
@@ -142,7 +146,10 @@ class Experiment:
                     continue
                 logarithms = np.log(np.array(list(of_values), float))
                 found = np.array(list(of_values.values()))
-                least = min(0.5 / cell["views"][view]["tested"] for cell in self.cells)
+                found = found[:, ~np.isnan(found).any(axis=0)]
+                if not found.size:
+                    continue
+                least = min(0.5 / cell["views"][view]["tested"] for cell in self.cells if cell["views"])
                 slopes = {
                     "accuracy": np.polyfit(logarithms, np.log(np.maximum(found, least)), 1)[0],
                     "error": -np.polyfit(logarithms, np.log(np.maximum(1 - found, least)), 1)[0],
@@ -186,8 +193,20 @@ class Experiment:
 
 
 def _percent(found: Sequence[float], sign: str = "") -> str:
-    mean, deviation = statistics.fmean(found), _deviation(found)
-    return f"{100 * mean:{sign}.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    finite = _finite(found)
+    if not finite:
+        return "diverged"
+    deviation, diverged = _deviation(finite), len(found) - len(finite)
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{100 * statistics.fmean(finite):{sign}.1f}{spread}" + (f" ({diverged} diverged)" if diverged else "")
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -253,7 +272,7 @@ def experiment(
     ------
     RunError, DataError
         For arguments and data that do not fit, before anything is trained; for a folder that holds something else or is
-        in use; DivergedError where training diverged, saying of which cell.
+        in use; DivergedError where all training diverged. What diverges otherwise is said, and leaves its cells out.
     """
     names = _checked_methods(methods)
     _choice("sweep", sweep, tuple(SWEEPS))
@@ -272,6 +291,8 @@ def experiment(
     _integer("batch_size", batch_size, 2)
     _positive("learning_rate", learning_rate)
     swept = _checked_values(sweep, SWEEPS[sweep] if values is None else values)
+    if names == (PIXELS,) and sweep != "samples":
+        raise RunError(f"pixels do not depend on {sweep}; a method that does must be compared with them")
     networks: dict[str, Any] = {
         "hidden_features": hidden_features,
         "encoder": encoder,
@@ -324,15 +345,25 @@ def experiment(
                 started = time.perf_counter()
                 chosen: dict[str, Any] = {"latent": latent, "beta": betas.get(name, BETA), "samples": None}
                 chosen[sweep] = value
+                found: dict[str, dict[str, Any]] | None
                 try:
                     found = _cell(name, of_seed(seed), seed, training, **chosen)
                 except DivergedError as error:
-                    raise DivergedError(f"{name}, {sweep} {value}, seed {seed}: {error}") from error
+                    report.say(f"{name}, {sweep} {value}, seed {seed}: {error}")
+                    found = None
                 seconds = round(time.perf_counter() - started, 2)
                 cells[key] = {"method": name, "value": value, "seed": seed, "seconds": seconds, "views": found}
                 _write_cells(folder, cells)
                 task.advance(1, f"{name}, {sweep} {value}, seed {seed}")
+                if key == due[-1] or due[due.index(key) + 1][2] != seed:
+                    so_far = Experiment(
+                        sweep, [cells[each] for each in due if each in cells], f"{data}, {seed + 1} seeds"
+                    )
+                    if so_far.accuracies():
+                        _write_results(folder, so_far)
         result = Experiment(sweep, [cells[key] for key in due], f"{data}, {seeds} seeds")
+        if not result.accuracies():
+            raise DivergedError(f"{data}: training diverged in all of {len(due)} cells; a lower learning_rate may help")
         _write_results(folder, result)
     return result
 
@@ -386,11 +417,11 @@ def _checked_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 def _checked_values(sweep: str, values: Sequence[float]) -> tuple[float, ...]:
     least = 0 if sweep == "beta" else 1 if sweep == "latent" else 20
-    kind = "a number" if sweep == "beta" else "an integer"
+    kind = "a positive number" if sweep == "beta" else f"an integer of at least {least}"
     for value in values:
         wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-        if wrong or value < least or (sweep != "beta" and value != int(value)):
-            raise RunError(f"values of {sweep} must each be {kind} of at least {least}, got {value!r}")
+        if wrong or value < least or (value <= 0 if sweep == "beta" else value != int(value)):
+            raise RunError(f"values of {sweep} must each be {kind}, got {value!r}")
     if not values or len(set(values)) < len(values):
         raise RunError(f"values of {sweep} must be given, each once; got {', '.join(map(str, values)) or 'none'}")
     return tuple(float(value) if sweep == "beta" else int(value) for value in values)
@@ -445,7 +476,7 @@ def _read_cells(folder: RunFolder, due: Sequence[_Key]) -> dict[_Key, dict[str, 
         try:
             cell = json.loads(line)
             key = cell["method"], cell["value"], cell["seed"]
-            damaged = key not in due or not isinstance(cell["views"], dict)
+            damaged = key not in due or not isinstance(cell["views"], (dict, type(None)))
         except (ValueError, TypeError, KeyError):
             damaged = True
         if damaged:
@@ -462,8 +493,20 @@ def _write_results(folder: RunFolder, found: Experiment) -> None:
     )
     label, power_laws = _LABELS[found.sweep], found.sweep == "samples"
     folder.write(
-        "results.png", lambda path: draw_accuracies(found.accuracies(), label, found.title, path, power_laws=power_laws)
+        "results.png", lambda path: draw_accuracies(_drawable(found), label, found.title, path, power_laws=power_laws)
     )
+
+
+def _drawable(found: Experiment) -> dict[str, dict[str, dict[float | None, list[float]]]]:
+    """Return accuracies without what diverged."""
+    return {
+        view: {
+            method: {value: _finite(each) for value, each in of_values.items() if _finite(each)}
+            for method, of_values in of_methods.items()
+            if any(map(_finite, of_values.values()))
+        }
+        for view, of_methods in found.accuracies().items()
+    }
 
 
 def _cell(

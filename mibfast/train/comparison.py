@@ -15,7 +15,16 @@ from mibfast.data.sources import absolute_name
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
-from mibfast.train.fitting import Run, estimated_beta, fit, fitting_target, open_data, open_run, refuse_settings
+from mibfast.train.fitting import (
+    Run,
+    estimated_beta,
+    fit,
+    fitting_target,
+    open_data,
+    open_run,
+    refuse_beta,
+    refuse_settings,
+)
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Fusion, Method, method
 from mibfast.train.pictures import draw_comparison, draw_sweep
@@ -383,7 +392,9 @@ class _Runner:
         chosen = method(self._name)
         if isinstance(chosen, Fusion) and chosen.needs_beta(options):
             named = {"method": self._name, "data": absolute_name(self._data), "seed": seed}
-            options["beta"] = _kept_beta(self._folder, RunConfig(**{**settings, **named}), self._report)["beta"]
+            kept = _kept_beta(self._folder, RunConfig(**{**settings, **named}), self._report)
+            refuse_beta(kept)
+            options["beta"] = kept["beta"]
         try:
             return fit(
                 self._name,

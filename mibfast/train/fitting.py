@@ -328,6 +328,7 @@ class _Fitting:
             self.beta = folder.read_config().get("beta")
         elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
             self.beta = estimated_beta(config, data, self.target, self.report)
+            refuse_beta(self.beta)
         with isolate_rng():
             torch.manual_seed(config.seed)
             shapes = {name: view.shape[1:] for name, view in data.views.items()}
@@ -488,6 +489,17 @@ def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | Non
     beta = found.draw(config.seed)
     report.say(f"{found}\ndrawn: beta {beta:.3g}")
     return {"beta": beta, **found.as_dict()}
+
+
+def refuse_beta(found: Mapping[str, Any]) -> None:
+    """Raise RunError for an estimated beta of a critic that told hardly any samples apart: it would be too large."""
+    indistinct = found.get("indistinct", [])
+    if indistinct:
+        listed = ", ".join(f"H({name}) = {found['entropies'][name]['value']:.3g}" for name in indistinct)
+        raise RunError(
+            f"no beta can be estimated: {found['estimator']!r} told hardly any of {found['samples']} samples apart, "
+            f"{listed} nats, and the bounds are too large; give a beta (--beta) or another beta_estimator"
+        )
 
 
 def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:

@@ -77,8 +77,7 @@ class FusionModule(MultimodalModule):
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Tensor]:
         """Return a batch's loss and the terms of the stage."""
-        terms = self.model.terms(batch, batch[TARGET], self.stage)
-        return {name: x if name == "loss" else x.detach() for name, x in terms.items()}
+        return self.model.terms(batch, batch[TARGET], self.stage)
 
     def validation_step(self, batch: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
         """Return a validation batch's loss and terms, with the same noise at every epoch.

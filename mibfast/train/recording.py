@@ -278,9 +278,11 @@ class Recording(Checkpoint):
                     "have no two modalities in common; a higher batch_size may help"
                 )
         train, validation = self._means.values(), self._validation_means.values()
-        validation_loss = validation["loss"]
-        if not math.isfinite(validation_loss):
-            raise DivergedError(f"the validation loss became {validation_loss} in epoch {len(self.epochs) + 1}")
+        # Of a fusion the loss of its predictions chooses, and need not be a part of what it minimises.
+        for name, what in (("loss", "the validation loss"), (PREDICTION, "the validation loss of predictions")):
+            value = validation.get(name, 0.0)
+            if not math.isfinite(value):
+                raise DivergedError(f"{what} became {value} in epoch {len(self.epochs) + 1}")
         now = time.monotonic()
         waited = self._waited + self.batches.waited + self.validation_batches.waited
         self.epochs.append(

@@ -51,11 +51,12 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     """Score predictions of samples.
 
     - Classification: accuracy, and F1, the mean over classes.
-    - Regression: MAE and Pearson's r, means over targets. One target that takes both signs also has the figures of
-      sentiment analysis: Acc-2 and F1, of its sign among the samples where it is not zero (F1 is the mean over both
-      signs, weighted by how many samples have them); and where all of them are in [-3, 3], Acc-7, of its value and its
-      prediction, clipped to [-3, 3] and rounded.
-    - Anomaly detection: AUC, and F1 at the threshold that as many samples exceed as there are anomalies.
+    - Regression: MAE and Pearson's r, means over targets. One target that takes both signs and lies in [-3, 3], in all
+      labels of the run's data (:attr:`Target.sentiment`), also has the figures of sentiment analysis: Acc-2 and F1, of
+      its sign among the samples where it is not zero (F1 is the mean over both signs, weighted by how many samples
+      have them); and Acc-7, of its value and its prediction, clipped to [-3, 3] and rounded.
+    - Anomaly detection: AUC, and F1 at the threshold that as many samples exceed as there are anomalies. Of scores that
+      say nothing this F1 is the share of anomalies on average, where AUC is 0.5.
 
     Parameters
     ----------
@@ -67,11 +68,13 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     Raises
     ------
     DataError
-        For classes that the run was not trained on, and where there are no anomalies or nothing else.
+        For labels of another kind or shape than the run's, classes that it was not trained on, and where there are no
+        anomalies or nothing else.
     """
+    _check_kind(target, labels)
     if target.task == "regression":
         found = torch.from_numpy(labels.astype(np.float64)).reshape(prediction.shape)
-        return Scored(_regression_metrics(found), prediction.double(), found)
+        return Scored(_regression_metrics(target.sentiment), prediction.double(), found)
     encoded = target.encoded(labels)
     if target.task == "classification":
         if bool((encoded < 0).any()):
@@ -80,6 +83,26 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     if len(set(encoded.tolist())) < 2:
         raise DataError("to score anomalies, some samples must be anomalies and some not")
     return Scored(_anomaly_metrics(), prediction[:, 0], encoded)
+
+
+def _check_kind(target: Target, labels: NDArray[Any]) -> None:
+    """Check that labels, perhaps of other data than the run's, are such as it was trained on."""
+    numbers = labels.dtype.kind in "fiub"
+    outputs = len(target.mean) if target.task == "regression" else 1
+    shaped = labels.ndim == 1 if outputs == 1 else labels.shape[1:] == (outputs,)
+    if outputs == 1 and target.task == "regression":
+        shaped = shaped or labels.shape[1:] == (1,)
+    alike = numbers
+    if target.task == "anomaly-detection":
+        alike = True
+    elif target.task == "classification":
+        alike = numbers == all(isinstance(each, (int, float)) for each in target.classes)
+    if not (shaped and alike):
+        expected = f"{outputs} numbers a sample" if outputs > 1 else "one number a sample"
+        if target.task != "regression":
+            expected = "one class a sample, of the kind of the run's"
+        found = f"labels are {labels.dtype} of shape {list(labels.shape)}"
+        raise DataError(f"{found}; the run was trained for {target.task}, {expected}")
 
 
 def _classification_metrics(classes: int) -> dict[str, _Metric]:
@@ -91,13 +114,15 @@ def _classification_metrics(classes: int) -> dict[str, _Metric]:
     return {"accuracy": lambda prediction, label: (prediction.argmax(1) == label).double().mean(), "F1": f1}
 
 
-def _regression_metrics(label: Tensor) -> dict[str, _Metric]:
+def _regression_metrics(sentiment: bool) -> dict[str, _Metric]:
     from torchmetrics.functional.classification import multiclass_f1_score
     from torchmetrics.functional.regression import pearson_corrcoef
 
     def polar(metric: _Metric) -> _Metric:
         def of_signs(prediction: Tensor, label: Tensor) -> Tensor:
             chosen = label != 0
+            if not bool(chosen.any()):
+                return torch.tensor(torch.nan)
             return metric((prediction[chosen] > 0).long(), (label[chosen] > 0).long())
 
         return of_signs
@@ -112,12 +137,11 @@ def _regression_metrics(label: Tensor) -> dict[str, _Metric]:
         "MAE": lambda prediction, label: (prediction - label).abs().mean(),
         "Pearson r": lambda prediction, label: pearson_corrcoef(prediction, label).mean(),
     }
-    if label.shape[1] == 1 and bool((label > 0).any()) and bool((label < 0).any()):
+    if sentiment:
         metrics["Acc-2"], metrics["F1"] = polar(agreement), polar(weighted_f1)
-        if float(label.abs().max()) <= 3:
-            metrics["Acc-7"] = lambda prediction, label: agreement(
-                prediction.clamp(-3, 3).round(), label.clamp(-3, 3).round()
-            )
+        metrics["Acc-7"] = lambda prediction, label: agreement(
+            prediction.clamp(-3, 3).round(), label.clamp(-3, 3).round()
+        )
     return metrics
 
 

@@ -39,6 +39,9 @@ class Target:
         a bottleneck's weight mean the same whatever unit the targets have; predictions are in the targets' own.
     normal : str, optional
         The label, as text, of the samples that are no anomalies.
+    sentiment : bool
+        Whether a regression has one target with both signs in [-3, 3], as CMU-MOSI's: of all labels, so that runs that
+        split them differently are scored alike.
     """
 
     task: str
@@ -46,6 +49,7 @@ class Target:
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     normal: str | None = None
+    sentiment: bool = False
 
     @property
     def unit(self) -> str:
@@ -143,7 +147,10 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
         if not len(of_training) or (np.ptp(of_training, axis=0) == 0).any():
             raise DataError(f"{data.name}: a target does not vary in the training split")
         return Target(
-            "regression", mean=tuple(of_training.mean(0).tolist()), deviation=tuple(of_training.std(0).tolist())
+            "regression",
+            mean=tuple(of_training.mean(0).tolist()),
+            deviation=tuple(of_training.std(0).tolist()),
+            sentiment=of_training.shape[1] == 1 and -3 <= labels.min() < 0 < labels.max() <= 3,
         )
     classes = np.unique(labels)
     if task != "anomaly-detection":

@@ -2,6 +2,7 @@
 
 from mibfast.nn.fusion import losses
 from mibfast.nn.fusion.c_mib import CMIB
+from mibfast.nn.fusion.collapse import collapse_risks
 from mibfast.nn.fusion.concatenation import Concatenation
 from mibfast.nn.fusion.cross_attention import CrossAttention, CrossAttentionFusion
 from mibfast.nn.fusion.deep_ib import DeepIB
@@ -38,6 +39,7 @@ __all__ = [
     "Regression",
     "StochasticEncoder",
     "Task",
+    "collapse_risks",
     "losses",
 ]
 

@@ -49,7 +49,7 @@ class CMIB(LMIB):
         hidden_features: int = 1024,
     ) -> None:
         super().__init__(encoders, features, task, beta, task_weight, hidden_features)
-        self.posterior = StochasticEncoder("CMIB", features, features, hidden_features)
+        self.posterior = StochasticEncoder("CMIB", features, features, hidden_features, bias=task.biased)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
@@ -57,7 +57,7 @@ class CMIB(LMIB):
         prediction: Tensor = self.predictor(mean)
         return prediction
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, those of modalities summed."""
         joined, modality_task, modality_compression = self._of_modalities(views, target)
         mean, logvar = self.posterior(joined)

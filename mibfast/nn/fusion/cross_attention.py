@@ -8,45 +8,76 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast import functional as F
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
 from mibfast.nn.fusion.tasks import Task
 
+FUSIONS = ("cross_attention", "concat_feature", "concatenation")
+
 
 class CrossAttention(nn.Module):
-    """One head of scaled dot-product attention over M modality tokens, flattened to one linear layer.
+    """Fuse M latents [N, k] into one (OMIB, Eq. 7, 105 and 106).
 
-    OMIB's cross-attention network (Wu et al., ICML 2025, Eq. 105 and 106), in the reading that its complexity O(N M^2)
-    asks for: modalities are tokens, not features of a single one.
+    Equation 105 prints attention of the latents concatenated along the features, which is one token: its softmax is
+    over one number and is 1. The complexity that the paper gives, O(N M^2), is that of M tokens, the default.
 
     Parameters
     ----------
     modalities : int
-        M.
+        M, at least 2.
     features : int
-        Length of a token, and of the result.
+        k.
+    fusion : {"cross_attention", "concat_feature", "concatenation"}
+        "cross_attention": single-head scaled dot-product attention among M tokens of k features, their M k features
+        through a linear layer to k. "concat_feature": equation 105 to the letter: one token of M k features, so a
+        linear layer of the values, queries and keys being without effect and left out, and one to k.
+        "concatenation": the last linear layer alone, the paper's ablation without cross-attention.
+    out_features : int, optional
+        Length of what comes out; k by default.
+    bias : bool
+        Whether the last layer has one.
 
     Examples
     --------
     >>> import torch
     >>> from mibfast.nn.fusion import CrossAttention
-    >>> CrossAttention(3, 4)([torch.randn(5, 4) for _ in range(3)]).shape
-    torch.Size([5, 4])
+    >>> CrossAttention(3, 8)([torch.randn(5, 8) for _ in range(3)]).shape
+    torch.Size([5, 8])
     """
 
-    def __init__(self, modalities: int, features: int) -> None:
+    def __init__(
+        self,
+        modalities: int,
+        features: int,
+        fusion: str = "cross_attention",
+        out_features: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        _check.count("CrossAttention", "modalities", modalities)
-        _check.count("CrossAttention", "features", features)
-        # Queries, keys and values in one product.
-        self.projection = nn.Linear(features, 3 * features, bias=False)
-        self.join = nn.Linear(modalities * features, features)
+        name = type(self).__name__
+        _check.count(name, "features", features)
+        if _check.count(name, "modalities", modalities) < 2:
+            raise ValueError(f"{name}: modalities must be at least 2, got {modalities}")
+        self.fusion = _check.choice(name, "fusion", fusion, FUSIONS)
+        self.modalities, self.features = modalities, features
+        together = modalities * features
+        if fusion == "cross_attention":
+            self.query, self.key, self.value = (nn.Linear(features, features, bias=False) for _ in range(3))
+        elif fusion == "concat_feature":
+            self.value = nn.Linear(together, together, bias=False)
+        self.out = nn.Linear(together, features if out_features is None else out_features, bias=bias)
 
-    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Return one vector [N, features] of M tokens [N, features]."""
-        query, key, value = self.projection(torch.stack(list(tokens), dim=1)).chunk(3, dim=-1)
-        attended = nn.functional.scaled_dot_product_attention(query, key, value)
-        fused: Tensor = self.join(attended.flatten(1))
+    def forward(self, latents: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return the fused latent [N, out_features] of M latents [N, k], or of one tensor [M, N, k]."""
+        tokens = latents.transpose(0, 1) if isinstance(latents, Tensor) else torch.stack(tuple(latents), dim=1)
+        if self.fusion == "cross_attention":
+            attended = F.token_attention(self.query(tokens), self.key(tokens), self.value(tokens)).flatten(1)
+        else:
+            attended = tokens.flatten(1)
+            if self.fusion == "concat_feature":
+                attended = self.value(attended)
+        fused: Tensor = self.out(attended)
         return fused
 
 
@@ -80,7 +111,7 @@ class CrossAttentionFusion(FusionModel):
         self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int | None = 512
     ) -> None:
         super().__init__(encoders, features, task)
-        self.fusion = CrossAttention(len(encoders), features)
+        self.fusion = CrossAttention(len(encoders), features, bias=task.biased)
         self.predictor = prediction_head("CrossAttentionFusion", features, task, hidden_features)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:

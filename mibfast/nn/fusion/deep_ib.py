@@ -63,8 +63,10 @@ class DeepIB(FusionModel):
         if len(given) != m:
             raise ValueError(f"DeepIB: beta must be one number or {m}, one for each modality, got {beta}")
         self.beta = [_check.number("DeepIB", "beta", x, 0.0) for x in given]
-        self.posteriors = nn.ModuleList(StochasticEncoder("DeepIB", features, features) for _ in range(m))
-        self.fusion = StochasticEncoder("DeepIB", m * features, features, hidden_features)
+        self.posteriors = nn.ModuleList(
+            StochasticEncoder("DeepIB", features, features, bias=task.biased) for _ in range(m)
+        )
+        self.fusion = StochasticEncoder("DeepIB", m * features, features, hidden_features, bias=task.biased)
         self.predictor = prediction_head("DeepIB", features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
@@ -74,7 +76,7 @@ class DeepIB(FusionModel):
         prediction: Tensor = self.predictor(mean)
         return prediction
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, in nats."""
         posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
         latents = [drawn(*posterior) for posterior in posteriors]

@@ -70,7 +70,7 @@ class DMIB(FusionModel):
         super().__init__(encoders, features, task)
         self.sufficiency_weight = _check.number("DMIB", "sufficiency_weight", sufficiency_weight, 0.0)
         self.modality_weight = _check.number("DMIB", "modality_weight", modality_weight, 0.0)
-        if released and not isinstance(task, Classification):
+        if _check.boolean("DMIB", "released", released) and not isinstance(task, Classification):
             raise ValueError(f"DMIB: released needs the task Classification, got {type(task).__name__}")
         self.released = released
         m = len(encoders)
@@ -78,8 +78,12 @@ class DMIB(FusionModel):
         if latent_features is None:
             latent_features = (2 * joint + 2) // 3
         _check.count("DMIB", "latent_features", latent_features)
-        self.layers = nn.ModuleList(nn.Linear(features, features) for _ in range(m))
-        self.bottleneck = nn.Sequential(nn.Linear(joint, latent_features), nn.ReLU(), nn.Linear(latent_features, joint))
+        self.layers = nn.ModuleList(nn.Linear(features, features, bias=task.biased) for _ in range(m))
+        self.bottleneck = nn.Sequential(
+            nn.Linear(joint, latent_features, bias=task.biased),
+            nn.ReLU(),
+            nn.Linear(latent_features, joint, bias=task.biased),
+        )
         self.predictor = prediction_head("DMIB", joint, task)
         self.observation_predictor = prediction_head("DMIB", joint, task)
         self.modality_predictors = nn.ModuleList(prediction_head("DMIB", features, task) for _ in range(m))
@@ -92,7 +96,7 @@ class DMIB(FusionModel):
     def _hidden(self, representations: Sequence[Tensor]) -> list[Tensor]:
         return [layer(x).relu() for layer, x in zip(self.layers, representations, strict=True)]
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss and the four terms that it weighs."""
         hidden = self._hidden(self.encode(views))
         joint = torch.cat(hidden, dim=1)

@@ -63,8 +63,8 @@ class EMIB(FusionModel):
         super().__init__(encoders, features, task)
         self.beta = _check.number("EMIB", "beta", beta, 0.0)
         self.task_weight = _check.number("EMIB", "task_weight", task_weight, 0.0)
-        self.join = nn.Linear(len(encoders) * features, features)
-        self.posterior = StochasticEncoder("EMIB", features, features, hidden_features)
+        self.join = nn.Linear(len(encoders) * features, features, bias=task.biased)
+        self.posterior = StochasticEncoder("EMIB", features, features, hidden_features, bias=task.biased)
         self.predictor = prediction_head("EMIB", features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
@@ -77,7 +77,7 @@ class EMIB(FusionModel):
         mean, logvar = self.posterior(self.join(torch.cat(list(representations), dim=1)).relu())
         return mean, logvar
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from the posterior, and its two terms."""
         mean, logvar = self._posterior(self.encode(views))
         task = self.task.loss(self.predictor(drawn(mean, logvar)), target).mean()

@@ -49,7 +49,7 @@ class FiLM(FusionModel):
         names = self.modalities
         self._condition = 0 if condition is None else names.index(_check.choice("FiLM", "condition", condition, names))
         conditioned = (len(encoders) - 1) * features
-        self.modulation = nn.Linear(features, 2 * conditioned)
+        self.modulation = nn.Linear(features, 2 * conditioned, bias=task.biased)
         self.predictor = prediction_head("FiLM", conditioned, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:

@@ -56,8 +56,8 @@ class GatedFusion(FusionModel):
         _check.count("GatedFusion", "hidden_features", hidden_features)
         names = self.modalities
         self._gating = 0 if gate is None else names.index(_check.choice("GatedFusion", "gate", gate, names))
-        self.gate = nn.Linear(features, hidden_features)
-        self.gated = nn.Linear((len(encoders) - 1) * features, hidden_features)
+        self.gate = nn.Linear(features, hidden_features, bias=task.biased)
+        self.gated = nn.Linear((len(encoders) - 1) * features, hidden_features, bias=task.biased)
         self.predictor = prediction_head("GatedFusion", hidden_features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:

@@ -65,9 +65,11 @@ class LMIB(FusionModel):
         name, m = type(self).__name__, len(encoders)
         self.beta = _check.number(name, "beta", beta, 0.0)
         self.task_weight = _check.number(name, "task_weight", task_weight, 0.0)
-        self.posteriors = nn.ModuleList(StochasticEncoder(name, features, features, hidden_features) for _ in range(m))
+        self.posteriors = nn.ModuleList(
+            StochasticEncoder(name, features, features, hidden_features, bias=task.biased) for _ in range(m)
+        )
         self.modality_predictors = nn.ModuleList(prediction_head(name, features, task) for _ in range(m))
-        self.join = nn.Linear(m * features, features)
+        self.join = nn.Linear(m * features, features, bias=task.biased)
         self.predictor = prediction_head(name, features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
@@ -91,7 +93,7 @@ class LMIB(FusionModel):
         compression = torch.stack([F.gaussian_kl(*posterior, reduction="mean") for posterior in posteriors]).sum()
         return self._joined(latents), task, compression
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, those of modalities summed."""
         joined, modality_task, compression = self._of_modalities(views, target)
         task = self.task.loss(self.predictor(joined), target).mean()

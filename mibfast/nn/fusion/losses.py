@@ -144,7 +144,7 @@ def reconstruction(x: Tensor, reconstructed: Tensor, *, scale_invariant: bool = 
     """
     x, reconstructed = _pair("reconstruction", x=x, reconstructed=reconstructed)
     error = reconstructed - x
-    if scale_invariant:
+    if _check.boolean("reconstruction", "scale_invariant", scale_invariant):
         return (error - error.mean()).square().mean()
     return error.square().mean()
 
@@ -187,6 +187,6 @@ def self_distillation(representation: Tensor, observation: Tensor, *, released: 
     """
     z, v = _pair("self_distillation", representation=representation, observation=observation)
     z, v = z.log_softmax(1), v.detach().log_softmax(1)
-    if released:
+    if _check.boolean("self_distillation", "released", released):
         return (z.exp() * (z - v.exp())).mean()
     return (z.exp() * (z - v)).sum(1).mean()

@@ -79,13 +79,16 @@ class MISA(FusionModel):
             raise ValueError(f"MISA: features must be a multiple of heads = {heads}, got {features}")
         m = len(encoders)
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.LayerNorm(features)) for _ in range(m)
+            nn.Sequential(
+                nn.Linear(features, features, bias=task.biased), nn.ReLU(), nn.LayerNorm(features, bias=task.biased)
+            )
+            for _ in range(m)
         )
-        self.private = nn.ModuleList(nn.Linear(features, features) for _ in range(m))
-        self.shared = nn.Linear(features, features)
+        self.private = nn.ModuleList(nn.Linear(features, features, bias=task.biased) for _ in range(m))
+        self.shared = nn.Linear(features, features, bias=task.biased)
         self.reconstructions = nn.ModuleList(nn.Linear(features, features) for _ in range(m))
         self.transformer = nn.TransformerEncoderLayer(
-            features, heads, feedforward_features, dropout=0.0, batch_first=True
+            features, heads, feedforward_features, dropout=0.0, batch_first=True, bias=task.biased
         )
         self.predictor = prediction_head("MISA", 2 * m * features, task, m * features)
 
@@ -103,7 +106,7 @@ class MISA(FusionModel):
         prediction: Tensor = self.predictor(self.transformer(torch.stack(private + shared, dim=1)).flatten(1))
         return prediction
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss and the four terms that it weighs."""
         projected, private, shared = self._parts(self.encode(views))
         parts = list(zip(private, shared, strict=True))

@@ -64,9 +64,11 @@ class MMIBCui(FusionModel):
         self.beta = _check.number("MMIBCui", "beta", beta, 0.0)
         self.alignment_weight = _check.number("MMIBCui", "alignment_weight", alignment_weight, 0.0)
         m = len(encoders)
-        self.posteriors = nn.ModuleList(StochasticEncoder("MMIBCui", features, features) for _ in range(m))
+        self.posteriors = nn.ModuleList(
+            StochasticEncoder("MMIBCui", features, features, bias=task.biased) for _ in range(m)
+        )
         self.discriminators = nn.ModuleList(nn.Bilinear(features, features, 1) for _ in range(m * (m - 1) // 2))
-        self.join = nn.Linear(m * features, features)
+        self.join = nn.Linear(m * features, features, bias=task.biased)
         self.predictor = prediction_head("MMIBCui", features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
@@ -77,7 +79,7 @@ class MMIBCui(FusionModel):
         prediction: Tensor = self.predictor(self.join(torch.cat(latents, dim=1)))
         return prediction
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its three terms."""
         posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
         latents = [drawn(*posterior) for posterior in posteriors]

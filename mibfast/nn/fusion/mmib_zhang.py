@@ -68,7 +68,9 @@ class MMIBZhang(FusionModel):
         self.beta = _check.number("MMIBZhang", "beta", beta, 0.0)
         self.alignment_weight = _check.number("MMIBZhang", "alignment_weight", alignment_weight, 0.0)
         m = len(encoders)
-        self.posteriors = nn.ModuleList(StochasticEncoder("MMIBZhang", features, features) for _ in range(m))
+        self.posteriors = nn.ModuleList(
+            StochasticEncoder("MMIBZhang", features, features, bias=task.biased) for _ in range(m)
+        )
         self.alignment = PairwiseCLIPLoss(temperature)
         self.predictor = prediction_head("MMIBZhang", m * features, task, hidden_features)
 
@@ -80,7 +82,7 @@ class MMIBZhang(FusionModel):
         prediction: Tensor = self.predictor(torch.cat(latents, dim=1))
         return prediction
 
-    def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its three terms, in nats."""
         posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
         latents = [drawn(*posterior) for posterior in posteriors]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast.nn.fusion.collapse import collapse_risks
 from mibfast.nn.fusion.tasks import Task
 
 
 class FusionModel(nn.Module):
     """Encoders of M modalities, fused into one prediction.
 
-    Subclasses give :meth:`predict`, and :meth:`terms` where they minimise more than the task's loss.
+    Subclasses give :meth:`predict`, and `_terms`, which :meth:`terms` calls, where they minimise more than the task's
+    loss.
 
     Parameters
     ----------
@@ -43,6 +46,15 @@ class FusionModel(nn.Module):
         _check.count(name, "features", features)
         self.encoders = nn.ModuleDict(encoders)
         self.features, self.task = features, task
+        risks = [] if task.biased else collapse_risks(self.encoders)
+        if risks:
+            listed = ", ".join(risks[:6]) + (f" and {len(risks) - 6} more" if len(risks) > 6 else "")
+            warnings.warn(
+                f"{name}: for anomaly detection encoders should have no bias and no bounded activation, with which "
+                "they can map all samples to the centre (Ruff et al., 2018, section 3.3); encoders have "
+                f"{listed}",
+                stacklevel=3,
+            )
 
     @property
     def modalities(self) -> list[str]:
@@ -75,6 +87,12 @@ class FusionModel(nn.Module):
     def terms(self, views: Mapping[str, Tensor], target: Any, stage: str = "main") -> dict[str, Tensor]:
         """Return what a stage of training minimises, under "loss", and the terms that it is made of, means over N.
 
-        Terms that are only reported are detached. Here it is the task's mean loss alone.
+        All but the loss are detached. ValueError for a stage that is not one of :attr:`stages`.
         """
+        _check.choice(type(self).__name__, "stage", stage, self.stages)
+        terms = self._terms(views, target, stage)
+        return {name: x if name == "loss" else x.detach() for name, x in terms.items()}
+
+    def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
+        """Return the loss and its terms; here it is the task's mean loss alone."""
         return {"loss": self.task.loss(self(views), target).mean()}

@@ -21,6 +21,8 @@ class StochasticEncoder(nn.Module):
         Lengths of an input and of the latent.
     hidden_features : int, optional
         Width of a hidden layer with ReLU; without, both heads are linear in the input.
+    bias : bool
+        Whether layers have one.
 
     Examples
     --------
@@ -32,17 +34,24 @@ class StochasticEncoder(nn.Module):
     """
 
     def __init__(
-        self, operation: str, in_features: int, latent_features: int, hidden_features: int | None = None
+        self,
+        operation: str,
+        in_features: int,
+        latent_features: int,
+        hidden_features: int | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         _check.count(operation, "latent_features", latent_features)
+        _check.boolean(operation, "bias", bias)
         self.hidden: nn.Module = nn.Identity()
         if hidden_features is not None:
             _check.count(operation, "hidden_features", hidden_features)
-            self.hidden = nn.Sequential(nn.Linear(in_features, hidden_features), nn.ReLU())
+            self.hidden = nn.Sequential(nn.Linear(in_features, hidden_features, bias=bias), nn.ReLU())
             in_features = hidden_features
-        self.mean = nn.Linear(in_features, latent_features)
-        self.deviation = nn.Linear(in_features, latent_features)
+        self.mean = nn.Linear(in_features, latent_features, bias=bias)
+        self.deviation = nn.Linear(in_features, latent_features, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, latent_features] of inputs [N, in_features]."""

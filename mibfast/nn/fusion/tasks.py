@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -165,6 +166,8 @@ class AnomalyDetection(Task):
         _check.count("AnomalyDetection", "features", features)
         self.outputs, self.minimum = features, minimum
         self.register_buffer("center", torch.full((features,), torch.nan))
+        # Asked of the buffer, every loss would wait for the device.
+        self._centred = False
 
     @torch.no_grad()
     def set_center(self, predictions: Tensor) -> None:
@@ -172,6 +175,12 @@ class AnomalyDetection(Task):
         center = self._predictions("predictions", predictions).mean(0)
         sign = torch.where(center < 0, -1.0, 1.0).to(center)
         self.center.copy_(torch.where(center.abs() < self.minimum, sign * self.minimum, center))
+        self._centred = not bool(self.center.isnan().any())
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if f"{prefix}center" in state_dict:
+            self._centred = not bool(state_dict[f"{prefix}center"].isnan().any())
 
     def loss(self, prediction: Tensor, target: Any = None) -> Tensor:
         """Return the squared distance [N] of predictions [N, features] from the centre, which is the anomaly score.
@@ -179,7 +188,7 @@ class AnomalyDetection(Task):
         RuntimeError where no centre is set.
         """
         found = self._predictions("prediction", prediction)
-        if not torch.compiler.is_compiling() and bool(self.center.isnan().any()):
+        if not self._centred:
             raise RuntimeError("AnomalyDetection: no centre is set; call set_center with the untrained predictions")
         return (found - self.center).square().sum(1)
 
