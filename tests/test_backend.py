@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mibfast import _backend
+from mibfast import functional as F
+from mibfast.ops import _boundary
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ALL = {"cpu": None, "triton": None, "cuda": None}
@@ -64,3 +66,39 @@ def test_triton_serves_cpu_tensors_in_its_interpreter_and_only_by_name(
     assert chosen(CPU, ALL) == "cpu"
     with pytest.raises(RuntimeError, match="serves cuda tensors and these are on cpu"):
         _backend.choose("op", CPU, "cuda", ALL)
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_what_triton_fails_on_is_named(way, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    launchers = _boundary.kernels("gaussian", "triton")
+
+    def out_of_resources(*_):
+        raise ValueError("out of resource: shared memory")
+
+    mean, logvar = torch.zeros(4, 3, requires_grad=True), torch.zeros(4, 3)
+    divergence = F.gaussian_kl(mean, logvar, backend="triton") if way == "backward" else None
+    # Nothing is added to what other backends say.
+    monkeypatch.setattr(_boundary.kernels("gaussian", "cpu"), "kl", out_of_resources)
+    with pytest.raises(ValueError, match=r"^out of resource"):
+        F.gaussian_kl(mean, logvar, backend="cpu")
+    monkeypatch.setattr(launchers, "kl_backward" if way == "backward" else "kl", out_of_resources)
+    expected = (
+        r"^kl.*: its Triton kernels failed on a tensor of shape \[.*4, 3\], torch.float32, on cpu.*: out of resource"
+    )
+    fails = divergence.backward if way == "backward" else lambda: F.gaussian_kl(mean, logvar, backend="triton")
+    with pytest.raises(RuntimeError, match=expected):
+        fails()
+
+
+def test_memory_that_triton_lacks_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(_boundary.kernels("gaussian", "triton"), "kl", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+        F.gaussian_kl(torch.zeros(4, 3), torch.zeros(4, 3), backend="triton")

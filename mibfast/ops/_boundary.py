@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast import _buffers, _env
+from mibfast import _buffers, _check, _env
 from mibfast.kernels import interpreter
 from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 
@@ -85,11 +85,34 @@ def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
 
         @functools.wraps(launcher)
         def launch(*arguments: Any) -> Any:
-            return registered(*arguments) if torch.compiler.is_compiling() else launcher(*arguments)
+            if torch.compiler.is_compiling():
+                return registered(*arguments)
+            try:
+                return launcher(*arguments)
+            except Exception as error:
+                # What Triton says names neither the operation nor what it was given. Memory may be there next time.
+                if not _by_triton(*arguments) or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                    raise
+                given = ", ".join(_check.described(x) for x in _tensors(arguments))
+                raise RuntimeError(f"{launcher.__name__}: its Triton kernels failed on {given}: {error}") from error
 
         return launch
 
     return decorate
+
+
+def _by_triton(*arguments: Any) -> bool:
+    """Whether an operation's arguments, of which the backend is the last, name Triton."""
+    return isinstance(arguments[-1], str) and arguments[-1] == "triton"
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments, those of lists too."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from _tensors(x)
 
 
 def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
