@@ -27,7 +27,7 @@ from mibfast.kernels.compilation import FASTMATH, named_by_sources
 from mibfast.kernels.vector_math import float32_at, float64_at
 
 # Of a callback's arguments the first are a counter of slots, how many there are, and the address of the counter.
-COUNT, COUNTER, FIRST = 1, 2, 3
+COUNT, COUNTER = 1, 2
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -117,7 +117,7 @@ def callback(function: _Callback) -> _Callback:
 
 
 def run(function: Callable[[Any], None], dtype: Any, count: int, *arguments: int | np.ndarray[Any, Any]) -> None:
-    """Run a callback on `count` slots. It finds its arguments, of arrays their addresses, from `FIRST` on."""
+    """Run a callback on `count` slots. It finds its arguments, of arrays their addresses, from the fourth on."""
     numbers = [x if isinstance(x, int) else x.ctypes.data for x in arguments]
     given = np.array([0, count, 0, *numbers], np.int64)
     given[COUNTER] = given.ctypes.data

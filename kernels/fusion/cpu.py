@@ -11,7 +11,9 @@ own. Attention costs 4 M^2 k FLOPs a sample forward and 10 M^2 k backward, on 4 
 first cache; its M x M weights are formed again backward.
 
 Predicted for 1,024 samples, k = 256, M = 2, float32 (B = 2 MiB) at 15 GB/s a core on two: 0.28 ms forward and 0.42 ms
-backward for the Gaussian, 0.28 ms and 0.49 ms for attention, and 50 us a call of Python and threads.
+backward for the Gaussian, 0.28 ms and 0.49 ms for attention, and 50 us a call of Python and threads. Measured: 0.34 and
+0.51 ms, 0.30 and 0.67 ms; on one core 0.60 and 0.92 ms, 0.51 and 0.94 ms. With eight tokens attention is bound by
+arithmetic: 2.0 and 3.1 ms.
 """
 
 from __future__ import annotations
