@@ -155,7 +155,7 @@ def test_an_interrupted_experiment_goes_on(npz, tmp_path, monkeypatch) -> None:
 
 
 def test_folders_of_something_else(npz, tmp_path) -> None:
-    arguments = {**TINY, "values": (2,), "methods": ("pixels",)}
+    arguments = {**TINY, "values": (2,), "methods": ("beta-vae",)}
     experiment(npz, "latent", tmp_path / "run", **arguments)
     with pytest.raises(RunError, match=r"of another experiment, with other values"):
         experiment(npz, "latent", tmp_path / "run", **{**arguments, "values": (3,)})
@@ -168,7 +168,7 @@ def test_folders_of_something_else(npz, tmp_path) -> None:
         "3",
         "\xff\n",
         '{"method": "pixels"}',
-        whole.replace("pixels", "dvsib"),
+        whole.replace("beta-vae", "dvsib"),
         whole[: len(whole) // 2],
     ):
         cells.write_bytes(damaged.encode("latin-1"))

@@ -435,7 +435,9 @@ def test_sentiment_is_what_all_labels_say() -> None:
     assert not target_of(data.from_arrays(views, labels)).sentiment
     # One sample of a sign, in whatever split, and one beyond the scale.
     labels[7] = -1.0
-    assert target_of(data.from_arrays(views, labels)).sentiment
+    target = target_of(data.from_arrays(views, labels))
+    assert target.sentiment
+    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
     assert target_of(data.from_arrays(views, labels[:, None])).sentiment
     labels[8] = 3.5
     assert not target_of(data.from_arrays(views, labels)).sentiment

@@ -150,7 +150,7 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
             "regression",
             mean=tuple(of_training.mean(0).tolist()),
             deviation=tuple(of_training.std(0).tolist()),
-            sentiment=of_training.shape[1] == 1 and -3 <= labels.min() < 0 < labels.max() <= 3,
+            sentiment=bool(of_training.shape[1] == 1 and -3 <= labels.min() < 0 < labels.max() <= 3),
         )
     classes = np.unique(labels)
     if task != "anomaly-detection":
