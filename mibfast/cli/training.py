@@ -117,7 +117,7 @@ def fit(
         typer.Option(metavar="smile|infonce|mine", help="Of omib's beta, where it is not given. [default: smile]"),
     ] = None,
     warm_up_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Of omib, before its main training; 0 for none. [default: 10]")
+        int | None, typer.Option(min=0, help="Of omib, before its main training; 0 for none. [default: 1]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
     patience: Annotated[
@@ -392,7 +392,7 @@ def compare(
         str | None, typer.Option(metavar="LABEL", help="Of anomaly detection: what is normal, and alone trained on.")
     ] = None,
     warm_up_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Of omib, before its main training. [default: 10]")
+        int | None, typer.Option(min=0, help="Of omib, before its main training. [default: 1]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
     patience: Annotated[

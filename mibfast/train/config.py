@@ -50,7 +50,7 @@ class RunConfig:
     normal_class : int or str, optional
         The label of what is normal, of anomaly detection: a fusion is trained on it alone.
     warm_up_epochs : int, optional
-        Before `epochs`, of a fusion that has a warm-up; 10 without.
+        Before `epochs`, of a fusion that has a warm-up; 1 without.
     beta_estimator : str
         By which OMIB's beta is estimated where `loss` does not give one; see :func:`mibfast.omib.estimate_beta`.
     checkpoint_minutes : float

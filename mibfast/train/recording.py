@@ -22,7 +22,8 @@ from mibfast.train.methods import Alignment, method
 from mibfast.train.module import MultimodalModule
 from mibfast.train.targets import PREDICTION, Target
 
-_WARM_UP_EPOCHS = 10
+# Longer ones let branches learn their samples by heart: docs/fusion-comparison.md.
+_WARM_UP_EPOCHS = 1
 # Rows of the table of steps, at most.
 _STEPS = 4096
 
