@@ -92,7 +92,10 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those of fusion are callbacks, which take their slots by a counter of their own.
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if not n.startswith(("reparameterised_gaussian", "token_attention"))]
+)
 def test_slots_of_two_threads_join(name, slots) -> None:
     """Also where the tests run on one thread, which has one slot and joins nothing."""
     leaves = inputs(21, 5)

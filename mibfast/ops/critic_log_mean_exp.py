@@ -62,6 +62,7 @@ def critic_log_mean_exp(
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
     _check.pairs(_NAME, y.shape[0])
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
+    _critic.bound(_NAME, clip)
     if clip is None and chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
         return _CriticLogMeanExp.apply(chosen, x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
     _, rows = critic_log_sum_exp(x, y, weight, bias, hidden, score=score, clip=clip, backend=chosen)
