@@ -22,7 +22,7 @@ from mibfast import data, train
 from mibfast.cli.commands import run as command
 from mibfast.train.config import RunConfig
 from mibfast.train.folder import RunFolder
-from mibfast.train.recording import Recording
+from mibfast.train.recording import _WARM_UP_EPOCHS, Recording
 
 # 60 samples of training make 7 batches.
 SMALL = {"epochs": 4, "batch_size": 8, "features": 16, "progress": False}
@@ -584,7 +584,7 @@ def test_help_states_methods_and_defaults(capsys) -> None:
     for field in dataclasses.fields(RunConfig):
         if field.name in ("method", "data", "modalities", "encoders", "loss"):
             continue
-        value = {"warm_up_epochs": 10}.get(field.name, field.default)
+        value = {"warm_up_epochs": _WARM_UP_EPOCHS}.get(field.name, field.default)
         if value is None:
             continue
         stated = (
