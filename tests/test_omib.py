@@ -228,7 +228,7 @@ def test_beta_from_data() -> None:
         "label": np.eye(4)[labels],
     }
     lines = []
-    settings = {"estimator": "infonce", "samples": 600, "seeds": 1, "epochs": 15, "batch_size": 64}
+    settings = {"estimator": "infonce", "samples": 600, "seeds": 1, "epochs": 15, "batch_size": 64, "held_out": 0.2}
     found = estimate_quietly(views, **settings, progress=lines.append)
     again = estimate_quietly(views, **settings)
     assert (found.lower, found.upper) == (again.lower, again.upper)
@@ -261,10 +261,10 @@ def test_beta_from_data() -> None:
 
 def test_beta_warns_of_a_cap() -> None:
     x = np.random.default_rng(0).standard_normal((1000, 30))
-    with pytest.warns(UserWarning, match=r"H\(v1\) = 3\.\d+ is at its cap, 3.69; the truth is larger"):
+    with pytest.warns(UserWarning, match=r"H\(v[12]\) = 3\.\d+ is at its cap, 3.69; the truth is larger"):
         found = omib.estimate_beta([x, x[::-1].copy()], estimator="infonce", seeds=1, epochs=30, held_out=0.04)
     assert any("at its cap" in doubt for doubt in found.doubts)
-    assert "doubtful: H(v1)" in str(found)
+    assert "doubtful: H(v" in str(found)
 
 
 def _estimate(value: float, spread: float = 0.01, cap: float = math.inf, samples: int = 1000) -> Estimate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -80,8 +82,8 @@ class Critic(nn.Module):
         return self.factors(x, y).in_float32()
 
 
-def _perceptron(sizes: list[int]) -> nn.Sequential:
-    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+def _perceptron(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), activation())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -105,11 +107,13 @@ class SeparableCritic(Critic):
         Width of the hidden layers.
     depth : int
         Number of linear layers of each network, >= 1.
+    activation : callable
+        Makes the module between two of them, such as `torch.nn.GELU`, which deep critics learn more with.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are not positive integers.
+        For sizes that are not positive integers, or an activation that makes no module.
 
     Examples
     --------
@@ -126,8 +130,18 @@ class SeparableCritic(Critic):
         embedding_features: int = 32,
         hidden_features: int = 256,
         depth: int = 2,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        made: object = None
+        # A module, or a function of a tensor, is called without its argument.
+        with contextlib.suppress(TypeError):
+            made = activation()
+        if not isinstance(made, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__}: activation must make a module, as torch.nn.GELU does, "
+                f"got {_check.described(activation)}"
+            )
         _counts(
             self,
             x_features=x_features,
@@ -137,8 +151,8 @@ class SeparableCritic(Critic):
             depth=depth,
         )
         inner = [hidden_features] * (depth - 1)
-        self.x_network = _perceptron([x_features, *inner, embedding_features])
-        self.y_network = _perceptron([y_features, *inner, embedding_features])
+        self.x_network = _perceptron([x_features, *inner, embedding_features], activation)
+        self.y_network = _perceptron([y_features, *inner, embedding_features], activation)
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the embeddings of x and of y."""

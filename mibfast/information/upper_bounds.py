@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,12 +58,50 @@ def club(mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
     tensor(1.)
     """
     (mean, logvar, y), wide = _checked("club", mean, logvar, y)
-    mean, logvar, y = mean.to(wide), logvar.to(wide), y.to(wide)
-    # About the mean of y, a sum over j of squared distances is that of its variance and of the distance to its mean.
-    average = y.mean(0)
-    deviation = y - average
-    excess = deviation.square().mean(0) - deviation * (deviation - 2 * (mean - average))
-    return (0.5 * excess * torch.exp(-logvar)).sum(1).mean()
+    bound: Tensor = _Club.apply(mean.to(wide), logvar.to(wide), y.to(wide))
+    return bound
+
+
+class _Club(torch.autograd.Function):
+    """The bound, with its gradients formed beside it: half the operations that autograd would run, all of them small."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+        n = y.shape[0]
+        average = y.mean(0)
+        deviation, distance = y - average, mean - average
+        # Half the mean over j of (y_j - mean_i)^2, less half of (y_i - mean_i)^2. About y's mean, the sum over j is that
+        # of y's variance and of the distance to its mean.
+        excess = torch.sub(distance, deviation, alpha=0.5).mul_(deviation)
+        excess += torch.linalg.vecdot(deviation, deviation, dim=0) / (2 * n)
+        weight = logvar.neg().exp_()
+        terms = excess.mul_(weight)
+        if any(ctx.needs_input_grad):
+            d_mean = weight * deviation
+            pull = distance.mul_(weight)
+            d_y = (pull - d_mean).addcmul_(deviation, weight.mean(0)).sub_(pull.mean(0))
+            ctx.save_for_backward(mean, logvar, y, d_mean, terms, d_y)
+        return terms.sum() / n
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        mean, logvar, y, d_mean, terms, d_y = ctx.saved_tensors
+        scale = upstream / y.shape[0]
+        if torch.is_grad_enabled():
+            # Of a second derivative: the same in operations that have one.
+            average = y.mean(0)
+            deviation, distance = y - average, mean - average
+            weight = torch.exp(-logvar)
+            d_mean = weight * deviation
+            variance = deviation.square().mean(0)
+            terms = 0.5 * weight * (variance + deviation * (2 * distance - deviation))
+            pull = weight * distance
+            d_y = pull - d_mean + deviation * weight.mean(0) - pull.mean(0)
+        gradients = (d_mean, -terms, d_y)
+        return tuple(
+            gradient * scale if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+        )
 
 
 def leave_one_out(mean: Tensor, logvar: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
