@@ -63,15 +63,15 @@ def club(mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
 
 class _Club(torch.autograd.Function):
-    """The bound, with its gradients formed beside it: half the operations that autograd would run, all of them small."""
+    """The bound, with its gradients beside it: half the operations that autograd would run, all of them small."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
         n = y.shape[0]
         average = y.mean(0)
         deviation, distance = y - average, mean - average
-        # Half the mean over j of (y_j - mean_i)^2, less half of (y_i - mean_i)^2. About y's mean, the sum over j is that
-        # of y's variance and of the distance to its mean.
+        # Half the mean over j of (y_j - mean_i)^2, less half of (y_i - mean_i)^2. About y's mean, the sum over j is
+        # that of y's variance and of the distance to its mean.
         excess = torch.sub(distance, deviation, alpha=0.5).mul_(deviation)
         excess += torch.linalg.vecdot(deviation, deviation, dim=0) / (2 * n)
         weight = logvar.neg().exp_()
