@@ -515,7 +515,7 @@ def test_an_estimate_evaluates_averaged_weights_with_the_statistics_that_belong_
 
 @pytest.mark.parametrize("activation", [torch.nn.functional.gelu, torch.nn.GELU(), "gelu", lambda: 1])
 def test_an_activation_that_makes_no_module(activation) -> None:
-    with pytest.raises(TypeError, match="activation must make a module, as torch.nn.GELU does, got"):
+    with pytest.raises(TypeError, match=r"activation must make a module, as torch\.nn\.GELU does, got"):
         information.SeparableCritic(2, 2, activation=activation)
 
 
