@@ -24,6 +24,25 @@ def test_encoders() -> None:
         nn.MLPEncoder(10, depth=0)
 
 
+def test_dropout_of_an_mlp_leaves_out_hidden_units_in_training_alone() -> None:
+    encoder = nn.MLPEncoder(10, 6, 400, depth=3, dropout=0.75)
+    found = {}
+    for position, layer in enumerate(encoder.layers):
+        if isinstance(layer, torch.nn.Linear) and position:
+            layer.register_forward_pre_hook(lambda module, given, at=position: found.update({at: given[0]}))
+    x = torch.randn(50, 10)
+    for training in (True, False):
+        encoder.train(training)(x)
+        assert len(found) == 2
+        for hidden in found.values():
+            # Half of the units are negative before ReLU.
+            assert abs((hidden == 0).float().mean() - (0.875 if training else 0.5)) < 0.1
+    assert torch.equal(encoder(x), encoder(x))
+    assert not any(isinstance(layer, torch.nn.Dropout) for layer in nn.MLPEncoder(10).layers)
+    with pytest.raises(ValueError, match="MLPEncoder: dropout must be below 1, where no unit would be left, got 1"):
+        nn.MLPEncoder(10, dropout=1)
+
+
 def test_sequence_encoders() -> None:
     x = torch.randn(3, 9, 4)
     for encoder in (nn.Conv1dEncoder(4, 6, 5), nn.LSTMEncoder(4, 6, 5)):

@@ -340,6 +340,8 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
             "cannot be imported: module .* has no attribute 'Decoder'",
         ),
         (npz, {"encoders": {"a": "dropout_encoder:no_module"}}, "returned str, not an nn.Module"),
+        (npz, {"dropout": 1.0}, "dropout must be below 1, got 1.0"),
+        (npz, {"dropout": 0.5}, "dropout = 0.5 is of mlp encoders, and conv1d has none"),
         (
             npz,
             {"encoders": {"a": "dropout_encoder:wrong_shape"}},

@@ -681,6 +681,8 @@ def test_authentic_features_are_classified(tmp_path, monkeypatch) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 321}, "a batch of 321 is larger than the training split of 400 samples"),
         ({"seeds": 3}, "is of other settings"),
+        ({"dropout": 0.5}, "is of other settings"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
     ):
         with pytest.raises(train.RunError, match=message):
             classify_authentic_features("sim-iii", tmp_path / "a", **{"seeds": 2, **settings, **wrong})

@@ -131,6 +131,7 @@ def authentic(
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a lower validation loss.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     depth: Annotated[int, typer.Option(min=1, help="Linear layers of the encoder.")] = 3,
+    dropout: Annotated[float, typer.Option(help="Share of its hidden units that training leaves out.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
 ) -> None:
     """Classify synthetic data by their true blocks: what there is for a fusion to reach.
@@ -150,6 +151,7 @@ def authentic(
         patience=patience,
         batch_size=batch_size,
         depth=depth,
+        dropout=dropout,
         learning_rate=learning_rate,
     )
     console = Console()

@@ -133,6 +133,9 @@ def fit(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
     ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of MLP encoders' hidden units that training leaves out. [default: 0]")
+    ] = None,
     encoder: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,6 +182,7 @@ def fit(
         "weight_decay": weight_decay,
         "features": features,
         "depth": depth,
+        "dropout": dropout,
         "task": task,
         "normal_class": normal_class,
         "beta_estimator": beta_estimator,
@@ -403,6 +407,9 @@ def compare(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
     ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of MLP encoders' hidden units that training leaves out. [default: 0]")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of AdamW. [default: 0.001, and tuned for fusions]")
     ] = None,
@@ -431,6 +438,7 @@ def compare(
         "patience": patience,
         "batch_size": batch_size,
         "depth": depth,
+        "dropout": dropout,
         "learning_rate": learning_rate,
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from mibfast import _check
 
 
-def _layers(sizes: list[int], bias: bool) -> list[nn.Module]:
+def _layers(sizes: list[int], bias: bool, dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
+    between = [nn.ReLU(), nn.Dropout(dropout)] if dropout else [nn.ReLU()]
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
-    return layers[:-1]
+        layers += [nn.Linear(inputs, outputs, bias=bias), *copy.deepcopy(between)]
+    return layers[: -len(between)]
 
 
 class MLPEncoder(nn.Module):
@@ -31,11 +33,13 @@ class MLPEncoder(nn.Module):
         Number of linear layers, >= 1.
     bias : bool
         Of the layers. With biases a network that is trained to come near a point can map everything to it.
+    dropout : float
+        The share of hidden units that training leaves out, in [0, 1): against learning few samples by heart.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are not positive integers.
+        For sizes that are not positive integers, or a dropout out of range.
 
     Examples
     --------
@@ -52,6 +56,7 @@ class MLPEncoder(nn.Module):
         hidden_features: int = 256,
         depth: int = 3,
         bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -60,7 +65,10 @@ class MLPEncoder(nn.Module):
             _check.count(name, argument, size)
         self.in_features, self.out_features = in_features, out_features
         sizes_of_layers = [in_features, *[hidden_features] * (depth - 1), out_features]
-        self.layers = nn.Sequential(*_layers(sizes_of_layers, _check.boolean(name, "bias", bias)))
+        share = _check.number(name, "dropout", dropout, 0.0, 1.0)
+        if share == 1.0:
+            raise ValueError(f"{name}: dropout must be below 1, where no unit would be left, got {dropout}")
+        self.layers = nn.Sequential(*_layers(sizes_of_layers, _check.boolean(name, "bias", bias), share))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode vectors [..., in_features] to representations [..., out_features]."""

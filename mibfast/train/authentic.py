@@ -72,6 +72,7 @@ def classify_authentic_features(
     learning_rate: float = 1e-3,
     features: int = 256,
     depth: int = 3,
+    dropout: float = 0.0,
     progress: bool | Report = True,
 ) -> AuthenticAccuracies:
     """Classify SIM's samples by their true blocks, going on where an earlier call was interrupted.
@@ -89,7 +90,7 @@ def classify_authentic_features(
     seeds : int
         From 0; each draws the data anew, as :func:`mibfast.train.fit` does, and the weights.
     samples : int
-    epochs, patience, batch_size, learning_rate, features, depth
+    epochs, patience, batch_size, learning_rate, features, depth, dropout
         See :class:`mibfast.train.RunConfig`.
     progress : bool or Report
 
@@ -108,10 +109,19 @@ def classify_authentic_features(
             raise RunError(f"{name} must be an integer of at least 1, got {value!r}")
     if not 0 < learning_rate < float("inf"):
         raise RunError(f"learning_rate must be positive and finite, got {learning_rate!r}")
+    if not 0 <= dropout < 1:
+        raise RunError(f"dropout must be at least 0 and below 1, got {dropout!r}")
     best = best_accuracies(data)
     if batch_size > samples - 2 * (samples // 10):
         raise RunError(f"a batch of {batch_size} is larger than the training split of {samples} samples")
-    plan = {"data": data, "seeds": seeds, "samples": samples, "learning_rate": learning_rate, **settings}
+    plan = {
+        "data": data,
+        "seeds": seeds,
+        "samples": samples,
+        "learning_rate": learning_rate,
+        "dropout": dropout,
+        **settings,
+    }
     folder = RunFolder(Path(output))
     if not (folder.path / _PLAN).exists():
         folder.create()
@@ -129,7 +139,7 @@ def classify_authentic_features(
                 if not (folder.path / file).exists():
                     x, y = torch.from_numpy(found[name]), torch.from_numpy(labels)
                     with isolate_rng():
-                        cell = _classified(x, y, of_split, seed, learning_rate, **settings)
+                        cell = _classified(x, y, of_split, seed, learning_rate, dropout, **settings)
                     folder.write_json(file, {"features": name, "seed": seed, **cell})
                 cells.append(folder.read_json(file))
                 task.advance(1, f"{name}, seed {seed}")
@@ -145,6 +155,7 @@ def _classified(
     of_split: Mapping[str, Tensor],
     seed: int,
     learning_rate: float,
+    dropout: float,
     epochs: int,
     patience: int,
     batch_size: int,
@@ -156,7 +167,7 @@ def _classified(
     train = x[of_split["train"]]
     model = nn.Sequential(
         Standardisation(train.mean(0), train.std(0, correction=0)),
-        MLPEncoder(x.shape[1], features, depth=depth),
+        MLPEncoder(x.shape[1], features, depth=depth, dropout=dropout),
         nn.Linear(features, _HIDDEN_FEATURES),
         nn.ReLU(),
         nn.Linear(_HIDDEN_FEATURES, _CLASSES),
@@ -165,10 +176,12 @@ def _classified(
     lowest, kept = float("inf"), {"epoch": 0, "validation_accuracy": 0.0, "accuracy": 0.0}
     for epoch in range(1, epochs + 1):
         order = shuffled(of_split["train"], seed, epoch)
+        model.train()
         for rows in torch.split(order[: len(order) // batch_size * batch_size], batch_size):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        model.eval()
         with torch.no_grad():
             logits = {part: model(x[of_split[part]]) for part in ("validation", "test")}
         loss = nn.functional.cross_entropy(logits["validation"], y[of_split["validation"]]).item()

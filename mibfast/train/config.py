@@ -41,6 +41,8 @@ class RunConfig:
         Length of representations and of embeddings.
     depth : int
         Number of linear layers of MLP encoders, and of convolutions.
+    dropout : float
+        The share of an MLP encoder's hidden units that training leaves out, in [0, 1).
     encoders : mapping from a modality's name to an encoder's name or "module:callable"
         Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
     loss : mapping
@@ -74,6 +76,7 @@ class RunConfig:
     patience: int = 20
     features: int = 256
     depth: int = 3
+    dropout: float = 0.0
     encoders: Mapping[str, str] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
     task: str = "auto"
@@ -93,7 +96,10 @@ class RunConfig:
             raise RunError("batch_size must be at least 2: a sample's negatives are the batch's other samples")
         for name in ("learning_rate", "checkpoint_minutes"):
             self._check_number(name, positive=True)
-        self._check_number("weight_decay", positive=False)
+        for name in ("weight_decay", "dropout"):
+            self._check_number(name, positive=False)
+        if self.dropout >= 1:
+            raise RunError(f"dropout must be below 1, got {self.dropout!r}")
         if self.warm_up_epochs is not None:
             self._check_integer("warm_up_epochs", 0)
         if not isinstance(self.normal_class, (int, str, type(None))):

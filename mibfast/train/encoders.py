@@ -32,6 +32,7 @@ def build_encoders(
     chosen: Mapping[str, str],
     depth: int = 3,
     bias: bool = True,
+    dropout: float = 0.0,
 ) -> dict[str, nn.Module]:
     """Build an encoder for each modality, standardisation first.
 
@@ -45,6 +46,7 @@ def build_encoders(
     chosen : mapping from a modality's name to an encoder's name
     depth : int
     bias : bool
+    dropout : float
         See :func:`build_encoder`.
 
     Raises
@@ -57,7 +59,8 @@ def build_encoders(
             raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
     return {
         name: nn.Sequential(
-            Standardisation(*statistics[name]), build_encoder(name, shape, features, chosen.get(name), depth, bias)
+            Standardisation(*statistics[name]),
+            build_encoder(name, shape, features, chosen.get(name), depth, bias, dropout),
         )
         for name, shape in shapes.items()
     }
@@ -70,6 +73,7 @@ def build_encoder(
     name: str | None = None,
     depth: int = 3,
     bias: bool = True,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """Build the encoder of samples of one shape.
 
@@ -90,19 +94,25 @@ def build_encoder(
         Number of an MLP's linear layers or of convolutions; ResNet-18 has its own.
     bias : bool
         Of an MLP's layers.
+    dropout : float
+        Of an MLP's hidden units; the other encoders have none.
 
     Raises
     ------
     RunError
-        For an encoder that is not there or does not fit the shape.
+        For an encoder that is not there or does not fit the shape, or a dropout for one that has none.
     """
     name = name or ("conv1d" if len(shape) == 2 else "mlp")
+    if dropout and name != "mlp":
+        raise RunError(f"modality {modality!r}: dropout = {dropout:g} is of mlp encoders, and {name} has none")
     if ":" in name:
         return _imported(modality, tuple(shape), features, name)
     if name not in ENCODERS:
         raise RunError(f"modality {modality!r}: no encoder {name!r}{nearest(name, ENCODERS)}")
     if name == "mlp":
-        return nn.Sequential(nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth, bias=bias))
+        return nn.Sequential(
+            nn.Flatten(), MLPEncoder(math.prod(shape), features, depth=depth, bias=bias, dropout=dropout)
+        )
     taken = "[C, H, W]" if name in _IMAGES else "[T, C]"
     if len(shape) != (3 if name in _IMAGES else 2):
         raise RunError(f"modality {modality!r}: {name} takes samples {taken}, got {list(shape)}")

@@ -445,7 +445,7 @@ def _build_module(
     chosen, optimizer = method(config.method), (config.learning_rate, config.weight_decay)
     # With biases encoders can map all samples to the centre that normal ones are to be near.
     bias = target is None or target.task != "anomaly-detection"
-    encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth, bias)
+    encoders = build_encoders(shapes, statistics, config.features, config.encoders, config.depth, bias, config.dropout)
     if isinstance(chosen, Alignment):
         loss = chosen.loss(len(shapes), config.features, **config.loss)
         return AlignmentModule(encoders, loss, config.features, *optimizer)
