@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mibfast import functional as F
 from mibfast.nn.fusion.l_mib import LMIB
 from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
 from mibfast.nn.fusion.tasks import Task
@@ -60,9 +59,9 @@ class CMIB(LMIB):
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, those of modalities summed."""
         joined, modality_task, modality_compression = self._of_modalities(views, target)
-        mean, logvar = self.posterior(joined)
-        task = self.task.loss(self.predictor(drawn(mean, logvar)), target).mean()
-        compression = F.gaussian_kl(mean, logvar, reduction="mean")
+        latent, divergence = drawn(*self.posterior(joined))
+        task = self.task.loss(self.predictor(latent), target).mean()
+        compression = divergence.mean() / latent.shape[1]
         return {
             "loss": self.task_weight * task + modality_task + self.beta * (compression + modality_compression),
             "task": task,

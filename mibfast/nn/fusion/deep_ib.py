@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast import functional as F
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn, drawn_from_each
 from mibfast.nn.fusion.tasks import Task
 
 
@@ -79,12 +78,12 @@ class DeepIB(FusionModel):
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, in nats."""
         posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
-        latents = [drawn(*posterior) for posterior in posteriors]
-        fused = drawn(*self.fusion(torch.cat(latents, dim=1)))
+        latents, divergences = drawn_from_each(posteriors)
+        fused, _ = drawn(*self.fusion(torch.cat(latents, dim=1)))
         task = self.task.loss(self.predictor(fused), target).mean()
         compression = {
-            f"{name}_compression": F.gaussian_kl(*posterior)
-            for name, posterior in zip(self.modalities, posteriors, strict=True)
+            f"{name}_compression": divergence
+            for name, divergence in zip(self.modalities, divergences.mean(1), strict=True)
         }
         paid = [beta * term for beta, term in zip(self.beta, compression.values(), strict=True)]
         return {"loss": task + torch.stack(paid).sum(), "task": task, **compression}

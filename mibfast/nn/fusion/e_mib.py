@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast import functional as F
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
 from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
@@ -79,9 +78,9 @@ class EMIB(FusionModel):
 
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from the posterior, and its two terms."""
-        mean, logvar = self._posterior(self.encode(views))
-        task = self.task.loss(self.predictor(drawn(mean, logvar)), target).mean()
-        compression = F.gaussian_kl(mean, logvar, reduction="mean")
+        latent, divergence = drawn(*self._posterior(self.encode(views)))
+        task = self.task.loss(self.predictor(latent), target).mean()
+        compression = divergence.mean() / latent.shape[1]
         return {
             "loss": self.task_weight * task + self.beta * compression,
             "task": task,

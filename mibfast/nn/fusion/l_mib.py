@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast import functional as F
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn_from_each
 from mibfast.nn.fusion.tasks import Task
 
 
@@ -87,10 +86,10 @@ class LMIB(FusionModel):
     def _of_modalities(self, views: Mapping[str, Tensor], target: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return what draws from all posteriors are fused to, and the losses and divergences summed over modalities."""
         posteriors = self._posteriors(self.encode(views))
-        latents = [drawn(*posterior) for posterior in posteriors]
+        latents, divergences = drawn_from_each(posteriors)
         predictions = [predict(z) for predict, z in zip(self.modality_predictors, latents, strict=True)]
         task = torch.stack([self.task.loss(x, target).mean() for x in predictions]).sum()
-        compression = torch.stack([F.gaussian_kl(*posterior, reduction="mean") for posterior in posteriors]).sum()
+        compression = divergences.mean(1).sum() / latents[0].shape[1]
         return self._joined(latents), task, compression
 
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast import functional as F
 from mibfast.losses import PairwiseCLIPLoss
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn_from_each
 from mibfast.nn.fusion.tasks import Task
 
 
@@ -85,10 +84,10 @@ class MMIBZhang(FusionModel):
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its three terms, in nats."""
         posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
-        latents = [drawn(*posterior) for posterior in posteriors]
+        latents, divergences = drawn_from_each(posteriors)
         terms = {
             "task": self.task.loss(self._fused(latents), target).mean(),
-            "compression": torch.stack([F.gaussian_kl(*posterior) for posterior in posteriors]).sum(),
+            "compression": divergences.mean(1).sum(),
             "alignment": self.alignment(latents),
         }
         loss = terms["task"] + self.beta * terms["compression"] + self.alignment_weight * terms["alignment"]

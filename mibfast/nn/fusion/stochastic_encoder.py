@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast import functional as F
 
 
 class StochasticEncoder(nn.Module):
@@ -62,6 +65,13 @@ class StochasticEncoder(nn.Module):
         return self.mean(hidden), 2 * logarithm
 
 
-def drawn(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Return a draw [N, d] from N(mean, exp(logvar)) that gradients flow through (Kingma and Welling, 2014)."""
-    return mean + (logvar / 2).exp() * torch.randn_like(mean)
+def drawn(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a draw [N, d] from N(mean, exp(logvar)) that gradients flow through, and its divergence [N] in nats."""
+    return F.reparameterised_gaussian(mean, logvar, torch.randn_like(mean))
+
+
+def drawn_from_each(posteriors: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """Return :func:`drawn` from means and log-variances of M >= 2 modalities: M draws [N, d], divergences [M, N]."""
+    means, logvars = zip(*posteriors, strict=True)
+    samples, divergences = F.reparameterised_gaussian(means, logvars, [torch.randn_like(mean) for mean in means])
+    return list(samples.unbind()), divergences
