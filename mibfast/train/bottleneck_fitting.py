@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -132,8 +133,9 @@ def fit_bottleneck(
 
     Steps and not passes over the data are counted, so that few samples are trained on for as long as many. Batches are
     full, since estimates of information depend on their size: what is left over is for the next pass. The validation
-    loss is taken every 25 steps, of the same batches with the same noise. A seed repeats bit for bit on one machine and
-    number of threads; the state of torch's generators is left as it was.
+    loss is taken every 25 steps, of the same batches with the same noise. Training is on a GPU where there is one, and
+    the networks come back to the CPU. On a CPU a seed repeats bit for bit, on one machine and number of threads. The
+    state of torch's generators is left as it was.
 
     Parameters
     ----------
@@ -158,7 +160,9 @@ def fit_bottleneck(
         As :func:`build_networks`.
     """
     shapes = {name: tuple(x.shape[1:]) for name, x in train.items()}
-    with torch.random.fork_rng(devices=[]):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, validation = ({name: x.to(device) for name, x in part.items()} for part in (train, validation))
+    with _forked_generators(device):
         torch.manual_seed(seed)
         loss = build_networks(
             bottleneck,
@@ -168,7 +172,7 @@ def fit_bottleneck(
             encoder=encoder,
             critic=critic,
             estimator=estimator,
-        )
+        ).to(device)
         optimizer = torch.optim.Adam(loss.parameters(), learning_rate, fused=True)
         batches = _passes(_count(train), batch_size)
         checks: list[dict[str, float]] = []
@@ -193,7 +197,7 @@ def fit_bottleneck(
             if step - checks[best]["step"] >= patience:
                 break
     loss.load_state_dict(weights)
-    return BottleneckFit(loss.eval(), checks, int(checks[best]["step"]))
+    return BottleneckFit(loss.cpu().eval(), checks, int(checks[best]["step"]))
 
 
 def encode_in_parts(loss: BottleneckLoss, observed: Mapping[str, Tensor], size: int = 1024) -> dict[str, Tensor]:
@@ -203,6 +207,10 @@ def encode_in_parts(loss: BottleneckLoss, observed: Mapping[str, Tensor], size: 
         for start in range(0, _count(observed), size):
             parts.append(loss.encode(**{name: x[start : start + size] for name, x in observed.items()}))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _forked_generators(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _count(variables: Mapping[str, Tensor]) -> int:
@@ -226,7 +234,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _validation_loss(loss: BottleneckLoss, variables: Mapping[str, Tensor], batch_size: int) -> float:
     loss.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), _forked_generators(next(iter(variables.values())).device):
         torch.manual_seed(0)
         batches = _batches(torch.arange(_count(variables)), batch_size)
         return _mean([float(loss(**{name: x[batch] for name, x in variables.items()})) for batch in batches])
