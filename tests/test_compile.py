@@ -118,7 +118,7 @@ def test_registered_operations_are_what_torch_expects(dtype) -> None:
             "cpu",
         ),
         "critic_log_mean_exp_with_gradient": (z[0], z[1], [z[2][0], tau.to(dtype)], [True, False, True, True], "cpu"),
-        "critic_mean_softplus_with_gradient": (z[0], z[1], [], [True, True], True, 2.0, "cpu"),
+        "critic_mean_softplus_with_gradient": (z[0], z[1], [], [True, True], True, True, 2.0, "cpu"),
         "critic_softplus_sums": (z[0], z[1], [], False, "cpu"),
         "critic_softplus_sums_backward": (z[0][:, 0], z[1][:, 0], z[0], z[1], [], [True, True], False, "cpu"),
     }

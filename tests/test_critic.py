@@ -179,6 +179,11 @@ MEANS = {
     "softplus, log_mean_exp, clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=3.0),
     "softplus, log_mean_exp, loosely clipped": partial(F.critic_mean_softplus, log_mean_exp=True, clip=60.0),
     "softplus, log_mean_exp": partial(F.critic_mean_softplus, log_mean_exp=True),
+    "softplus, positives": partial(F.critic_mean_softplus, positives=True),
+    "softplus, positives, log_mean_exp, clipped": partial(
+        F.critic_mean_softplus, positives=True, log_mean_exp=True, clip=3.0
+    ),
+    "softplus, positives, log_mean_exp": partial(F.critic_mean_softplus, positives=True, log_mean_exp=True),
 }
 
 
@@ -208,7 +213,7 @@ def test_means_formed_with_their_gradients(n, columns, d, name, layers, dtype) -
         assert (result.double() - truth).norm() <= (1e-11 if dtype == torch.float64 else 1e-3) * max(1e-6, truth.norm())
 
 
-@pytest.mark.parametrize("name", ["log_mean_exp", "softplus, log_mean_exp"])
+@pytest.mark.parametrize("name", ["log_mean_exp", "softplus, log_mean_exp", "softplus, positives"])
 @pytest.mark.parametrize("needed", [(True, False), (False, True)])
 def test_means_of_which_one_side_needs_a_gradient(needed, name) -> None:
     leaves = [x.detach().requires_grad_(need) for x, need in zip(_leaves(20, 25, 3, 0), needed, strict=True)]
@@ -247,12 +252,28 @@ def test_a_mean_of_nan_is_nan_with_every_gradient() -> None:
             assert of_y.isnan().any()
 
 
-def test_the_value_beside_the_mean_softplus_has_no_gradient() -> None:
+def test_the_values_beside_the_mean_softplus_have_no_gradient() -> None:
     x, y = _leaves(5, 5, 3, 0)
     for backend in ("cpu", "reference"):
-        mean, value = F.critic_mean_softplus(x, y, log_mean_exp=True, backend=backend)
+        mean, *values = F.critic_mean_softplus(x, y, positives=True, log_mean_exp=True, backend=backend)
         assert mean.requires_grad
-        assert not value.requires_grad
+        assert [value.requires_grad for value in values] == [False, False]
+        torch.testing.assert_close(values[1], (x * y).sum(1).mean().detach())
+
+
+@pytest.mark.parametrize("own", [-1e4, -30.0, 30.0, 1e4, math.inf, -math.inf])
+def test_the_logistic_loss_of_extreme_positives(own) -> None:
+    """A lost positive costs -s, with slope -1; one that is certain nothing, with slope e^-s and not less."""
+    x = torch.tensor([[own], [0.5]], dtype=torch.float32, requires_grad=True)
+    y = torch.tensor([[1.0], [0.0]])
+    loss, mean = F.critic_mean_softplus(x, y, positives=True, backend="cpu")
+    exact = x.detach().double().requires_grad_()
+    expected, expected_mean = F.critic_mean_softplus(exact, y.double(), positives=True, backend="reference")
+    assert mean == expected_mean
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0.0, equal_nan=True)
+    if math.isfinite(own):
+        (found,), (truth,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, exact)
+        torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=1e-38)
 
 
 def test_a_mean_keeps_a_half_precision_gradient_until_the_loss_is_scaled() -> None:

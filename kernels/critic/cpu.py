@@ -575,11 +575,12 @@ def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], n
 
 
 def mean_softplus_with_gradient(
-    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], log_mean_exp: bool, clip: float
+    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], positives: bool, log_mean_exp: bool, clip: float
 ) -> list[Tensor]:
-    """The mean softplus of negatives, `log_mean_exp` of clamped ones (NaN where unwanted), and the first's gradients.
+    """The mean softplus of negatives, with that of `positives` the logistic loss, and its gradients from the fourth on.
 
-    All in the engine's dtype.
+    The second and third are `log_mean_exp` of clamped negatives, NaN where unwanted, and the mean of positives. All in
+    the engine's dtype.
     """
     rows, operands = _operands(x, y, parameters)
     gradients = _gradients(x, y, parameters, rows, needed)
@@ -592,7 +593,7 @@ def mean_softplus_with_gradient(
         rows,
         operands,
         0,
-        reductions.POSITIVE_EXCLUDED,
+        reductions.POSITIVE_EXCLUDED | (reductions.POSITIVE_LOGISTIC if positives else 0),
         upstream=1.0 / count,
         label_smoothing=0.0,
         gradients=gradients,
@@ -600,8 +601,8 @@ def mean_softplus_with_gradient(
     )
     mean = torch.tensor(state[reductions.SOFTPLUS_SUM].sum() / count, dtype=rows.dtype)
     found = pairwise.log_sum_exp_of_rows(state[reductions.LSE]) - math.log(count) if log_mean_exp else math.nan
-    value = torch.tensor(found, dtype=rows.dtype)
-    return [mean, value, *_results(gradients, operands, x, y, parameters, rows.dtype)]
+    beside = (torch.tensor(z, dtype=rows.dtype) for z in (found, state[reductions.POSITIVE].mean()))
+    return [mean, *beside, *_results(gradients, operands, x, y, parameters, rows.dtype)]
 
 
 def _negatives(x: Tensor, y: Tensor) -> int:

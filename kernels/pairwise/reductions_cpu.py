@@ -49,6 +49,8 @@ POSITIVE_EXCLUDED = 1
 TOTALS = 2
 SEPARATE_EXPONENTIALS = 4
 WITHOUT_TARGET = 8
+# Of softplus sums: a positive that is left out counts as softplus(-s), N' - 1 times.
+POSITIVE_LOGISTIC = 16
 
 # Rows of `row_state` and `column_state`.
 LSE, POSITIVE, TOTAL, ROW_MAXIMUM, ROW_SUM = 0, 1, 2, 3, 4
@@ -473,11 +475,24 @@ def _softplus_row(scores: Any, positive: Any, flags: Any) -> Any:
 
 
 @inline
+def _logistic_loss_of_positive(scores: Any, positive: Any, own: Any, flags: Any) -> float:
+    """The loss of a positive of score `own`, as heavy as all the row's negatives; its derivative is put in its place."""
+    if not flags & POSITIVE_LOGISTIC:
+        return 0.0
+    weight = scores.dtype.type(scores.size - 1)
+    softplus, sigmoid = softplus_and_sigmoid(-own)
+    scores[positive] = -weight * sigmoid
+    return weight * softplus
+
+
+@inline
 def _softplus_add_row(
     scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
 ) -> Any:
-    row_state[POSITIVE, row] = scores[positive]
-    row_state[SOFTPLUS_SUM, row] = _softplus_row(scores, positive, flags)
+    own = scores[positive]
+    losses = _softplus_row(scores, positive, flags)
+    losses += _logistic_loss_of_positive(scores, positive, own, flags)
+    row_state[POSITIVE, row], row_state[SOFTPLUS_SUM, row] = own, losses
     return 1.0
 
 
@@ -485,7 +500,7 @@ def _softplus_add_row(
 def _softplus_weigh_added_row(
     scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
 ) -> Any:
-    """The row holds the derivatives, zero at a positive that is left out."""
+    """The row holds the derivatives, that of a positive too."""
     return upstream
 
 
@@ -550,6 +565,7 @@ def _softplus_and_log_sum_exp_add_row(
             total -= exp_weight(-bound - shift)
         row_state[LSE, row] = (shift if largest > -np.inf else largest) + math.log(total / weight_scale(shift))
         losses = _softplus_row(scores, positive, flags)
+    losses += _logistic_loss_of_positive(scores, positive, own, flags)
     row_state[POSITIVE, row], row_state[SOFTPLUS_SUM, row] = own, losses
     return 1.0
 

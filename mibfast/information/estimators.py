@@ -45,14 +45,15 @@ class _StreamedPairs:
     def log_mean_exp(self, clip: float | None) -> Tensor:
         return F.critic_log_mean_exp(*self.arguments, clip=clip, **self.options)
 
-    def mean_softplus(self) -> Tensor:
-        mean = F.critic_mean_softplus(*self.arguments, **self.options)
-        assert isinstance(mean, Tensor)
-        return mean
+    def logistic_loss(self) -> Tensor:
+        loss, _ = F.critic_mean_softplus(*self.arguments, positives=True, **self.options)
+        return loss
 
-    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        mean, value = F.critic_mean_softplus(*self.arguments, log_mean_exp=True, clip=clip, **self.options)
-        return mean, value
+    def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        loss, log_mean, mean = F.critic_mean_softplus(
+            *self.arguments, positives=True, log_mean_exp=True, clip=clip, **self.options
+        )
+        return loss, log_mean, mean
 
 
 class _ShuffledPairs:
@@ -71,11 +72,12 @@ class _ShuffledPairs:
         scores = self.negatives if clip is None else self.negatives.clamp(-clip, clip)
         return torch.logsumexp(scores, 0) - math.log(scores.shape[0])
 
-    def mean_softplus(self) -> Tensor:
-        return -nn.functional.logsigmoid(-self.negatives).mean()
+    def logistic_loss(self) -> Tensor:
+        right = nn.functional.logsigmoid(self.of_positives).mean() + nn.functional.logsigmoid(-self.negatives).mean()
+        return -right
 
-    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        return self.mean_softplus(), self.log_mean_exp(clip).detach()
+    def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.logistic_loss(), self.log_mean_exp(clip).detach(), self.of_positives.detach().mean()
 
 
 class MutualInformation(nn.Module):

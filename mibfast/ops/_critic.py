@@ -185,9 +185,16 @@ def critic_log_mean_exp_with_gradient(
     return kernels("critic", backend).log_mean_exp_with_gradient(x, y, parameters, needed)  # type: ignore[no-any-return]
 
 
-@operation(fake=_fake_with_gradients(2))
+@operation(fake=_fake_with_gradients(3))
 def critic_mean_softplus_with_gradient(
-    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], log_mean_exp: bool, clip: float, backend: str
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    needed: list[bool],
+    positives: bool,
+    log_mean_exp: bool,
+    clip: float,
+    backend: str,
 ) -> list[Tensor]:
     launcher = kernels("critic", backend).mean_softplus_with_gradient
-    return launcher(x, y, parameters, needed, log_mean_exp, clip)  # type: ignore[no-any-return]
+    return launcher(x, y, parameters, needed, positives, log_mean_exp, clip)  # type: ignore[no-any-return]

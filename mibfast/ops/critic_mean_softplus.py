@@ -26,13 +26,18 @@ def critic_mean_softplus(
     hidden: tuple[Tensor, Tensor] | None = None,
     *,
     score: str = "inner_product",
+    positives: bool = False,
     log_mean_exp: bool = False,
     clip: float | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     r"""Mean softplus over all negatives, which trains SMILE and JS, and beside it what their values are made of.
 
     .. math:: T = \frac1{N (N' - 1)} \sum_i \sum_{j \ne i} \log(1 + e^{s_{ij}})
+
+    or, with positives, the logistic loss that tells pairs that belong together from those that do not,
+
+    .. math:: T + \frac1N \sum_i \log(1 + e^{-s_{ii}}),
 
     and :math:`\ell` of :func:`critic_log_mean_exp`, without a gradient. As there, one upstream gradient lets the CPU
     form the gradient of T in the sweep that finds T, and :math:`\ell` comes from the same scores. Song and Ermon (2020,
@@ -42,6 +47,8 @@ def critic_mean_softplus(
     ----------
     x, y, weight, bias, hidden, score, backend
         As those of :func:`critic_log_sum_exp`; N' >= 2.
+    positives : bool
+        Add the loss of positives, and give the mean of their scores.
     log_mean_exp : bool
         Give :math:`\ell` too.
     clip : float, optional
@@ -50,7 +57,8 @@ def critic_mean_softplus(
     Returns
     -------
     Tensor or tuple of Tensor
-        T, or T and :math:`\ell`: scalars in nats; float64 for float64 inputs, else float32.
+        T or the logistic loss; after it, where asked for, :math:`\ell` and the mean of positives, which have no
+        gradient: scalars in nats; float64 for float64 inputs, else float32.
 
     Raises
     ------
@@ -71,15 +79,20 @@ def critic_mean_softplus(
         raise ValueError(f"{_NAME}: a clip is for log_mean_exp=True, got clip = {clip}")
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
-        found = _CriticMeanSoftplus.apply(chosen, (bool(log_mean_exp), bound), x, y, *parameters)  # type: ignore[no-untyped-call]
-        return found if log_mean_exp else found[0]  # type: ignore[no-any-return]
-    arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
-    _, sums = critic_softplus(*arguments, score=score, backend=chosen)
-    mean = sums.mean() / (y.shape[0] - 1)
-    if not log_mean_exp:
-        return mean
-    with torch.no_grad():
-        return mean, critic_log_mean_exp(*arguments, score=score, clip=clip, backend=chosen)
+        options = bool(positives), bool(log_mean_exp), bound
+        mean, value, of_positives = _CriticMeanSoftplus.apply(chosen, options, x, y, *parameters)  # type: ignore[no-untyped-call]
+        found = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
+    else:
+        arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
+        own, sums = critic_softplus(*arguments, score=score, backend=chosen)
+        mean = sums.mean() / (y.shape[0] - 1)
+        found = [mean - torch.nn.functional.logsigmoid(own).mean() if positives else mean]
+        with torch.no_grad():
+            if log_mean_exp:
+                found.append(critic_log_mean_exp(*arguments, score=score, clip=clip, backend=chosen))
+            if positives:
+                found.append(own.mean())
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 class _CriticMeanSoftplus(torch.autograd.Function):
@@ -88,19 +101,19 @@ class _CriticMeanSoftplus(torch.autograd.Function):
     @staticmethod
     @of_any_number
     def forward(
-        ctx: Any, backend: str, beside: tuple[bool, float], x: Tensor, y: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, backend: str, options: tuple[bool, bool, float], x: Tensor, y: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needed = list(ctx.needs_input_grad[2:])
-        mean, value, *gradients = _critic.critic_mean_softplus_with_gradient(
-            x, y, list(parameters), needed, *beside, backend
+        mean, value, of_positives, *gradients = _critic.critic_mean_softplus_with_gradient(
+            x, y, list(parameters), needed, *options, backend
         )
         ctx.save_for_backward(*gradients)
         ctx.dtype = x.dtype
-        ctx.mark_non_differentiable(value)
-        return mean, value
+        ctx.mark_non_differentiable(value, of_positives)
+        return mean, value, of_positives
 
     @staticmethod
     @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         found = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(scaled(g, upstream, ctx.dtype) if need else None for g, need in found)

@@ -146,11 +146,11 @@ class Pairs(Protocol):
     def log_mean_exp(self, clip: float | None) -> Tensor:
         """Return the logarithm of the mean of e^s over the negatives, which are clamped first."""
 
-    def mean_softplus(self) -> Tensor:
-        """Return the mean of log(1 + e^s) over the negatives."""
+    def logistic_loss(self) -> Tensor:
+        """Return the mean of log(1 + e^s) over the negatives and that of log(1 + e^-s) over the positives, added."""
 
-    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        """Return both, the second without a gradient."""
+    def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return it, and without a gradient `log_mean_exp` and the mean of the positives."""
 
 
 class _DensePairs:
@@ -168,11 +168,12 @@ class _DensePairs:
         _, rows = reference.log_sum_exp(self.scores, False, math.inf if clip is None else clip, False)
         return torch.logsumexp(rows, 0) - math.log(self.count * (self.count - 1))
 
-    def mean_softplus(self) -> Tensor:
-        return reference.softplus(self.scores, False)[1].mean() / (self.count - 1)
+    def logistic_loss(self) -> Tensor:
+        positives, sums = reference.softplus(self.scores, False)
+        return sums.mean() / (self.count - 1) - torch.nn.functional.logsigmoid(positives).mean()
 
-    def mean_softplus_and_log_mean_exp(self, clip: float | None) -> tuple[Tensor, Tensor]:
-        return self.mean_softplus(), self.log_mean_exp(clip).detach()
+    def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.logistic_loss(), self.log_mean_exp(clip).detach(), self.positives().detach().mean()
 
 
 def estimate(
@@ -187,15 +188,13 @@ def estimate(
     """Return the value of an estimator for a batch of `count` samples, differentiable as its objective."""
     if estimator in ("infonce", "clip"):
         return math.log(count) - pairs.info_nce(columns=estimator == "clip")
-    positives = pairs.positives()
-    mean = positives.mean()
-    if estimator == "js_fgan" or estimator in OBJECTIVES:
-        of_positives = torch.nn.functional.logsigmoid(positives).mean()
-        if estimator == "js_fgan":
-            return of_positives - pairs.mean_softplus()
-        softplus, log_mean = pairs.mean_softplus_and_log_mean_exp(clip if estimator == "smile" else None)
+    if estimator == "js_fgan":
+        return -pairs.logistic_loss()
+    if estimator in OBJECTIVES:
+        loss, log_mean, mean = pairs.logistic_loss_and_value(clip if estimator == "smile" else None)
         negative = log_mean if estimator == "smile" else _held_exponential(log_mean - 1.0)
-        return _differentiated_as(mean.detach() - negative, of_positives - softplus)
+        return _differentiated_as(mean - negative, -loss)
+    mean = pairs.positives().mean()
     log_mean = pairs.log_mean_exp(None)
     if estimator == "dv":
         return mean - log_mean
