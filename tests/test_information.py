@@ -1,9 +1,8 @@
 """Estimators of mutual information: released numbers, the same by streaming as in one piece, and known truths."""
 
-import itertools
 import json
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -413,7 +412,7 @@ def test_gradients_of_upper_bounds(bound) -> None:
     assert torch.autograd.gradcheck(bound, conditional(torch.float64))
 
 
-@pytest.mark.parametrize("needed", [mask for mask in itertools.product((False, True), repeat=3) if any(mask)])
+@pytest.mark.parametrize("needed", [mask for mask in product((False, True), repeat=3) if any(mask)])
 def test_gradients_of_club_that_are_asked_for_and_second_ones(needed) -> None:
     inputs = [x.detach().requires_grad_(need) for x, need in zip(conditional(torch.float64), needed, strict=True)]
     assert torch.autograd.gradcheck(information.club, inputs)
@@ -498,6 +497,27 @@ def test_every_estimator_and_critic_trains(critic, estimator) -> None:
     found = information.estimate(x[:, 0], y, estimator, critic, epochs=2, batch_size=16, seeds=1)
     assert math.isfinite(found.value)
     assert all(math.isfinite(value) for epoch in found.history[0] for value in epoch.values())
+
+
+def test_averaged_weights_steady_an_estimate(monkeypatch) -> None:
+    """At a learning rate that makes the weights of single steps jump about."""
+    x, y = gaussians(1500, 2, 1.0)
+    spreads = []
+    for averaging in (information.estimation._AVERAGING, 0.0):
+        monkeypatch.setattr(information.estimation, "_AVERAGING", averaging)
+        (history,) = information.estimate(
+            x, y, "infonce", epochs=25, patience=25, learning_rate=0.03, batch_size=128, seeds=1
+        ).history
+        spreads.append(np.std([epoch["validation"] for epoch in history[10:]]))
+    assert spreads[0] < 0.6 * spreads[1]
+
+
+def test_small_rises_do_not_put_off_the_end() -> None:
+    x, y = gaussians(600, 1, 0.5)
+    found = information.estimate(x, y, "infonce", "bilinear", epochs=60, patience=3, learning_rate=1e-6, seeds=1)
+    rises = [epoch["validation"] for epoch in found.history[0]]
+    assert all(b > a for a, b in pairwise(rises))
+    assert len(rises) == 4
 
 
 def test_an_estimate_evaluates_averaged_weights_with_the_statistics_that_belong_to_them() -> None:
