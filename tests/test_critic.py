@@ -265,12 +265,15 @@ def test_the_values_beside_the_mean_softplus_have_no_gradient() -> None:
 def test_the_logistic_loss_of_extreme_positives(own) -> None:
     """A lost positive costs -s, with slope -1; one that is certain nothing, with slope e^-s and not less."""
     x = torch.tensor([[own], [0.5]], dtype=torch.float32, requires_grad=True)
-    y = torch.tensor([[1.0], [0.0]])
+    # An infinite positive has a negative of -inf beside it, and the other positive is 0.25 or -0.25.
+    y = torch.tensor([[1.0], [0.0 if math.isfinite(own) else math.copysign(0.5, -own)]])
     loss, mean = F.critic_mean_softplus(x, y, positives=True, backend="cpu")
     exact = x.detach().double().requires_grad_()
     expected, expected_mean = F.critic_mean_softplus(exact, y.double(), positives=True, backend="reference")
     assert mean == expected_mean
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0.0, equal_nan=True)
+    assert not loss.isnan()
+    assert loss.isinf() == (own == -math.inf)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0.0)
     if math.isfinite(own):
         (found,), (truth,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, exact)
         torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=1e-38)

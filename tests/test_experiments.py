@@ -41,21 +41,24 @@ def views(n: int = 64) -> dict[str, torch.Tensor]:
 def test_fitting_repeats_and_leaves_the_generator_alone() -> None:
     before = torch.get_rng_state()
     first, again = (
-        fitting.fit_bottleneck(methods.dvsib(8.0), views(), views(40), 3, hidden_features=8, steps=60) for _ in range(2)
+        fitting.fit_bottleneck(methods.dvsib(8.0), views(), views(40), 3, hidden_features=8, steps=60, device="cpu")
+        for _ in range(2)
     )
     assert torch.equal(before, torch.get_rng_state())
     assert [row["step"] for row in first.checks] == [25, 50, 60]
     assert first.checks == again.checks
     for name, x in first.loss.state_dict().items():
         assert torch.equal(x, again.loss.state_dict()[name])
-    other = fitting.fit_bottleneck(methods.dvsib(8.0), views(), views(40), 3, hidden_features=8, steps=60, seed=1)
+    other = fitting.fit_bottleneck(
+        methods.dvsib(8.0), views(), views(40), 3, hidden_features=8, steps=60, seed=1, device="cpu"
+    )
     assert other.checks != first.checks
 
 
 def test_the_best_weights_are_kept_and_training_stops() -> None:
     seen, unseen = {"X": views()["X"]}, {"X": 1 - views()["X"]}
     fitted = fitting.fit_bottleneck(
-        methods.beta_vae(1e4), seen, unseen, 6, hidden_features=32, patience=100, learning_rate=0.01
+        methods.beta_vae(1e4), seen, unseen, 6, hidden_features=32, patience=100, learning_rate=0.01, device="cpu"
     )
     last = fitted.checks[-1]["step"]
     assert last == fitted.best_step + 100 < 2000

@@ -341,7 +341,7 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
         ),
         (npz, {"encoders": {"a": "dropout_encoder:no_module"}}, "returned str, not an nn.Module"),
         (npz, {"dropout": 1.0}, "dropout must be below 1, got 1.0"),
-        (npz, {"dropout": 0.5}, "dropout = 0.5 is of mlp encoders, and conv1d has none"),
+        (npz, {"dropout": 0.5, "depth": 1}, "dropout = 0.5 is of the hidden layers of mlp encoders, and no encoder"),
         (
             npz,
             {"encoders": {"a": "dropout_encoder:wrong_shape"}},

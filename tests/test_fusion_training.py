@@ -18,7 +18,7 @@ from mibfast.cli.commands import run as command
 from mibfast.cli.training import _value
 from mibfast.data.npy import NpyRows
 from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read_sim, write_sim
-from mibfast.nn import fusion
+from mibfast.nn import MLPEncoder, fusion
 from mibfast.train import comparison as comparing
 from mibfast.train import evaluation as evaluating
 from mibfast.train import pictures
@@ -689,6 +689,37 @@ def test_authentic_features_are_classified(tmp_path, monkeypatch) -> None:
     with pytest.raises(data.DataError, match="did you mean 'sim-iii'"):
         classify_authentic_features("sim-iiii", tmp_path / "b", **settings)
     assert not (tmp_path / "b").exists()
+
+
+def test_dropout_reaches_the_encoders(tmp_path, monkeypatch) -> None:
+    """Of a run from the command line, in part of the modalities, and of the classifiers of true features."""
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.standard_normal((60, 6)), "b": rng.standard_normal((60, 8, 3)), "labels": np.arange(60) % 2}
+    np.savez(tmp_path / "data.npz", **arrays)
+    given = ["--data", f"npz:{tmp_path / 'data.npz'}", "--dropout", "0.25", "--epochs", "1", "--batch-size", "16"]
+    assert command(["fit", "concatenation", *given, "--output", str(tmp_path / "run")]) == 0
+    module = train.open_run(tmp_path / "run").module
+    rates = {name: [x.p for x in part.modules() if isinstance(x, nn.Dropout)] for name, part in module.named_modules()}
+    assert next(found for name, found in rates.items() if name.endswith("encoders.a")) == [0.25, 0.25]
+    assert next(found for name, found in rates.items() if name.endswith("encoders.b")) == []
+
+    made, modes = [], []
+
+    class Recorded(MLPEncoder):
+        def __init__(self, *sizes: int, **options: float) -> None:
+            super().__init__(*sizes, **options)
+            made.append(options["dropout"])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x)
+
+    monkeypatch.setattr("mibfast.train.authentic.MLPEncoder", Recorded)
+    settings = {"samples": 200, "epochs": 2, "batch_size": 32, "features": 8, "depth": 2, "progress": False}
+    classify_authentic_features("sim-i", tmp_path / "authentic", seeds=1, dropout=0.5, **settings)
+    assert set(made) == {0.5}
+    # It is trained with it, and scored without.
+    assert set(modes) == {(True, True), (False, False)}
 
 
 @pytest.mark.parametrize("name", SPECIFIC)

@@ -419,6 +419,32 @@ def test_gradients_of_club_that_are_asked_for_and_second_ones(needed) -> None:
     assert torch.autograd.gradgradcheck(information.club, inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bound", [information.club, information.leave_one_out])
+def test_upper_bounds_are_as_exact_under_autocast(bound, dtype) -> None:
+    """Squares of these leave float16's range."""
+    inputs = [100 * torch.randn(64, 8), 0.1 * torch.randn(64, 8), 100 * torch.randn(64, 8)]
+    leaves, plain = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    with torch.autocast("cpu", dtype):
+        found = bound(*leaves)
+    expected = bound(*plain)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, plain), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_club_under_function_transforms() -> None:
+    mean, logvar, y = (x.detach() for x in conditional(torch.float64))
+    for argument in range(3):
+        found = torch.func.grad(information.club, argnums=argument)(mean, logvar, y)
+        leaves = [mean, logvar, y.clone()]
+        leaves[argument] = leaves[argument].clone().requires_grad_()
+        torch.testing.assert_close(found, torch.autograd.grad(information.club(*leaves), leaves[argument])[0])
+    batch = torch.stack([mean, 2 * mean])
+    found = torch.vmap(information.club, in_dims=(0, None, None))(batch, logvar, y)
+    torch.testing.assert_close(found, torch.stack([information.club(each, logvar, y) for each in batch]))
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("logvar", [-12.0, 0.0])
 @pytest.mark.parametrize("bound", [information.club, information.leave_one_out])
@@ -520,8 +546,8 @@ def test_small_rises_do_not_put_off_the_end() -> None:
     assert len(rises) == 4
 
 
-def test_an_estimate_evaluates_averaged_weights_with_the_statistics_that_belong_to_them() -> None:
-    """A critic with buffers: what is evaluated has those of the network that trains."""
+def test_an_estimate_evaluates_averaged_weights_with_statistics_that_were_trained() -> None:
+    """A critic with buffers: what is evaluated has those of the network that trains, not those of the start."""
 
     class Normalised(information.SeparableCritic):
         def __init__(self, x_features: int, y_features: int) -> None:
@@ -531,6 +557,15 @@ def test_an_estimate_evaluates_averaged_weights_with_the_statistics_that_belong_
     found = information.estimate(x, y, "infonce", Normalised, epochs=15, seeds=1)
     # With the statistics of the start a linear critic's scores are off by their scale, and the value is below 0.
     assert found.value > 0.3
+
+
+def broken_activation() -> torch.nn.Module:
+    raise TypeError("broken inside")
+
+
+def test_what_an_activation_raises_is_said() -> None:
+    with pytest.raises(TypeError, match=r"activation must make a module.*broken inside"):
+        information.SeparableCritic(2, 2, activation=broken_activation)
 
 
 @pytest.mark.parametrize("activation", [torch.nn.functional.gelu, torch.nn.GELU(), "gelu", lambda: 1])

@@ -577,10 +577,10 @@ def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], n
 def mean_softplus_with_gradient(
     x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], positives: bool, log_mean_exp: bool, clip: float
 ) -> list[Tensor]:
-    """The mean softplus of negatives, with that of `positives` the logistic loss, and its gradients from the fourth on.
+    """A loss, `log_mean_exp` of clamped negatives (NaN where unwanted), the mean of positives, the loss's gradients.
 
-    The second and third are `log_mean_exp` of clamped negatives, NaN where unwanted, and the mean of positives. All in
-    the engine's dtype.
+    The loss is the mean softplus of negatives, and with `positives` that of their negated scores beside it. All in the
+    engine's dtype.
     """
     rows, operands = _operands(x, y, parameters)
     gradients = _gradients(x, y, parameters, rows, needed)

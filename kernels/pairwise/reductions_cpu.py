@@ -14,7 +14,8 @@ A reduction consists of
 - `weigh_row(scores, row, positive, flags, row_weights, column_weights)`: turns scores into dL/ds, up to a factor, which
   it returns, from the results of an earlier sweep.
 
-`flags` says what is asked for: the positive left out, running sums of scores, the gradient of a log-sum-exp alone. To
+`flags` says what is asked for: the positive left out, running sums of scores, the gradient of a log-sum-exp alone, and
+in the fused sweep the loss of positives beside the softplus of negatives. To
 add a reduction: write those of them whose sweeps it takes, give them a code, and list them in `_ADD_ROWS`,
 `_WEIGH_ADDED_ROWS`, `_WEIGH_MERGED_ROWS` and `_WEIGH_ROWS`.
 """

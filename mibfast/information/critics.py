@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -87,6 +87,18 @@ def _perceptron(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Seq
     return nn.Sequential(*layers[:-1])
 
 
+def _made_by(activation: Callable[[], nn.Module], name: str) -> nn.Module:
+    expected = f"{name}: activation must make a module, as torch.nn.GELU does, got {_check.described(activation)}"
+    try:
+        made = activation()
+    except TypeError as error:
+        # A module, or a function of a tensor, lacks its argument.
+        raise TypeError(f"{expected}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(expected)
+    return made
+
+
 def _counts(critic: nn.Module, **sizes: int) -> None:
     for argument, size in sizes.items():
         _check.count(type(critic).__name__, argument, size)
@@ -133,15 +145,6 @@ class SeparableCritic(Critic):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        made: object = None
-        # A module, or a function of a tensor, is called without its argument.
-        with contextlib.suppress(TypeError):
-            made = activation()
-        if not isinstance(made, nn.Module):
-            raise TypeError(
-                f"{type(self).__name__}: activation must make a module, as torch.nn.GELU does, "
-                f"got {_check.described(activation)}"
-            )
         _counts(
             self,
             x_features=x_features,
@@ -151,8 +154,9 @@ class SeparableCritic(Critic):
             depth=depth,
         )
         inner = [hidden_features] * (depth - 1)
-        self.x_network = _perceptron([x_features, *inner, embedding_features], activation)
-        self.y_network = _perceptron([y_features, *inner, embedding_features], activation)
+        make = partial(_made_by, activation, type(self).__name__)
+        self.x_network = _perceptron([x_features, *inner, embedding_features], make)
+        self.y_network = _perceptron([y_features, *inner, embedding_features], make)
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the embeddings of x and of y."""

@@ -32,8 +32,9 @@ _CRITICS: dict[str, Callable[[int, int], nn.Module]] = {
 _FEWEST_SAMPLES = 20
 # Nats; a smaller rise of the objective does not put off the end: it is a tenth of what the parts' sampling makes.
 _LEAST_RISE = 2e-3
-# Of the weights that are evaluated: their running mean, which lets the learning rate be large.
-_AVERAGING = 0.98
+# Of the weights that are evaluated: their running mean, which lets the learning rate be large. Before the mean has its
+# whole length it grows with the steps, by a polynomial decay of this power (Shamir and Zhang, ICML 2013).
+_AVERAGING, _DECAY = 0.98, 8
 
 Samples: TypeAlias = "NDArray[np.floating] | Tensor"
 
@@ -51,7 +52,8 @@ class Estimate:
     by_seed : tuple of float
         Each seed's value.
     history : tuple of tuple of dict
-        For each seed and epoch, `train` and `validation`: the means over batches of what the critic maximises.
+        For each seed and epoch what the critic maximises, in means over batches: `train`, of the weights of each step
+        before it is taken, and `validation`, of the averaged weights at the epoch's end.
     cap : float
         What the estimator cannot exceed on these samples: ln of the size of a batch of evaluation for "infonce" and
         "clip"; 0 for "js_fgan"; infinite for others. A value near it says only that the truth is larger.
@@ -117,7 +119,8 @@ def estimate(
     epochs, patience : int
         At most so many passes over the data; stop when so many have not raised the objective by 0.002 nats.
     learning_rate : float
-        Of Adam. What is evaluated is a running mean of the weights over the last fifty steps or so.
+        Of Adam. What is evaluated is a running mean of the weights, of about the last ninth of the steps so far and of
+        the last fifty once there are more than 440.
     seeds : int or sequence of int
         How many, 0 and up, or which.
     device : device, optional
@@ -277,7 +280,7 @@ def _trained(
     steps = 0
     # Tens of small tensors: a step apart for each takes longer than the networks.
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=data.x.device.type in ("cpu", "cuda"))
-    best, mark, since, kept = -math.inf, -math.inf, 0, copy.deepcopy(averaged.state_dict())
+    best, mark, since, kept = -math.inf, -math.inf, 0, copy.deepcopy(averaged)
     history: list[dict[str, float]] = []
     for epoch in range(epochs):
         model.train()
@@ -289,14 +292,14 @@ def _trained(
             (-objective).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             steps += 1
-            # Faster while there were few.
-            share = max(1.0 - _AVERAGING, 9.0 / (10.0 + steps))
+            share = max(1.0 - _AVERAGING, (_DECAY + 1.0) / (_DECAY + 1.0 + steps))
             with torch.no_grad():
                 for mean, weight in weights:
                     mean.lerp_(weight, share)
             seen.append(objective.detach())
-        for kept_buffer, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-            kept_buffer.copy_(buffer)
+        # Running statistics of a critic's layers: those of the network that trains are near, and there are no others.
+        for mean, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+            mean.copy_(buffer)
         found = {
             "train": float(torch.stack(seen).mean()),
             "validation": _mean(averaged.objective, validation, data, averaged),
@@ -305,14 +308,13 @@ def _trained(
         if progress is not None:
             progress(f"epoch {epoch + 1}: train {found['train']:.4f}, validation {found['validation']:.4f}")
         if found["validation"] > best:
-            best, kept = found["validation"], copy.deepcopy(averaged.state_dict())
+            best, kept = found["validation"], copy.deepcopy(averaged)
         since += 1
         if best > mark + _LEAST_RISE:
             mark, since = best, 0
         if since == patience:
             break
-    model.load_state_dict(kept)
-    return _mean(model, test, data, model), tuple(history)
+    return _mean(kept, test, data, kept), tuple(history)
 
 
 def _mean(

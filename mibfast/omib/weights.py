@@ -79,7 +79,9 @@ def modality_weights(
     # In float64 nothing that is finite in float32 overflows, and small divergences keep their digits.
     largest = torch.finfo(torch.float64).max
     # All modalities at once: operations on a few numbers a sample cost what their calls cost.
-    divergences = task.divergence(torch.stack(predictions).double(), fused.double()).clamp_(0.0, largest)
+    m, n = len(predictions), fused.shape[0]
+    reference = fused.double().expand(m, -1, -1).flatten(0, 1)
+    divergences = task.divergence(torch.cat(predictions).double(), reference).clamp(0.0, largest).view(m, n)
     if ratio == "ratio_of_means":
         # Divided first: a sum may overflow where the mean does not.
         means = (divergences / divergences.shape[1]).sum(1).clamp(max=largest)

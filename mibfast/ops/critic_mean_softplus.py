@@ -40,8 +40,8 @@ def critic_mean_softplus(
     .. math:: T + \frac1N \sum_i \log(1 + e^{-s_{ii}}),
 
     and :math:`\ell` of :func:`critic_log_mean_exp`, without a gradient. As there, one upstream gradient lets the CPU
-    form the gradient of T in the sweep that finds T, and :math:`\ell` comes from the same scores. Song and Ermon (2020,
-    arXiv 1910.06222), Eq. 9, and their released code, whose SMILE has this gradient and that value.
+    form the loss's gradient in the sweep that finds the loss, and :math:`\ell` comes from the same scores. Song and
+    Ermon (2020, arXiv 1910.06222), Eq. 9, and their released code, whose SMILE has this gradient and that value.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def critic_mean_softplus(
     Returns
     -------
     Tensor or tuple of Tensor
-        T or the logistic loss; after it, where asked for, :math:`\ell` and the mean of positives, which have no
-        gradient: scalars in nats; float64 for float64 inputs, else float32.
+        The loss, T or the logistic one; with log_mean_exp then :math:`\ell`; with positives last their mean. The latter
+        two have no gradient. All are scalars, in nats; float64 for float64 inputs, else float32.
 
     Raises
     ------
@@ -71,6 +71,9 @@ def critic_mean_softplus(
     >>> from mibfast import functional as F
     >>> F.critic_mean_softplus(torch.eye(3), 2 - torch.eye(3), log_mean_exp=True, clip=1.5)
     (tensor(2.1269), tensor(1.5000))
+    >>> loss, mean_of_positives = F.critic_mean_softplus(torch.eye(3), 2 - torch.eye(3), positives=True)
+    >>> loss, mean_of_positives  # 2.1269 + log(1 + 1 / e)
+    (tensor(2.4402), tensor(1.))
     """
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
     _check.pairs(_NAME, y.shape[0])

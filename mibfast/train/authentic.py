@@ -162,10 +162,8 @@ def _classified(
     features: int,
     depth: int,
 ) -> dict[str, Any]:
-    """Train a classifier of x [N, d], on a GPU where there is one, and score the weights of its best epoch."""
+    """Train a classifier of x [N, d], and score the weights of its best epoch."""
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x, y = x.to(device), y.to(device)
     train = x[of_split["train"]]
     model = nn.Sequential(
         Standardisation(train.mean(0), train.std(0, correction=0)),
@@ -173,7 +171,7 @@ def _classified(
         nn.Linear(features, _HIDDEN_FEATURES),
         nn.ReLU(),
         nn.Linear(_HIDDEN_FEATURES, _CLASSES),
-    ).to(device)
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     lowest, kept = float("inf"), {"epoch": 0, "validation_accuracy": 0.0, "accuracy": 0.0}
     for epoch in range(1, epochs + 1):

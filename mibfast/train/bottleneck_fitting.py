@@ -128,14 +128,14 @@ def fit_bottleneck(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> BottleneckFit:
     """Train a bottleneck's networks by Adam on its one loss, until the validation loss stops falling.
 
     Steps and not passes over the data are counted, so that few samples are trained on for as long as many. Batches are
     full, since estimates of information depend on their size: what is left over is for the next pass. The validation
-    loss is taken every 25 steps, of the same batches with the same noise. Training is on a GPU where there is one, and
-    the networks come back to the CPU. On a CPU a seed repeats bit for bit, on one machine and number of threads. The
-    state of torch's generators is left as it was.
+    loss is taken every 25 steps, of the same batches with the same noise. On a CPU a seed repeats bit for bit, on one
+    machine and number of threads. The state of torch's generators is left as it was.
 
     Parameters
     ----------
@@ -151,6 +151,8 @@ def fit_bottleneck(
     learning_rate : float
     seed : int
         Of weights, order and noise.
+    device : device, optional
+        Where to train; by default a GPU where there is one. The networks come back to the CPU.
 
     Raises
     ------
@@ -160,7 +162,7 @@ def fit_bottleneck(
         As :func:`build_networks`.
     """
     shapes = {name: tuple(x.shape[1:]) for name, x in train.items()}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     train, validation = ({name: x.to(device) for name, x in part.items()} for part in (train, validation))
     with _forked_generators(device):
         torch.manual_seed(seed)
@@ -210,7 +212,8 @@ def encode_in_parts(loss: BottleneckLoss, observed: Mapping[str, Tensor], size: 
 
 
 def _forked_generators(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    # A seed is set on all GPUs.
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else [])
 
 
 def _count(variables: Mapping[str, Tensor]) -> int:

@@ -42,7 +42,7 @@ class RunConfig:
     depth : int
         Number of linear layers of MLP encoders, and of convolutions.
     dropout : float
-        The share of an MLP encoder's hidden units that training leaves out, in [0, 1).
+        The share of MLP encoders' hidden units that training leaves out, in [0, 1). Other encoders have none.
     encoders : mapping from a modality's name to an encoder's name or "module:callable"
         Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
     loss : mapping

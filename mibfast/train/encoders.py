@@ -52,18 +52,21 @@ def build_encoders(
     Raises
     ------
     RunError
-        For a modality or an encoder that is not there, or an encoder that does not fit.
+        For a modality or an encoder that is not there, an encoder that does not fit, or a dropout that is of none.
     """
     for name in chosen:
         if name not in shapes:
             raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
-    return {
+    encoders = {
         name: nn.Sequential(
             Standardisation(*statistics[name]),
             build_encoder(name, shape, features, chosen.get(name), depth, bias, dropout),
         )
         for name, shape in shapes.items()
     }
+    if dropout and not any(isinstance(part, nn.Dropout) for each in encoders.values() for part in each.modules()):
+        raise RunError(f"dropout = {dropout:g} is of the hidden layers of mlp encoders, and no encoder has any")
+    return encoders
 
 
 def build_encoder(
@@ -100,11 +103,9 @@ def build_encoder(
     Raises
     ------
     RunError
-        For an encoder that is not there or does not fit the shape, or a dropout for one that has none.
+        For an encoder that is not there or does not fit the shape.
     """
     name = name or ("conv1d" if len(shape) == 2 else "mlp")
-    if dropout and name != "mlp":
-        raise RunError(f"modality {modality!r}: dropout = {dropout:g} is of mlp encoders, and {name} has none")
     if ":" in name:
         return _imported(modality, tuple(shape), features, name)
     if name not in ENCODERS:

@@ -30,13 +30,13 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
-        """Return KL(p || q) [..., N] of predictions [..., N, outputs], in nats up to a factor that all share."""
+        """Return KL(p || q) [N], in nats up to a factor that all predictions share, of what two predictions say."""
         raise NotImplementedError
 
-    def _predictions(self, argument: str, x: Any, shape: str = "N outputs") -> Tensor:
+    def _predictions(self, argument: str, x: Any) -> Tensor:
         name = type(self).__name__
-        _check.tensor(name, argument, x, shape)
-        _check.size(name, argument, x, -1, self.outputs)
+        _check.tensor(name, argument, x, "N outputs")
+        _check.size(name, argument, x, 1, self.outputs)
         checked: Tensor = x
         return checked
 
@@ -74,10 +74,10 @@ class Classification(Task):
         return nn.functional.cross_entropy(logits, target, reduction="none")
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
-        """Return the categorical KL [..., N] of logits [..., N, classes]."""
-        p = self._predictions("prediction", prediction, "... N classes").log_softmax(-1)
-        q = self._predictions("reference", reference, "... N classes").log_softmax(-1)
-        return nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+        """Return the categorical KL [N] of logits [N, classes]."""
+        p = self._predictions("prediction", prediction).log_softmax(1)
+        q = self._predictions("reference", reference).log_softmax(1)
+        return nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
 
 class Regression(Task):
@@ -122,11 +122,9 @@ class Regression(Task):
         return (difference.square() if self.error == "squared" else difference.abs()).sum(1)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
-        """Return half the squared distance [..., N] of predictions [..., N, targets]."""
-        shape = "... N targets"
-        return (
-            self._predictions("prediction", prediction, shape) - self._predictions("reference", reference, shape)
-        ).square().sum(-1) / 2
+        """Return half the squared distance [N] of predictions [N, targets]."""
+        difference = self._predictions("prediction", prediction) - self._predictions("reference", reference)
+        return difference.square().sum(1) / 2
 
 
 class AnomalyDetection(Task):
@@ -195,8 +193,6 @@ class AnomalyDetection(Task):
         return (found - self.center).square().sum(1)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
-        """Return half the squared distance [..., N] of predictions [..., N, features]."""
-        shape = "... N features"
-        return (
-            self._predictions("prediction", prediction, shape) - self._predictions("reference", reference, shape)
-        ).square().sum(-1) / 2
+        """Return half the squared distance [N] of predictions [N, features]."""
+        difference = self._predictions("prediction", prediction) - self._predictions("reference", reference)
+        return difference.square().sum(1) / 2
