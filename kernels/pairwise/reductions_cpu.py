@@ -476,7 +476,7 @@ def _softplus_row(scores: Any, positive: Any, flags: Any) -> Any:
 
 
 @inline
-def _logistic_loss_of_positive(scores: Any, positive: Any, own: Any, flags: Any) -> float:
+def _logistic_loss_of_positive(scores: Any, positive: Any, own: Any, flags: Any) -> Any:
     """The loss of a positive of score `own`, as heavy as all the negatives; its derivative is put in its place."""
     if not flags & POSITIVE_LOGISTIC:
         return 0.0

@@ -298,8 +298,8 @@ def _trained(
                     mean.lerp_(weight, share)
             seen.append(objective.detach())
         # Running statistics of a critic's layers: those of the network that trains are near, and there are no others.
-        for mean, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-            mean.copy_(buffer)
+        for own, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)
         found = {
             "train": float(torch.stack(seen).mean()),
             "validation": _mean(averaged.objective, validation, data, averaged),

@@ -58,8 +58,8 @@ def club(mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
     tensor(1.)
     """
     (mean, logvar, y), wide = _checked("club", mean, logvar, y)
-    bound: Tensor = _Club.apply(mean.to(wide), logvar.to(wide), y.to(wide))[0]
-    return bound
+    bound, *_ = _Club.apply(mean.to(wide), logvar.to(wide), y.to(wide))  # type: ignore[no-untyped-call]
+    return bound  # type: ignore[no-any-return]
 
 
 class _Club(torch.autograd.Function):

@@ -57,7 +57,7 @@ def build_encoders(
     for name in chosen:
         if name not in shapes:
             raise RunError(f"an encoder is chosen for modality {name!r}, which there is not{nearest(name, shapes)}")
-    encoders = {
+    encoders: dict[str, nn.Module] = {
         name: nn.Sequential(
             Standardisation(*statistics[name]),
             build_encoder(name, shape, features, chosen.get(name), depth, bias, dropout),
