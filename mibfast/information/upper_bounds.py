@@ -102,10 +102,10 @@ class _Club(torch.autograd.Function):
             terms = 0.5 * weight * (variance + deviation * (2 * distance - deviation))
             pull = weight * distance
             d_y = pull - d_mean + deviation * weight.mean(0) - pull.mean(0)
-        gradients = (d_mean, -terms, d_y)
+        gradients = ((d_mean, scale), (terms, -scale), (d_y, scale))
         return tuple(
-            gradient * scale if needed else None
-            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+            gradient * factor if needed else None
+            for (gradient, factor), needed in zip(gradients, ctx.needs_input_grad, strict=True)
         )
 
 
