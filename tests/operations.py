@@ -205,7 +205,7 @@ OPERATIONS: dict[str, Operation] = {
     "critic_mean_softplus, positive out": _critic_mean_softplus,
     "critic_mean_softplus, additive, positive out": partial(_critic_mean_softplus, layers=1, spared=1),
     "critic_mean_softplus, log_mean_exp, positive out": partial(_critic_mean_softplus, spared=1, log_mean_exp=True),
-    "critic_mean_softplus, positives": partial(_critic_mean_softplus, spared=1, positives=True),
+    "critic_mean_softplus, logistic, positive out": partial(_critic_mean_softplus, spared=1, positives=True),
     "critic_mean_softplus, two layers, log_mean_exp, clipped, positive out": partial(
         _critic_mean_softplus, layers=2, log_mean_exp=True, clip=0.7
     ),

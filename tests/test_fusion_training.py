@@ -423,7 +423,7 @@ def test_options_change_what_they_name_in_a_file(npz, tmp_path, monkeypatch) -> 
 
 
 def test_a_beta_of_a_critic_that_learned_nothing_is_refused(npz, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=1, learning_rate=1e-9))
+    monkeypatch.setattr(omib, "estimate_beta", partial(omib.estimate_beta, seeds=1, epochs=1, learning_rate=1e-4))
     with pytest.raises(train.RunError, match=r"told hardly any of 60 samples apart, H\(a\) = .*give a beta \(--beta\)"):
         train.fit("omib", npz, output=tmp_path / "run", pictures=False, **SMALL)
     assert train.fit("omib", npz, loss={"beta": 0.1}, pictures=False, **{**SMALL, "epochs": 1}).module.model.beta == 0.1

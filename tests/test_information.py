@@ -539,11 +539,15 @@ def test_averaged_weights_steady_an_estimate(monkeypatch) -> None:
 
 
 def test_small_rises_do_not_put_off_the_end() -> None:
-    x, y = gaussians(600, 1, 0.5)
-    found = information.estimate(x, y, "infonce", "bilinear", epochs=60, patience=3, learning_rate=1e-6, seeds=1)
-    rises = [epoch["validation"] for epoch in found.history[0]]
-    assert all(b > a for a, b in pairwise(rises))
-    assert len(rises) == 4
+    """By epochs and, where an epoch is a step or two, by steps."""
+    x, y = gaussians(1000, 1, 0.5)
+    for batch_size, epochs in ((50, 4), (400, 25)):
+        (history,) = information.estimate(
+            *(x, y, "infonce", "bilinear"), epochs=60, patience=3, learning_rate=1e-7, batch_size=batch_size, seeds=1
+        ).history
+        rises = [epoch["validation"] for epoch in history]
+        assert all(b >= a for a, b in pairwise(rises))
+        assert len(rises) == epochs
 
 
 def test_an_estimate_evaluates_averaged_weights_with_statistics_that_were_trained() -> None:

@@ -32,6 +32,8 @@ _CRITICS: dict[str, Callable[[int, int], nn.Module]] = {
 _FEWEST_SAMPLES = 20
 # Nats; a smaller rise of the objective does not put off the end: it is a tenth of what the parts' sampling makes.
 _LEAST_RISE = 2e-3
+# Without such a rise, before the end: of few samples an epoch is a step or two, which says nothing.
+_FEWEST_STEPS = 48
 # Of the weights that are evaluated: their running mean, which lets the learning rate be large. Before the mean has its
 # whole length it grows with the steps, by a polynomial decay of this power (Shamir and Zhang, ICML 2013).
 _AVERAGING, _DECAY = 0.98, 8
@@ -117,7 +119,8 @@ def estimate(
     evaluation_batch_size : int
         Held-out samples are evaluated together up to this many, and their means averaged beyond it.
     epochs, patience : int
-        At most so many passes over the data; stop when so many have not raised the objective by 0.002 nats.
+        At most so many passes over the data; stop when so many, and 48 steps, have not raised the objective by 0.002
+        nats.
     learning_rate : float
         Of Adam. What is evaluated is a running mean of the weights, of about the last ninth of the steps so far and of
         the last fifty once there are more than 440.
@@ -280,7 +283,7 @@ def _trained(
     steps = 0
     # Tens of small tensors: a step apart for each takes longer than the networks.
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=data.x.device.type in ("cpu", "cuda"))
-    best, mark, since, kept = -math.inf, -math.inf, 0, copy.deepcopy(averaged)
+    best, mark, marked_epoch, marked_step, kept = -math.inf, -math.inf, 0, 0, copy.deepcopy(averaged)
     history: list[dict[str, float]] = []
     for epoch in range(epochs):
         model.train()
@@ -309,10 +312,9 @@ def _trained(
             progress(f"epoch {epoch + 1}: train {found['train']:.4f}, validation {found['validation']:.4f}")
         if found["validation"] > best:
             best, kept = found["validation"], copy.deepcopy(averaged)
-        since += 1
         if best > mark + _LEAST_RISE:
-            mark, since = best, 0
-        if since == patience:
+            mark, marked_epoch, marked_step = best, epoch, steps
+        if epoch - marked_epoch >= patience and steps - marked_step >= _FEWEST_STEPS:
             break
     return _mean(kept, test, data, kept), tuple(history)
 
