@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from mibfast import functional as F
 from mibfast.nn import fusion
 from mibfast.nn.fusion import METHODS, AnomalyDetection, Classification, Regression
 
@@ -236,6 +237,21 @@ def test_the_discriminator_of_cui() -> None:
     scores = torch.cat([score(a, b), score(a, torch.cat([b[-1:], b[:-1]]))], 1).sigmoid()
     labels = torch.tensor([1.0, 0.0]).double().expand(7, 2)
     torch.testing.assert_close(found, 2 * nn.functional.binary_cross_entropy(scores, labels))
+
+
+@pytest.mark.parametrize("method", ["l-mib", "mmib-cui", "mmib-zhang", "deep-ib"])
+def test_compression_of_every_modality(method) -> None:
+    """Sums over modalities, of means over samples and, as their papers have it, over features or not."""
+    model = made(method, modalities=3)
+    found = model.terms(views(7, 3), target("classification", 7))
+    posteriors = [posterior(x) for posterior, x in zip(model.posteriors, model.encode(views(7, 3)), strict=True)]
+    each = torch.stack([F.gaussian_kl(mean, logvar, reduction="batchmean") for mean, logvar in posteriors]).detach()
+    if method == "deep-ib":
+        torch.testing.assert_close(torch.stack([found[f"{name}_compression"] for name in model.modalities]), each)
+        return
+    if method != "mmib-zhang":
+        each = each / posteriors[0][0].shape[1]
+    torch.testing.assert_close(found["modality_compression" if method == "l-mib" else "compression"], each.sum())
 
 
 @pytest.mark.parametrize(
