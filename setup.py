@@ -1,4 +1,4 @@
-"""Maps `kernels/` to the package `mibfast.kernels`, and builds `csrc/` into `mibfast._cuda` where CUDA's compiler is.
+"""Builds `csrc/` into `mibfast._cuda` where CUDA's compiler is.
 
 Everything else stands in pyproject.toml. The extension is optional: where it is not built, the reason goes into
 `mibfast/_cuda_missing.txt`, for `mibfast info` to say. Objects are kept in `build/cuda` and made anew only when their
@@ -15,7 +15,7 @@ import sysconfig
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Command, Distribution, find_packages, setup
+from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
 
 CSRC = Path(__file__).resolve().parent / "csrc"
@@ -153,12 +153,5 @@ class Mibfast(Distribution):
 
 
 build.sub_commands = [*build.sub_commands, ("build_cuda", None)]
-packages = find_packages(include=["mibfast", "mibfast.*"])
-kernels = ["mibfast.kernels", *(f"mibfast.kernels.{name}" for name in find_packages("kernels"))]
 
-setup(
-    packages=packages + kernels,
-    package_dir={"mibfast": "mibfast", "mibfast.kernels": "kernels"},
-    cmdclass={"build_cuda": BuildCuda},
-    distclass=Mibfast,
-)
+setup(cmdclass={"build_cuda": BuildCuda}, distclass=Mibfast)
