@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mibfast import _backend
+from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
 from mibfast.ops._boundary import accumulation_dtype, first_order, of_any_number
@@ -86,14 +86,16 @@ def critic_log_sum_exp(
     """
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
     bound = _critic.bound(_NAME, clip)
+    for argument, flag in (("positive", positive), ("columns", columns)):
+        _check.boolean(_NAME, argument, flag)
     if columns and x.shape[0] != y.shape[0]:
         raise ValueError(
             f"{_NAME}: columns=True needs as many rows of x as of y, got N = {x.shape[0]} and N' = {y.shape[0]}"
         )
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
-        return reference.log_sum_exp(reference.scores(x, y, parameters), bool(positive), bound, bool(columns))
-    objective = (bool(positive), bound, bool(columns))
+        return reference.log_sum_exp(reference.scores(x, y, parameters), positive, bound, columns)
+    objective = (positive, bound, columns)
     found = _CriticLogSumExp.apply(chosen, objective, x, y, *parameters)  # type: ignore[no-untyped-call]
     return found if columns else found[:2]  # type: ignore[no-any-return]
 

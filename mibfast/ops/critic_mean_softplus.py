@@ -78,11 +78,13 @@ def critic_mean_softplus(
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
     _check.pairs(_NAME, y.shape[0])
     bound = _critic.bound(_NAME, clip)
+    for argument, flag in (("positives", positives), ("log_mean_exp", log_mean_exp)):
+        _check.boolean(_NAME, argument, flag)
     if clip is not None and not log_mean_exp:
         raise ValueError(f"{_NAME}: a clip is for log_mean_exp=True, got clip = {clip}")
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
-        options = bool(positives), bool(log_mean_exp), bound
+        options = positives, log_mean_exp, bound
         mean, value, of_positives = _CriticMeanSoftplus.apply(chosen, options, x, y, *parameters)  # type: ignore[no-untyped-call]
         found = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
     else:

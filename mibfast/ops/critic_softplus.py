@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mibfast import _backend
+from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
 from mibfast.ops._boundary import first_order, of_any_number
@@ -60,10 +60,11 @@ def critic_softplus(
     (tensor([2., 2., 2.]), tensor([1.3863, 1.3863, 1.3863]))
     """
     x, y, parameters = _critic.operands(_NAME, x, y, weight, bias, hidden, score)
+    _check.boolean(_NAME, "positive", positive)
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
-        return reference.softplus(reference.scores(x, y, parameters), bool(positive))
-    return _CriticSoftplus.apply(chosen, bool(positive), x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+        return reference.softplus(reference.scores(x, y, parameters), positive)
+    return _CriticSoftplus.apply(chosen, positive, x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _CriticSoftplus(torch.autograd.Function):

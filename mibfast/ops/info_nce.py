@@ -90,6 +90,8 @@ def info_nce(
     _check.alike(_NAME, query=query, key=key)
     _check.same_dimension(_NAME, query=query, key=key)
     temperature = _check.temperature(_NAME, temperature, query.device)
+    for argument, flag in (("positive_in_denominator", positive_in_denominator), ("symmetric", symmetric)):
+        _check.boolean(_NAME, argument, flag)
     offset = _check.positives(_NAME, query, key, offset, not positive_in_denominator, symmetric)
     smoothing = _check.smoothing(_NAME, label_smoothing, positive_in_denominator)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
@@ -105,7 +107,7 @@ def info_nce(
             label_smoothing=smoothing,
         )
         return reduced(losses, reduction)
-    objective = (offset, bool(positive_in_denominator), bool(symmetric), smoothing)
+    objective = (offset, positive_in_denominator, symmetric, smoothing)
     tau = temperature_tensor(temperature)
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or tau.requires_grad)
     if reduction == "mean" and wanted:

@@ -101,7 +101,7 @@ def mutual_information(
         raise ValueError(f"{_NAME}: scores must be square, [N, N], got {_check.described(scores)}")
     _check.pairs(_NAME, scores.shape[0])
     clip = check_options(_NAME, estimator, clip=clip, buffer=buffer, momentum=momentum, device=scores.device)
-    if clip_joint and (estimator != "smile" or clip is None):
+    if _check.boolean(_NAME, "clip_joint", clip_joint) and (estimator != "smile" or clip is None):
         raise ValueError(f'{_NAME}: clip_joint is for estimator="smile" with a clip, got {estimator!r} and clip {clip}')
     scores = scores.to(accumulation_dtype(scores.dtype))
     if clip_joint and clip is not None:

@@ -116,9 +116,10 @@ def one_vs_all_info_nce(
     temperature = _check.temperature(_NAME, temperature, z[0].device)
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     _check.choice(_NAME, "keys", keys, _KEYS)
+    _check.boolean(_NAME, "positive_in_denominator", positive_in_denominator)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
     if presence is not None:
-        settings = (ridge, keys, bool(positive_in_denominator))
+        settings = (ridge, keys, positive_in_denominator)
         presence = _check.presence(_NAME, presence, z)
         return _of_those_present(z, presence, temperature, settings, reduction, backend)
     if not positive_in_denominator:
@@ -134,7 +135,7 @@ def one_vs_all_info_nce(
         )
         return reduced(losses, reduction)
     tau = temperature_tensor(temperature)
-    settings = (ridge, keys, bool(positive_in_denominator))
+    settings = (ridge, keys, positive_in_denominator)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (tau, *z))
     if reduction == "mean" and wanted:
         return _MeanOneVsAllInfoNCE.apply(chosen, settings, tau, *z)  # type: ignore[no-any-return,no-untyped-call]
