@@ -22,8 +22,8 @@ import torch
 from mibfast import _env
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-# Compiled backends by the device they serve, the one to take first.
-_BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# Compiled backends by the device they serve, the one to take first. Of meta tensors every backend gives the shapes.
+_BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "meta": ("cpu", "triton")}
 _CPU_ONLY: Mapping[str, str | None] = {"cpu": None}
 _selected = threading.local()
 _warned: set[str] = set()
@@ -145,7 +145,7 @@ def _unusable(backend: str, device: torch.device, offers: Mapping[str, str | Non
     """Return why a compiled backend cannot do an operation with these arguments, None where it can."""
     if _MISSING[backend] is not None:
         return _MISSING[backend]
-    if device.type not in _served(backend):
+    if device.type not in (*_served(backend), "meta"):
         return f"it serves {' and '.join(_served(backend))} tensors and these are on {device}"
     if backend not in offers:
         return "it has no kernel of this operation"

@@ -27,7 +27,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def described(x: object) -> str:
     """Say what came in: shape, dtype and device of a tensor, the type and value of anything else."""
     if isinstance(x, Tensor):
-        return f"a tensor of shape {list(x.shape)}, {x.dtype}, on {x.device}"
+        shape = "of nested shapes" if x.is_nested else f"of shape {list(x.shape)}"
+        return f"a tensor {shape}, {x.dtype}, on {x.device}"
     text = repr(x)
     return f"{type(x).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
@@ -38,7 +39,7 @@ def tensor(operation: str, argument: str, x: Any, shape: str) -> Tensor:
         raise TypeError(f"{operation}: {argument} must be a tensor [{_listed(shape)}], got {described(x)}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{operation}: {argument} must be float64, float32, bfloat16 or float16, got {described(x)}")
-    if x.layout != torch.strided:
+    if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{operation}: {argument} must be a dense tensor, got layout {x.layout} in {described(x)}")
     names = shape.split()
     open_ended = names[0] == "..."
@@ -239,10 +240,19 @@ def _permutations(
         raise ValueError(f"{operation}: permutations must be {expected}, got {described(x)}")
     result = x.reshape(shapes[0]).to(device, torch.int64)
     n = result.shape[-1]
-    # Under torch.compile values are not there to be read.
-    if not torch.compiler.is_compiling() and not bool((result.sort(-1).values == torch.arange(n, device=device)).all()):
+    if readable(result) and not bool((result.sort(-1).values == torch.arange(n, device=device)).all()):
         raise ValueError(f"{operation}: each row of permutations must hold 0..N - 1 once, for N = {n}")
     return result
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of a tensor are there to be read: not where a graph is captured, nor of fake or meta ones."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or x.is_meta
+    )
 
 
 def scalar(operation: str, argument: str, x: Any, device: torch.device) -> float | Tensor:

@@ -187,7 +187,7 @@ def test_duplicates_and_zero_vectors(host, m, scale) -> None:
     assert distance([found[:, :3]], [projections[:, :3]]) <= 2.0**-13
     assert (found[:, 3] == 0).all()
     gradients = host.backward(upstream, z, inverse)
-    by_cpu = cpu.leave_one_out_backward(upstream, z, inverse)
+    by_cpu = cpu.leave_one_out_backward(upstream, z, inverse, [True] * len(z), 0.0)
     assert all(x.isfinite().all() for x in gradients)
     assert distance([g[1] for g in gradients], [g[1] for g in by_cpu]) <= 1e-10
 
@@ -199,7 +199,7 @@ def test_agrees_with_the_cpu_kernel_to_rounding(host) -> None:
         found, found_inverse = host.forward(z)
         assert distance(found, projections) <= 1e-13
         assert distance(list(found_inverse), list(inverse)) <= 1e-13
-        gradients = cpu.leave_one_out_backward(upstream, z, inverse)
+        gradients = cpu.leave_one_out_backward(upstream, z, inverse, [True] * len(z), 0.0)
         assert distance(host.backward(upstream, z, inverse), gradients) <= 1e-12
 
 
@@ -275,7 +275,7 @@ def test_launchers_hand_over_what_the_kernels_expect(host, layout, dtype, monkey
     assert torch.equal(found, expected)
     assert torch.equal(inverse, expected_inverse)
     for given in (upstream, upstream.permute(2, 0, 1).contiguous().permute(1, 2, 0)):
-        returned = cuda.leave_one_out_backward(given, strided, inverse)
+        returned = cuda.leave_one_out_backward(given, strided, inverse, [True] * len(strided), 0.0)
         assert all(torch.equal(a, b) for a, b in zip(returned, gradients, strict=True))
 
 

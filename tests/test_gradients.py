@@ -46,14 +46,40 @@ def test_backward_twice_gives_the_same(name) -> None:
     assert all(a is b or torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def _refused_second(name: str):
+    """In a gradient penalty it would otherwise be a silent zero, or a part of the truth."""
+    return pytest.raises(RuntimeError, match=f"^{name.split(',')[0]}: the second derivative is not implemented")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_derivative_is_refused_by_kernels(name) -> None:
-    """In a gradient penalty it would otherwise be a silent zero."""
+def test_a_second_derivative_by_any_input_is_refused_by_kernels(name) -> None:
     leaves = inputs(5, 4)
     result = OPERATIONS[name](*leaves, backend="cpu").sum()
-    (gradient,) = torch.autograd.grad(result, leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=f"{name.split(',')[0]}: the second derivative"):
-        (result + (gradient**2).sum()).backward()
+    gradients = torch.autograd.grad(result, leaves, create_graph=True, allow_unused=True)
+    used = [x for x, g in zip(leaves, gradients, strict=True) if g is not None]
+    for gradient in filter(lambda g: g is not None, gradients):
+        for x in used:
+            with _refused_second(name):
+                torch.autograd.grad(gradient.square().sum(), x, allow_unused=True, retain_graph=True)
+        with _refused_second(name):
+            (result + gradient.square().sum()).backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hessians_and_gradient_penalties_are_refused_by_kernels(name) -> None:
+    first, *others = (x.detach() for x in inputs(5, 4))
+
+    def value(x):
+        return OPERATIONS[name](x, *others, backend="cpu").sum()
+
+    functional = torch.autograd.functional
+    for second in (functional.hessian, lambda f, x: functional.hvp(f, x, x), lambda f, x: functional.vhp(f, x, x)):
+        with _refused_second(name):
+            second(value, first)
+    weight = torch.eye(4, dtype=first.dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(value(first @ weight), weight, create_graph=True)
+    with _refused_second(name):
+        torch.autograd.grad(gradient.square().sum(), weight)
 
 
 @pytest.mark.parametrize(

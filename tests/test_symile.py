@@ -55,7 +55,7 @@ def test_blocks_and_slots_join(m, n, d, kept, monkeypatch) -> None:
         monkeypatch.setattr(cpu, "_KEPT_BYTES", 0)
     views = [torch.randn(n, d, dtype=torch.float64) for _ in range(m)]
     scale = torch.tensor(0.8, dtype=torch.float64)
-    loss, gradients = cpu.symile(views, scale, [True] * (m + 1))
+    loss, *gradients = cpu.symile_with_gradient(views, scale, [True] * (m + 1))
     leaves = [x.clone().requires_grad_() for x in (*views, scale)]
     truth = cpu_reference_of(leaves)
     assert abs(loss.item() - truth.item()) < 1e-12 * max(1.0, truth.item())

@@ -266,10 +266,8 @@ def test_compiled(score) -> None:
         strict=True,
     ):
         assert torch.equal(a, b)
-    arguments = (query.detach(), key, 4, score, 1e-8, "cpu")
-    torch.library.opcheck(
-        torch.ops.mibfast.best_candidates.default, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    arguments = ([query.detach(), key], 4, score, 1e-8, "cpu")
+    torch.library.opcheck(torch.ops.mibfast.top_k.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_autocast_changes_nothing() -> None:

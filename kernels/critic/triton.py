@@ -866,8 +866,15 @@ def _results(gradients: engine.Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
 
 def log_sum_exp(
     x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """As `cpu.log_sum_exp`, of any parameters."""
+    positives, *wide = _positives_and_log_sum_exps(x, y, parameters, positive, clip, columns)
+    return [positives, *(lse.to(positives.dtype, copy=True) for lse in wide), *wide]
+
+
+def _positives_and_log_sum_exps(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     if not parameters:
         flags = _flags(positive, clip, columns)
         return pairwise.losses_and_positives(INNER_PRODUCT, _pairs(x, y, clip), flags, 0.0)[1:]

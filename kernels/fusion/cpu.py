@@ -313,11 +313,12 @@ def samples_backward(
     sample_upstream: Tensor,
     divergence_upstream: Tensor,
     tensors: Sequence[Tensor],
+    needed: Sequence[bool],
     low: float,
     high: float,
-    of_noise: bool,
-) -> list[Tensor]:
-    """Gradients of `samples` in the order of its tensors, those of the noises where they are asked for."""
+) -> list[Tensor | None]:
+    """Gradients of `samples` in the order of its tensors, those of the noises where any is needed."""
+    of_noise = any(needed[len(tensors) // 3 * 2 :])
     sources, upstream = RowAddresses(_matrices(tensors)), RowAddresses(_matrices([sample_upstream]))
     m = sources.m // 3
     h = divergence_upstream.to(sources.torch_dtype).reshape(m, -1).contiguous().numpy()
@@ -327,7 +328,7 @@ def samples_backward(
     above = int(upstream.addresses[0]), int(upstream.strides[0])
     sizes = sources.n, m, sources.d
     run(_samples_backward_on_threads, sources.dtype, count, *sizes, *places, bounds, *above, h, addresses, len(arrays))
-    return _tensors(arrays, tensors)
+    return [*_tensors(arrays, tensors), *([] if of_noise else [None] * m)]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -341,7 +342,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.from_numpy(out).to(query.dtype).view(query.shape)
 
 
-def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+def attend_backward(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
     """Gradients of `attend`."""
     n, m, k = query.shape
     sources = RowAddresses(_matrices([query, key, value, upstream]))

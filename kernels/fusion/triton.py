@@ -218,11 +218,12 @@ def samples_backward(
     sample_upstream: Tensor,
     divergence_upstream: Tensor,
     tensors: Sequence[Tensor],
+    needed: Sequence[bool],
     low: float,
     high: float,
-    of_noise: bool,
-) -> list[Tensor]:
-    """Gradients of `samples` in the order of its tensors, those of the noises where they are asked for."""
+) -> list[Tensor | None]:
+    """Gradients of `samples` in the order of its tensors, those of the noises where any is needed."""
+    of_noise = any(needed[len(tensors) // 3 * 2 :])
     matrices, dtype, m = matrices_of(tensors), accumulation_dtype(tensors[0]), len(tensors) // 3
     (above,) = matrices_of([sample_upstream])
     n, d = matrices[0].shape
@@ -246,7 +247,7 @@ def samples_backward(
             OF_NOISE=of_noise,
             **constants(d, tile, dtype),
         )
-    return gradients
+    return [*gradients, *([] if of_noise else [None] * m)]
 
 
 def _with_strides(tensors: Sequence[Tensor]) -> list[Tensor | int]:
@@ -270,7 +271,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def attend_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+def attend_backward(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
     """Gradients of `attend`."""
     (n, m, k), dtype = query.shape, accumulation_dtype(query)
     gradients = [x.new_empty(n, m, k) for x in (query, key, value)]

@@ -234,7 +234,7 @@ def kl(tensors: Sequence[Tensor]) -> Tensor:
     return torch.from_numpy(out).view(tensors[0].shape[:-1])
 
 
-def kl_backward(upstream: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+def kl_backward(upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of `kl` for an upstream gradient [...]."""
     sources = RowAddresses(_matrices(tensors))
     g = upstream.to(sources.torch_dtype).reshape(-1).contiguous().numpy()
@@ -259,10 +259,12 @@ def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).to(tensors[0].dtype), torch.from_numpy(logvar).to(tensors[0].dtype)
 
 
-def product_backward(upstream: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def product_backward(
+    mean_upstream: Tensor, logvar_upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor]:
     """Gradients of `product` for upstream gradients of its mean and its log-variance."""
     sources = RowAddresses(tensors)
-    g, h = (x.to(sources.torch_dtype).contiguous().numpy() for x in upstream)
+    g, h = (x.to(sources.torch_dtype).contiguous().numpy() for x in (mean_upstream, logvar_upstream))
     mean, logvar = sources.empty(sources.n, sources.d), sources.empty(sources.n, sources.d)
     arrays, addresses = _fresh(sources, len(tensors))
 
@@ -289,7 +291,7 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     return torch.tensor(total * m / ((m - 1) ** 2 * sources.n), dtype=sources.torch_dtype)
 
 
-def minimality_backward(upstream: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
+def minimality_backward(upstream: Tensor, z: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of `minimality`: 2 M / ((M - 1)^2 N) (z_m - mean of all z), times the upstream gradient."""
     sources = RowAddresses(z)
     m = len(z)

@@ -246,7 +246,7 @@ def kl(tensors: Sequence[Tensor]) -> Tensor:
     return out.view(tensors[0].shape[:-1])
 
 
-def kl_backward(upstream: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+def kl_backward(upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of `kl` for an upstream gradient [...]."""
     matrices, dtype = matrices_of(tensors), accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
@@ -284,9 +284,15 @@ def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, logvar
 
 
-def product_backward(upstream: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def product_backward(
+    mean_upstream: Tensor, logvar_upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor]:
     """Gradients of `product` for upstream gradients of its mean and its log-variance."""
-    matrices, above, dtype = matrices_of(tensors), matrices_of(upstream), accumulation_dtype(tensors[0])
+    matrices, above, dtype = (
+        matrices_of(tensors),
+        matrices_of([mean_upstream, logvar_upstream]),
+        accumulation_dtype(tensors[0]),
+    )
     n, d = matrices[0].shape
     gradients = [x.new_empty(n, d) for x in tensors]
     tile = elementwise_tile(d, len(tensors) + 2, dtype)
@@ -323,7 +329,7 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     return (partial.sum() * (m / ((m - 1) ** 2 * n))).to(dtype)
 
 
-def minimality_backward(upstream: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
+def minimality_backward(upstream: Tensor, z: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of `minimality`: 2 M / ((M - 1)^2 N) (z_m - mean of all z), times the upstream gradient."""
     matrices, dtype = matrices_of(z), accumulation_dtype(z[0])
     n, d = matrices[0].shape

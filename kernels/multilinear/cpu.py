@@ -385,7 +385,7 @@ def _columns_exactly(sweep: _Sweep) -> np.ndarray:
 
 
 @_QUIET
-def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
+def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> list[Tensor]:
     """Symile with all negatives and, where any is needed, its gradients: those of the M embeddings, and the scale's.
 
     The embeddings' are in the dtype of the sweep. Gradients that are not needed are empty.
@@ -406,7 +406,7 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
         d_scale = float((gradients[-1].double() * sweep.last).sum())
     if needed[m - 1]:
         results[-1] = gradients[-1] * factor
-    return loss, [*results, torch.tensor(d_scale, dtype=scale.dtype)]
+    return [loss, *results, torch.tensor(d_scale, dtype=scale.dtype)]
 
 
 def _add_gradients(

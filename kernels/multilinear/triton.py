@@ -431,7 +431,7 @@ def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
     return values
 
 
-def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
+def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> list[Tensor]:
     """Symile with all negatives and, where any is needed, its gradients: those of the M embeddings, and the scale's.
 
     The embeddings' are float32. Gradients that are not needed are empty.
@@ -442,7 +442,7 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
         lse = launched("multilinear.reduce", sweep.problem(), lambda tile: _log_sum_exps(sweep, tile))
         loss = (lse.mean() - sweep.factor() * sweep.positives.double().mean()).float()
         if not any(needed):
-            return loss, results
+            return [loss, *results]
         # The gradient of a number, which is on the CPU, is nobody's.
         of_scale = needed[m] and scale.device == sweep.device
         gradients, along = launched(
@@ -456,7 +456,7 @@ def symile(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> tuple[
                 results[k] = gradient * multiple
         if along is not None:
             results[m] = (along * share * sweep.power()).to(scale.dtype)
-    return loss, results
+    return [loss, *results]
 
 
 def _lift(sweep: _Sweep) -> float:

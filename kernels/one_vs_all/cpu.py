@@ -95,12 +95,13 @@ def info_nce_backward(
     z: Sequence[Tensor],
     temperature: Tensor,
     lse: Tensor,
+    needed: Sequence[bool],
     ridge: float,
     keys: str,
     positive_in_denominator: bool,
-    wants_temperature: bool,
 ) -> list[Tensor]:
     """Gradients of `info_nce` for an upstream gradient [M, N]: those of the M embeddings, and the temperature's."""
+    wants_temperature = needed[-1]
     objective = pairwise.Objective(positive_in_denominator=positive_in_denominator)
     inverse = _inverse(z, ridge, keys)
 
@@ -120,15 +121,16 @@ def info_nce_backward(
     return [*(g.to(z[0].dtype) for g in gradients), d_temperature]
 
 
-def info_nce_mean(
+def info_nce_with_gradient(
     z: Sequence[Tensor],
     temperature: Tensor,
+    needed: Sequence[bool],
     ridge: float,
     keys: str,
     positive_in_denominator: bool,
-    wants_temperature: bool,
-) -> tuple[Tensor, list[Tensor]]:
+) -> list[Tensor]:
     """The mean of one-vs-all InfoNCE, and the gradients of `info_nce_backward`, but in the engine's dtype."""
+    wants_temperature = needed[-1]
     objective = pairwise.Objective(positive_in_denominator=positive_in_denominator)
     inverse = _inverse(z, ridge, keys)
     weight = 1.0 / (len(z) * z[0].shape[0])
@@ -140,7 +142,7 @@ def info_nce_mean(
         )
 
     gradients = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
-    return loss.to(pairwise.accumulation_dtype(z[0].dtype)), gradients
+    return [loss.to(pairwise.accumulation_dtype(z[0].dtype)), *gradients]
 
 
 def _gradients(

@@ -59,12 +59,13 @@ def info_nce_backward(
     z: Sequence[Tensor],
     temperature: Tensor,
     lse: Tensor,
+    needed: Sequence[bool],
     ridge: float,
     keys: str,
     positive_in_denominator: bool,
-    wants_temperature: bool,
 ) -> list[Tensor]:
     """Gradients of `info_nce` for an upstream gradient [M, N]: those of the M embeddings, and the temperature's."""
+    wants_temperature = needed[-1]
     if keys == "pairwise":
         _, *found, of_tau = _sweep_pairwise(
             z, temperature, ridge, positive_in_denominator, wants_temperature, upstream, lse
@@ -91,22 +92,22 @@ def info_nce_backward(
     return [*gradients, torch.stack(d_temperature).sum(0)]
 
 
-def info_nce_mean(
+def info_nce_with_gradient(
     z: Sequence[Tensor],
     temperature: Tensor,
+    needed: Sequence[bool],
     ridge: float,
     keys: str,
     positive_in_denominator: bool,
-    wants_temperature: bool,
-) -> tuple[Tensor, list[Tensor]]:
+) -> list[Tensor]:
     """The mean of one-vs-all InfoNCE over samples and modalities, and its gradients in float32, still to be scaled."""
+    wants_temperature = needed[-1]
     if keys == "pairwise":
-        loss, *gradients = _sweep_pairwise(z, temperature, ridge, positive_in_denominator, wants_temperature)
-        return loss, gradients
+        return _sweep_pairwise(z, temperature, ridge, positive_in_denominator, wants_temperature)
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
     losses, d_temperature = [], []
     for m in range(len(z)):
-        loss, queries[m], projections[m], of_temperature = pairwise.info_nce_mean(
+        loss, queries[m], projections[m], of_temperature = pairwise.info_nce_with_gradient(
             queries[m],
             projections[m],
             temperature,
@@ -121,7 +122,7 @@ def info_nce_mean(
     gradients = projection.unit_queries_and_keys_backward(
         queries, projections, z, inverse, key_scales, weight=1.0 / len(z), dtype=torch.float32
     )
-    return torch.stack(losses).mean(), [*gradients, torch.stack(d_temperature).mean(0)]
+    return [torch.stack(losses).mean(), *gradients, torch.stack(d_temperature).mean(0)]
 
 
 def _sweep_pairwise(

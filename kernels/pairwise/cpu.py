@@ -399,7 +399,7 @@ def info_nce_backward(
     return _results(gradients, rows, query, key, temperature, query.dtype)
 
 
-def info_nce_mean(
+def info_nce_with_gradient(
     query: Tensor,
     key: Tensor,
     temperature: Tensor,
@@ -448,7 +448,7 @@ def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tenso
 
 
 def projection_score_backward(
-    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float
+    upstream: Tensor, candidates: Tensor, context: Tensor, needed: Sequence[bool], ridge: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `projection_score` for an upstream gradient [C, Q]."""
     score, rows, columns = _cosines(candidates, context, ridge)

@@ -554,7 +554,9 @@ def unit_leave_one_out_backward(
     _run_backward(upstream[None], z, inverse, target, target + 1, unit=True, added=True, gradients=gradients)
 
 
-def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
+def leave_one_out_backward(
+    upstream: Tensor, z: Sequence[Tensor], inverse: Tensor, needed: Sequence[bool], ridge: float
+) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     dtype = np.float64 if z[0].dtype == torch.float64 else np.float32
     gradients = [torch.from_numpy(_buffers.empty(tuple(x.shape), dtype)) for x in z]
@@ -652,7 +654,9 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
     return torch.from_numpy(out).to(target.dtype).view(target.shape)
 
 
-def ridge_projection_backward(upstream: Tensor, target: Tensor, basis: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def ridge_projection_backward(
+    upstream: Tensor, target: Tensor, basis: Tensor, needed: Sequence[bool], ridge: float
+) -> tuple[Tensor, Tensor]:
     """Gradients of `ridge_projection` with respect to target and basis."""
     sources = _target_and_basis(target, basis)
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)

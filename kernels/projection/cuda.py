@@ -58,7 +58,9 @@ def leave_one_out(z: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:
     return out, inverse
 
 
-def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
+def leave_one_out_backward(
+    upstream: Tensor, z: Sequence[Tensor], inverse: Tensor, needed: Sequence[bool], ridge: float
+) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     first = z[0]
     n, d = first.shape

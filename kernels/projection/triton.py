@@ -545,7 +545,9 @@ def _run_leave_one_out(
         )
 
 
-def leave_one_out_backward(upstream: Tensor, z: Sequence[Tensor], inverse: Tensor) -> list[Tensor]:
+def leave_one_out_backward(
+    upstream: Tensor, z: Sequence[Tensor], inverse: Tensor, needed: Sequence[bool], ridge: float
+) -> list[Tensor]:
     """Gradients of `leave_one_out` for an upstream gradient [M, N, d]."""
     return _run_leave_one_out_backward(upstream.unbind(0), z, inverse)
 
@@ -627,7 +629,9 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
     return out.view(target.shape)
 
 
-def ridge_projection_backward(upstream: Tensor, target: Tensor, basis: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def ridge_projection_backward(
+    upstream: Tensor, target: Tensor, basis: Tensor, needed: Sequence[bool], ridge: float
+) -> tuple[Tensor, Tensor]:
     """Gradients of `ridge_projection` with respect to target and basis."""
     z, a, tile = _target_and_basis(target, basis)
     (g,) = _matrices([upstream.reshape(-1, upstream.shape[-1])])

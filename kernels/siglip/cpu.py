@@ -65,9 +65,23 @@ def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int)
 
 
 def siglip_backward(
-    upstream: Tensor, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `siglip` with respect to query and key, those that are needed, for an upstream gradient [N]."""
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    by_scale: Tensor,
+    by_bias: Tensor,
+    needed: list[bool],
+    offset: int,
+) -> list[Tensor | None]:
+    """Gradients of `siglip`, those that are needed, for an upstream gradient [N]."""
+    d_numbers = [
+        torch.dot(upstream.double(), each) if need else None
+        for each, need in zip((by_scale, by_bias), needed[2:], strict=True)
+    ]
+    if not any(needed[:2]):
+        return [None, None, *d_numbers]
     rows, columns = _operands(query, key)
     gradients = _gradients(query, key, rows, needed)
     row_weights = _given(rows.n, scale, bias)
@@ -83,10 +97,10 @@ def siglip_backward(
         column_weights=np.zeros((3, 1), rows.numpy_dtype),
         gradients=gradients,
     )
-    return _results(gradients, query, key, query.dtype)
+    return [*_results(gradients, query, key, query.dtype), *d_numbers]
 
 
-def siglip_mean(
+def siglip_with_gradient(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mean of the losses of queries, and its gradients: of query and key in the engine's dtype, scale and bias."""

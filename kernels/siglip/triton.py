@@ -39,15 +39,29 @@ def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int)
 
 
 def siglip_backward(
-    upstream: Tensor, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `siglip` with respect to query and key, those that are needed, for an upstream gradient [N]."""
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    by_scale: Tensor,
+    by_bias: Tensor,
+    needed: list[bool],
+    offset: int,
+) -> list[Tensor | None]:
+    """Gradients of `siglip`, those that are needed, for an upstream gradient [N]."""
+    d_numbers = [
+        torch.dot(upstream.double(), each) if need else None
+        for each, need in zip((by_scale, by_bias), needed[2:], strict=True)
+    ]
+    if not any(needed[:2]):
+        return [None, None, *d_numbers]
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(needed[0], needed[1])
     gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
-    return _results(gradients, query, key, query.dtype)
+    return [*_results(gradients, query, key, query.dtype), *d_numbers]
 
 
-def siglip_mean(
+def siglip_with_gradient(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mean of the losses, and its gradients by query and key (float32, still to be scaled), scale and bias."""

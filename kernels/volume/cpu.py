@@ -417,13 +417,15 @@ def columns(kind: str, others: Sequence[Tensor]) -> tuple[int, engine.Columns]:
     return swept.score, swept.columns
 
 
-def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
+def volumes(anchor: Tensor, others: Sequence[Tensor], kind: str) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'] in the engine's dtype."""
     swept = _Volumes(kind, anchor, others, 1.0)
     return engine.dense(swept.score, swept.rows, swept.columns)
 
 
-def volumes_backward(upstream: Tensor, kind: str, anchor: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+def volumes_backward(
+    upstream: Tensor, anchor: Tensor, others: Sequence[Tensor], needed: Sequence[bool], kind: str
+) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
     swept = _Volumes(kind, anchor, others, 1.0)
     gradients = swept.gradients()
@@ -435,18 +437,27 @@ def _objective(label_smoothing: float) -> pairwise.Objective:
     return pairwise.Objective(symmetric=True, label_smoothing=label_smoothing)
 
 
-def info_nce(
-    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+def _info_nce(
+    anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, kind: str, label_smoothing: float
 ) -> Tensor:
-    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores."""
     swept = _Volumes(kind, anchor, others, -pairwise.inverse_temperature(temperature))
     return pairwise.losses(swept.score, swept.rows, swept.columns, _objective(label_smoothing))[0].mean()
 
 
 def info_nce_with_gradient(
-    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
-) -> tuple[Tensor, list[Tensor]]:
-    """`info_nce`, and its gradients: those of anchor and others, in the engine's dtype, and the temperature's."""
+    anchor: Tensor,
+    others: Sequence[Tensor],
+    temperature: Tensor,
+    needed: Sequence[bool],
+    kind: str,
+    label_smoothing: float,
+) -> list[Tensor | None]:
+    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores, and its gradients.
+
+    Those of anchor and others are in the engine's dtype.
+    """
+    if not any(needed):
+        return [_info_nce(anchor, others, temperature, kind, label_smoothing), *[None] * len(needed)]
     inverse = pairwise.inverse_temperature(temperature)
     swept = _Volumes(kind, anchor, others, -inverse)
     gradients = swept.gradients()
@@ -456,4 +467,4 @@ def info_nce_with_gradient(
     into, scale_gradient = swept.bring_back(gradients)
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
     d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
-    return loss.to(swept.rows.dtype), [*into, d_temperature]
+    return [loss.to(swept.rows.dtype), *into, d_temperature]

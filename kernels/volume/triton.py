@@ -413,13 +413,15 @@ def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores_tr
     return swept.score, replace(swept.pairs, positives=None)
 
 
-def volumes(kind: str, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
+def volumes(anchor: Tensor, others: Sequence[Tensor], kind: str) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'], float32."""
     swept = _Volumes(kind, anchor, others, 1.0)
     return engine.dense(swept.score, swept.pairs)
 
 
-def volumes_backward(upstream: Tensor, kind: str, anchor: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+def volumes_backward(
+    upstream: Tensor, anchor: Tensor, others: Sequence[Tensor], needed: Sequence[bool], kind: str
+) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
     swept = _Volumes(kind, anchor, others, 1.0)
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
@@ -431,19 +433,28 @@ def _swept(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Ten
     return _Volumes(kind, anchor, others, -1.0, engine.scalar(temperature.detach(), inverted=True))
 
 
-def info_nce(
-    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
+def _info_nce(
+    anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, kind: str, label_smoothing: float
 ) -> Tensor:
-    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores."""
     swept = _swept(kind, anchor, others, temperature)
     flags = pairwise.info_nce_flags(True, True, label_smoothing)
     return pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)[0].mean()
 
 
 def info_nce_with_gradient(
-    kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, label_smoothing: float
-) -> tuple[Tensor, list[Tensor]]:
-    """`info_nce`, and its gradients: those of anchor and others, float32, and the temperature's."""
+    anchor: Tensor,
+    others: Sequence[Tensor],
+    temperature: Tensor,
+    needed: Sequence[bool],
+    kind: str,
+    label_smoothing: float,
+) -> list[Tensor | None]:
+    """The mean of two-way InfoNCE with minus the volumes over the temperature as scores, and its gradients.
+
+    Those of anchor and others are float32.
+    """
+    if not any(needed):
+        return [_info_nce(anchor, others, temperature, kind, label_smoothing), *[None] * len(needed)]
     swept = _swept(kind, anchor, others, temperature)
     flags = pairwise.info_nce_flags(True, True, label_smoothing)
     each, row_lse, column_lse = pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)
@@ -452,4 +463,4 @@ def info_nce_with_gradient(
     wanted = engine.Wanted(statistics=True, sums=1, dtype=torch.float32)
     gradients = pairwise.losses_gradient(swept.score, swept.pairs, flags, weights, wanted)
     d_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
-    return each.mean(), [*swept.bring_back(gradients), d_temperature]
+    return [each.mean(), *swept.bring_back(gradients), d_temperature]

@@ -1,17 +1,29 @@
-"""The boundary between autograd and the kernels, the same for every operation.
+"""The boundary between PyTorch and the kernels, made for every operation from one declaration.
 
-An operation is an `autograd.Function` whose forward and backward each call one kernel launcher. In eager mode the
-launcher is called directly; under `torch.compile` the same launcher is called through a `torch.library` operation,
-which the graph can hold. Going through `torch.library` in eager mode as well would cost tens of microseconds a call.
+An operation is declared once: the folder of its kernels, its operands, its options, and the shapes of its results. From
+that come the operations of `torch.library` (its forward, its backward, each with a fake kernel and a rule for `vmap`),
+the `autograd.Function`, and the refusal of second derivatives. Launchers have one signature on every backend:
+
+    forward(*operands, *options) -> results, then what the backward needs besides the operands
+    backward(*upstream, *operands, *saved, needed, *options) -> a gradient for each operand
+    with_gradient(*operands, needed, *options) -> values, then a gradient for each operand
+
+`needed` says of each operand whether its gradient is wanted; what stands in place of the others is ignored. A starred
+operand, such as "*embeddings", is any number of tensors, which a launcher takes as a list.
+
+Plain tensors reach the launcher directly: going through `torch.library` would cost tens of microseconds. Under
+`torch.compile`, `torch.func`, fake tensors, `make_fx` and other modes, and for subclasses, meta tensors and lazily
+negated views, PyTorch's dispatcher decides what happens; what arrives at a launcher then has memory, or is refused by
+name.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -22,8 +34,12 @@ from mibfast.kernels import interpreter
 from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+# Tensors that may be read without asking the dispatcher, which every other subclass may redefine.
+_PLAIN = (Tensor, torch.nn.Parameter)
+_FIRST_ORDER_ONLY = 'is not implemented by the compiled backends; use backend="reference", which has every derivative'
 
 
+@functools.cache
 def kernels(folder: str, backend: str) -> ModuleType:
     """Import `mibfast.kernels.<folder>.<backend>`, on first use: compilers are not loaded by `import mibfast`."""
     if backend == "triton" and _env.triton_interpreted():
@@ -40,6 +56,19 @@ def offers_up_to_largest_m(symbol: str, count: int) -> dict[str, str | None]:
     """Return the backends of an operation on `count` tensors whose Triton kernels hold all of them at a time."""
     too_many = f"{symbol} = {count}, and its kernels take {symbol} <= {LARGEST_M}" if count > LARGEST_M else None
     return {"cpu": None, "triton": too_many}
+
+
+def pairwise_offers(x: Tensor, symbol: str = "", count: int = 1, largest: int = LARGEST_K) -> dict[str, str | None]:
+    """Return the backends that have kernels of all pairs, for :func:`mibfast._backend.choose`.
+
+    Those of Triton hold `count` vectors a pair, whose number the operation calls `symbol`, and at most `largest`.
+    """
+    reason = None
+    if x.dtype == torch.float64:
+        reason = "its kernels are not for float64"
+    elif count > largest:
+        reason = f"{symbol} = {count}, and its kernels of all pairs take {symbol} <= {largest}"
+    return {"cpu": None, "triton": reason}
 
 
 def inverse_temperature(temperature: float | Tensor) -> float | Tensor:
@@ -60,59 +89,295 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses
 
 
-def pairwise_offers(x: Tensor, symbol: str = "", count: int = 1, largest: int = LARGEST_K) -> dict[str, str | None]:
-    """Return the backends that have kernels of all pairs, for :func:`mibfast._backend.choose`.
+def differentiated(operands: Iterable[Tensor]) -> bool:
+    """Whether autograd will want a gradient of an operand."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
 
-    Those of Triton hold `count` vectors a pair, whose number the operation calls `symbol`, and at most `largest`.
+
+class NoOptions(NamedTuple):
+    """The options of an operation that has none."""
+
+
+class Operation:
+    """An operation without a derivative; the base of those with one.
+
+    Parameters
+    ----------
+    name : str
+        Of the public function: errors begin with it, and `torch.ops.mibfast` has it, with "_" and `part` behind it.
+    folder : str
+        Of `kernels/`.
+    operands : str
+        Names of the tensors, in the launchers' order, as in "query key temperature"; one may be starred.
+    results : callable
+        Takes what the forward launcher takes, and the backend, and returns empty tensors like all its results.
+    options : type of a NamedTuple
+        Its fields are int, float, bool or str.
+    launcher : str, optional
+        Of the forward, where its name is not the operation's. The backward's is this with "_backward", and that of the
+        values with their gradient is this with "_with_gradient".
+    outputs : int
+        How many of the forward's results are the caller's; the rest is kept for the backward.
+    part : str
+        Of the function, where it is made of several operations.
     """
-    reason = None
-    if x.dtype == torch.float64:
-        reason = "its kernels are not for float64"
-    elif count > largest:
-        reason = f"{symbol} = {count}, and its kernels of all pairs take {symbol} <= {largest}"
-    return {"cpu": None, "triton": reason}
 
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        operands: str,
+        results: Callable[..., Sequence[Tensor]],
+        options: type[Any] = NoOptions,
+        launcher: str | None = None,
+        outputs: int = 1,
+        part: str = "",
+    ) -> None:
+        names = operands.split()
+        starred = [name.startswith("*") for name in names]
+        self.name, self.outputs = name, outputs
+        self._registered = f"{name}_{part}" if part else name
+        self._folder, self._launcher = folder, launcher or name
+        # How many operands stand before the starred one and after it; None where none is starred.
+        self._around = (starred.index(True), len(names) - 1 - starred.index(True)) if any(starred) else None
+        self._results = results
+        self._schema = "".join(f", {kind.__name__} {field}" for field, kind in get_type_hints(options).items())
+        self._forward_operation = self._register("", "Tensor[] operands", self._forward, self._fake_forward)
 
-def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a launcher an operation of `torch.library`, `mibfast::<name>`, that is used under `torch.compile` only.
+    def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...] = ()) -> tuple[Tensor, ...]:
+        """Return the results that are the caller's."""
+        return tuple(self.forward(backend, operands, options)[: self.outputs])
 
-    `fake` gives empty results of the right shapes and dtypes.
-    """
+    def forward(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...]) -> Sequence[Tensor]:
+        """Return all results, those that are kept for the backward too."""
+        if _readable(operands):
+            return self._forward(operands, *options, backend)
+        return self._forward_operation(_dispatched(self.name, operands), *options, backend)  # type: ignore[no-any-return]
 
-    def decorate(launcher: Callable[..., Any]) -> Callable[..., Any]:
-        registered = torch.library.custom_op(f"mibfast::{launcher.__name__}", launcher, mutates_args=())
+    def _forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        *options, backend = options  # type: ignore[assignment]
+        return self._launch(self._launcher, backend, (*self._packed(operands), *options))
+
+    def _fake_forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        return list(self._results(*self._packed(operands), *options))
+
+    def _packed(self, operands: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Return the operands as the launchers take them: those of the starred name in a list."""
+        if self._around is None:
+            return tuple(operands)
+        before, after = self._around
+        end = len(operands) - after
+        return (*operands[:before], list(operands[before:end]), *operands[end:])
+
+    def _register(self, suffix: str, tensors: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+        """Make an operation of `torch.library` of a kernel: `mibfast::<name><suffix>`."""
+
+        def checked(*arguments: Any) -> Any:
+            given = _tensors(arguments)
+            for x in given:
+                if x.numel() and not x.data_ptr():
+                    raise TypeError(f"{self.name}: a tensor without memory cannot be read, got {_check.described(x)}")
+            # What `torch.library` returns must share no memory, and fake results are contiguous.
+            taken = {x.untyped_storage().data_ptr() for x in given if x.numel()}
+            results = []
+            for x in kernel(*arguments):
+                shared = x.numel() and x.untyped_storage().data_ptr() in taken
+                results.append(x.clone(memory_format=torch.contiguous_format) if shared else x.contiguous())
+                taken.add(x.untyped_storage().data_ptr())
+            return results
+
+        registered = torch.library.custom_op(
+            f"mibfast::{self._registered}{suffix}",
+            checked,
+            mutates_args=(),
+            schema=f"({tensors}{self._schema}, str backend) -> Tensor[]",
+        )
         registered.register_fake(fake)
+        registered.register_vmap(functools.partial(_one_by_one, registered))
+        return registered
 
-        @functools.wraps(launcher)
-        def launch(*arguments: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return registered(*arguments)
-            try:
-                return launcher(*arguments)
-            except Exception as error:
-                # What Triton says names neither the operation nor what it was given. Memory may be there next time.
-                if not _by_triton(*arguments) or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-                    raise
-                given = ", ".join(_check.described(x) for x in _tensors(arguments))
-                raise RuntimeError(f"{launcher.__name__}: its Triton kernels failed on {given}: {error}") from error
-
-        return launch
-
-    return decorate
+    def _launch(self, launcher: str, backend: str, arguments: Sequence[Any]) -> list[Tensor]:
+        try:
+            found = getattr(kernels(self._folder, backend), launcher)(*arguments)
+        except Exception as error:
+            # What Triton says names neither the operation nor what it was given. Memory may be there next time.
+            if backend != "triton" or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                raise
+            given = ", ".join(_check.described(x) for x in _tensors(arguments))
+            raise RuntimeError(f"{self.name}: its Triton kernels failed on {given}: {error}") from error
+        return [found] if isinstance(found, Tensor) else list(found)
 
 
-def _by_triton(*arguments: Any) -> bool:
-    """Whether an operation's arguments, of which the backend is the last, name Triton."""
-    return isinstance(arguments[-1], str) and arguments[-1] == "triton"
+class DifferentiableOperation(Operation):
+    """An operation whose backward sweeps again, for any upstream gradient.
+
+    `keeps_operands` is False where the backward needs only what the forward saved; `saves_outputs` is True where it
+    needs the results of the caller too.
+    """
+
+    def __init__(
+        self, *arguments: Any, keeps_operands: bool = True, saves_outputs: bool = False, **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self._keeps_operands, self.saved_from = keeps_operands, 0 if saves_outputs else self.outputs
+        self._function: Any = type(_camel(self._registered), (_SweptAgain,), {})
+        self._forward_operation.register_autograd(self._compiled_backward, setup_context=self._compiled_context)
+        self._backward_operation = self._register(
+            "_backward",
+            "Tensor[] upstream, Tensor[] operands, Tensor[] saved, bool[] needed",
+            self._backward,
+            self._fake_backward,
+        )
+
+    def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...] = ()) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return super().__call__(backend, operands, options)
+        results: tuple[Tensor, ...] = _apply(self._function, self, backend, options, *operands)
+        return results[: self.outputs]
+
+    def backward(
+        self,
+        backend: str,
+        upstream: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needed: Sequence[bool],
+        options: tuple[Any, ...],
+    ) -> list[Tensor | None]:
+        """Return the gradients of the operands, None of those whose gradient is not needed."""
+        tensors = (*upstream, *operands, *saved)
+        launch = self._backward
+        if not _readable(tensors):
+            _dispatched(self.name, tensors)
+            launch = self._backward_operation
+        found = launch(list(upstream), list(operands), list(saved), list(needed), *options, backend)
+        return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+    def _backward(
+        self,
+        upstream: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needed: list[bool],
+        *options: Any,
+    ) -> list[Tensor]:
+        *options, backend = options  # type: ignore[assignment]
+        packed = self._packed(operands) if self._keeps_operands else ()
+        gradients = self._launch(f"{self._launcher}_backward", backend, (*upstream, *packed, *saved, needed, *options))
+        return _wanted(gradients, operands, needed, wide=False)
+
+    def _fake_backward(
+        self,
+        upstream: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needed: list[bool],
+        *_: Any,
+    ) -> list[Tensor]:
+        return [x.new_empty(x.shape if need else 0) for x, need in zip(operands, needed, strict=True)]
+
+    def _compiled_context(self, ctx: Any, inputs: Any, output: Sequence[Tensor]) -> None:
+        operands, *ctx.options, ctx.backend = inputs
+        ctx.count = len(operands)
+        ctx.save_for_backward(*operands, *output[self.saved_from :])
+
+    def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
+        tensors = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[0])
+        found = self._backward_operation(
+            list(upstream[: self.outputs]),
+            list(tensors[: ctx.count]),
+            list(tensors[ctx.count :]),
+            needed,
+            *ctx.options,
+            ctx.backend,
+        )
+        gradients = [g if need else None for g, need in zip(found, needed, strict=True)]
+        return gradients, *([None] * len(ctx.options)), None
 
 
-def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among an operation's arguments, those of lists too."""
-    for x in arguments:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (list, tuple)):
-            yield from _tensors(x)
+class OperationWithGradient(Operation):
+    """An operation of scalar values whose gradient is formed with the first of them: the backward has only to scale.
+
+    Its launcher is that of the name with "_with_gradient". The other values have no gradient.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._function: Any = type(f"{_camel(self._registered)}WithGradient", (_Scaled,), {})
+
+    def _register(self, suffix: str, tensors: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+        registered = super()._register("_with_gradient", f"{tensors}, bool[] needed", kernel, fake)
+        registered.register_autograd(self._compiled_backward, setup_context=self._compiled_context)
+        return registered
+
+    def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...] = ()) -> tuple[Tensor, ...]:
+        enabled = torch.is_grad_enabled()
+        needed = [enabled and x.requires_grad for x in operands]
+        if torch.compiler.is_compiling():
+            return tuple(self._forward_operation(list(operands), needed, *options, backend)[: self.outputs])
+        results: tuple[Tensor, ...] = _apply(self._function, self, backend, options, needed, *operands)
+        return results[: self.outputs]
+
+    def with_gradient(
+        self, backend: str, operands: Sequence[Tensor], needed: list[bool], options: tuple[Any, ...]
+    ) -> list[Tensor]:
+        """Return the values, and the gradient of each operand; that of one that needs none is empty."""
+        if _readable(operands):
+            return self._forward(operands, needed, *options, backend)
+        return self._forward_operation(_dispatched(self.name, operands), needed, *options, backend)  # type: ignore[no-any-return]
+
+    def _forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        needed, *options, backend = options  # type: ignore[assignment]
+        arguments = (*self._packed(operands), needed, *options)
+        found = self._launch(f"{self._launcher}_with_gradient", backend, arguments)
+        return [*found[: self.outputs], *_wanted(found[self.outputs :], operands, needed, wide=True)]
+
+    def _fake_forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        needed, *options = options  # type: ignore[assignment]
+        gradients = (
+            x.new_empty(x.shape if need else 0, dtype=accumulation_dtype(x.dtype))
+            for x, need in zip(operands, needed, strict=True)
+        )
+        return [*self._results(*self._packed(operands), *options)[: self.outputs], *gradients]
+
+    def _compiled_context(self, ctx: Any, inputs: Any, output: Sequence[Tensor]) -> None:
+        operands, _, *options = inputs
+        ctx.dtypes, ctx.options = [x.dtype for x in operands], len(options)
+        ctx.save_for_backward(*output[self.outputs :])
+
+    def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[0], strict=True)
+        found = [(g * upstream[0]).to(dtype) if need else None for g, dtype, need in gradients]
+        return found, None, *([None] * ctx.options)
+
+
+class StreamedLoss:
+    """A loss of each sample, and its mean, whose gradient is formed with it where one is needed."""
+
+    def __init__(self, name: str, folder: str, operands: str, results: Callable[..., Any], **keywords: Any) -> None:
+        def mean(*arguments: Any) -> Sequence[Tensor]:
+            losses = results(*arguments)[0]
+            return [losses.new_empty(())]
+
+        self.each = DifferentiableOperation(name, folder, operands, results, **keywords)
+        self.mean = OperationWithGradient(name, folder, operands, mean, **keywords)
+
+    def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...], reduction: str) -> Tensor:
+        """Return the loss of each sample, or their mean."""
+        if reduction == "mean" and differentiated(operands):
+            return self.mean(backend, operands, options)[0]
+        return reduced(self.each(backend, operands, options)[0], reduction)
+
+
+def _wanted(
+    gradients: Sequence[Tensor | None], operands: Sequence[Tensor], needed: Sequence[bool], wide: bool
+) -> list[Tensor]:
+    """Return the gradients that are needed, in the dtype of their operand or `wide`; in place of others, nothing."""
+    return [
+        (x.new_empty(0) if g is None or not need else g).to(accumulation_dtype(x.dtype) if wide else x.dtype)
+        for g, x, need in zip(gradients, operands, needed, strict=True)
+    ]
 
 
 def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,9 +386,9 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     The dtype is that of what the gradient is of. Until here it was float32 at least: in float16 it would have fallen to
     zero before a scaled loss, whose purpose it is to prevent that, could raise it.
     """
-    kept = gradient.dtype == dtype and dtype in _NUMPY_DTYPES and gradient.device.type == "cpu"
-    if torch.compiler.is_compiling():
+    if not _readable((gradient, upstream)):
         return (gradient * upstream).to(dtype)
+    kept = gradient.dtype == dtype and dtype in _NUMPY_DTYPES and gradient.device.type == "cpu"
     if not kept:
         # In one pass over memory.
         return torch.mul(gradient, upstream.to(gradient.dtype), out=torch.empty_like(gradient, dtype=dtype))
@@ -131,48 +396,214 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
 
 
-def of_any_number(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the forward of a Function that takes any number of tensors, so that `torch.compile` passes its context.
+# Which tensors reach a launcher.
 
-    Where no gradient is needed, it leaves the context out if there are as many arguments as parameters, `ctx` and
-    `*tensors` counted: here 2, and no Function has as few arguments. The signature must be this one, so not `wraps`.
+
+def _readable(tensors: Iterable[Tensor]) -> bool:
+    """Whether kernels may read the memory of tensors: nothing records, transforms or stands in for them."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    ):
+        return False
+    try:
+        return all(type(x) in _PLAIN and not x.is_neg() and (x.data_ptr() or not x.numel()) for x in tensors)
+    except RuntimeError:  # raised for a tensor without storage, as autograd's `is_grads_batched` makes them
+        return False
+
+
+def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors that PyTorch's dispatcher takes to a kernel; raise where it would end in an error of its own."""
+    if torch.compiler.is_compiling():
+        return list(tensors)
+    instead = 'or backend="reference"'
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        raise RuntimeError(f"{name}: torch.jit.trace cannot record the compiled backends; use torch.export, {instead}")
+    transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    for x in tensors:
+        if type(x).__name__ == "DTensor":
+            raise TypeError(
+                f"{name}: a DTensor is spread over devices; give x.full_tensor() or x.to_local(), {instead}, "
+                f"got {_check.described(x)}"
+            )
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if not (transformed or wrapped or torch._C._has_storage(x)) and type(x) in _PLAIN:
+            raise RuntimeError(
+                f"{name}: gradients in batches, of is_grads_batched=True or vectorize=True, need torch.func.vjp or "
+                f"torch.func.jacrev, {instead}"
+            )
+    return list(tensors)
+
+
+def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among an operation's arguments, those of lists too."""
+    found = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += _tensors(x)
+    return found
+
+
+def _one_by_one(operation: Any, info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+    """Call an operation for each element of a batch, as `torch.vmap` asks for, and stack the results."""
+
+    def select(x: Any, dim: Any, index: int) -> Any:
+        if isinstance(x, list) and isinstance(dim, (list, tuple)):
+            return [select(each, at, index) for each, at in zip(x, dim, strict=True)]
+        return x if dim is None else x.select(dim, index)
+
+    calls = [
+        operation(*(select(x, dim, index) for x, dim in zip(arguments, in_dims, strict=True)))
+        for index in range(info.batch_size)
+    ]
+    results = [torch.stack(each) for each in zip(*calls, strict=True)]
+    return results, [0] * len(results)
+
+
+# The autograd Functions.
+
+
+def _camel(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def _apply(function: Any, operation: Operation, *arguments: Any) -> Any:
+    """Call `function.apply`, past the binding of defaults where no transform of `torch.func` needs it.
+
+    That binding takes 20 microseconds, more than all else at this boundary.
     """
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(operation, *arguments)
+    return super(torch.autograd.Function, function).apply(operation, *arguments)
 
-    def wrapped(ctx: Any, *arguments: Any) -> Any:
-        return forward(ctx, *arguments)
 
-    return wrapped
+class _FirstOrder(torch.autograd.Function):
+    """The base of the Functions: first derivatives backward, `vmap` by a loop over the batch, nothing else."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(f"{ctx.operation.name}: the forward-mode derivative {_FIRST_ORDER_ONLY}")
+
+
+class _SweptAgain(_FirstOrder):
+    @staticmethod
+    def forward(
+        operation: DifferentiableOperation, backend: str, options: tuple[Any, ...], *operands: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(operation.forward(backend, operands, options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.operation, ctx.backend, ctx.options, *operands = inputs
+        outputs = ctx.operation.outputs
+        ctx.mark_non_differentiable(*output[outputs:])
+        # Zeros in place of the upstream gradients of what has none would be made for nothing.
+        ctx.set_materialize_grads(False)
+        ctx.results = [(x.shape, x.dtype) for x in output[:outputs]]
+        ctx.count = len(operands)
+        ctx.save_for_backward(*operands, *output[ctx.operation.saved_from :])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        operands, saved = tensors[: ctx.count], tensors[ctx.count :]
+        given = [x for x in upstream if x is not None]
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
+        above = [
+            given[0].new_zeros(shape, dtype=dtype) if x is None else x
+            for x, (shape, dtype) in zip(upstream, ctx.results, strict=False)
+        ]
+
+        def gradients() -> Any:
+            return ctx.operation.backward(ctx.backend, above, operands, saved, needed, ctx.options)
+
+        return None, None, None, *_once(ctx.operation.name, gradients, (*given, *operands))
+
+
+class _Scaled(_FirstOrder):
+    @staticmethod
+    def forward(
+        operation: OperationWithGradient,
+        backend: str,
+        options: tuple[Any, ...],
+        needed: list[bool],
+        *operands: Tensor,
+    ) -> tuple[Tensor, ...]:
+        return tuple(operation.with_gradient(backend, operands, needed, options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.operation, _, _, _, *operands = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = [x.dtype for x in operands]
+        # The value too: a second derivative is refused to what it depends on, without keeping the operands for that.
+        ctx.save_for_backward(output[0], *output[ctx.operation.outputs :])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Any:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        value, *formed = ctx.saved_tensors
+        found = list(zip(formed, ctx.dtypes, ctx.needs_input_grad[4:], strict=True))
+
+        def gradients() -> Any:
+            return [scaled(g, upstream, dtype) if need else None for g, dtype, need in found]
+
+        return None, None, None, None, *_once(ctx.operation.name, gradients, (upstream, value))
+
+
+def _once(name: str, gradients: Callable[[], Any], depends_on: Sequence[Tensor]) -> Any:
+    """Return gradients, which raise where they are differentiated by what they depend on."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return gradients()
+    with torch.no_grad():
+        found = gradients()
+    at = [k for k, g in enumerate(found) if g is not None]
+    arguments = (name, len(at), *(found[k] for k in at), *depends_on)
+    transformed = torch._C._are_functorch_transforms_active()
+    refuse: Any = _Refused.apply if transformed else super(torch.autograd.Function, _Refused).apply
+    for k, g in zip(at, refuse(*arguments), strict=True):
+        found[k] = g
+    return found
 
 
 class _Refused(torch.autograd.Function):
-    """The identity, whose backward raises: stands where a second derivative would otherwise be silently zero."""
+    """The identity of gradients, whose derivative would be silently zero, or a part of the truth, and is refused."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor, operation: str) -> Tensor:
-        ctx.operation = operation
-        return gradient.view_as(gradient)
+    def forward(name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            f"{ctx.operation}: the second derivative is not implemented by the compiled backends; "
-            'use backend="reference", which has every derivative'
-        )
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        raise RuntimeError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
 
 
-def first_order(operation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Wrap the backward of a Function so that differentiating its result raises instead of being ignored."""
+def forbid_double_backward(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wrap the backward of a Function that is linear in its input, so that differentiating the gradient raises."""
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
         def wrapped(ctx: Any, *upstream: Tensor) -> Any:
-            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-                return backward(ctx, *upstream)
-            with torch.no_grad():
-                gradients = backward(ctx, *upstream)
-            anchor = torch.zeros((), requires_grad=True)
-            refused = _Refused.apply
-            return tuple(refused(g, anchor, operation) if g is not None else None for g in gradients)  # type: ignore[no-untyped-call]
+            return tuple(_once(name, lambda: list(backward(ctx, *upstream)), upstream))
 
         return wrapped
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.cross_correlation import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, forbid_double_backward
 
 __all__ = ["barlow_twins", "barlow_twins_terms"]
 
@@ -114,7 +114,7 @@ def barlow_twins_terms(
         dtype = accumulation_dtype(a.dtype)
         values = reference.barlow_twins(a.to(dtype), b.to(dtype))
     else:
-        values = _BarlowTwins.apply(chosen, a, b)  # type: ignore[no-untyped-call]
+        (values,) = _terms(chosen, (a, b))
     invariance, redundancy = values.unbind()
     return invariance, redundancy
 
@@ -130,7 +130,7 @@ class _GatherRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    @first_order(f"{_NAME} over a group")
+    @forbid_double_backward(f"{_NAME} over a group")
     def backward(ctx: Any, gradient: Tensor) -> Any:
         # The sum in float32 at least: shorter dtypes would round it once a process.
         wide = gradient.to(accumulation_dtype(gradient.dtype)).contiguous()
@@ -139,7 +139,8 @@ class _GatherRows(torch.autograd.Function):
         return own.to(gradient.dtype), None
 
 
-def _fake(a: Tensor, b: Tensor, backend: str) -> list[Tensor]:
+def _results(a: Tensor, b: Tensor, backend: str) -> list[Tensor]:
+    """The two terms, and the views standardised, what standardised them and their correlations, for the backward."""
     dtype, (n, d) = accumulation_dtype(a.dtype), a.shape
     side = min(n, d)
     # Tensor cores multiply what is kept, in the dtype of the views.
@@ -155,28 +156,4 @@ def _fake(a: Tensor, b: Tensor, backend: str) -> list[Tensor]:
     ]
 
 
-@operation(fake=_fake)
-def cross_correlation(a: Tensor, b: Tensor, backend: str) -> list[Tensor]:
-    return kernels("cross_correlation", backend).barlow_twins(a, b)  # type: ignore[no-any-return]
-
-
-@operation(fake=lambda upstream, kept, *_: [kept[0].new_empty(kept[0].shape) for _ in range(2)])
-def cross_correlation_backward(upstream: Tensor, kept: list[Tensor], needed: list[bool], backend: str) -> list[Tensor]:
-    launcher = kernels("cross_correlation", backend).barlow_twins_backward
-    return launcher(upstream, *kept, needed)  # type: ignore[no-any-return]
-
-
-class _BarlowTwins(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, a: Tensor, b: Tensor) -> Tensor:
-        values, *kept = cross_correlation(a, b, backend)
-        ctx.save_for_backward(*kept)
-        ctx.backend, ctx.dtype = backend, a.dtype
-        return values  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        needed = list(ctx.needs_input_grad[1:])
-        gradients = cross_correlation_backward(upstream, list(ctx.saved_tensors), needed, ctx.backend)
-        return None, *(g.to(ctx.dtype) if need else None for g, need in zip(gradients, needed, strict=True))
+_terms = DifferentiableOperation(_NAME, "cross_correlation", "a b", _results, keeps_operands=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.ops import _critic
-from mibfast.ops._boundary import first_order, of_any_number, scaled
+from mibfast.ops._boundary import OperationWithGradient, accumulation_dtype, differentiated
 from mibfast.ops.critic_log_sum_exp import critic_log_sum_exp
 
 __all__ = ["critic_log_mean_exp"]
@@ -63,26 +63,14 @@ def critic_log_mean_exp(
     _check.pairs(_NAME, y.shape[0])
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     _critic.bound(_NAME, clip)
-    if clip is None and chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
-        return _CriticLogMeanExp.apply(chosen, x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+    if clip is None and chosen in _critic.FUSED and differentiated((x, y, *parameters)):
+        return _log_mean_exp(chosen, (x, y, *parameters))[0]
     _, rows = critic_log_sum_exp(x, y, weight, bias, hidden, score=score, clip=clip, backend=chosen)
     return torch.logsumexp(rows, 0) - math.log(x.shape[0] * (y.shape[0] - 1))
 
 
-class _CriticLogMeanExp(torch.autograd.Function):
-    """The gradient is formed with the value, so that the backward has only to scale."""
+def _value(x: Tensor, *_: Any) -> list[Tensor]:
+    return [x.new_empty((), dtype=accumulation_dtype(x.dtype))]
 
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
-        needed = list(ctx.needs_input_grad[1:])
-        value, *gradients = _critic.critic_log_mean_exp_with_gradient(x, y, list(parameters), needed, backend)
-        ctx.save_for_backward(*gradients)
-        ctx.dtype = x.dtype
-        return value  # type: ignore[no-any-return]
 
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        found = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        return None, *(scaled(g, upstream, ctx.dtype) if need else None for g, need in found)
+_log_mean_exp = OperationWithGradient(_NAME, "critic", _critic.OPERANDS, _value, launcher="log_mean_exp")

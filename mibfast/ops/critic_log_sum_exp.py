@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
-from mibfast.ops._boundary import accumulation_dtype, first_order, of_any_number
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype
 
 __all__ = ["critic_log_sum_exp"]
 
@@ -95,40 +95,25 @@ def critic_log_sum_exp(
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
         return reference.log_sum_exp(reference.scores(x, y, parameters), positive, bound, columns)
-    objective = (positive, bound, columns)
-    found = _CriticLogSumExp.apply(chosen, objective, x, y, *parameters)  # type: ignore[no-untyped-call]
-    return found if columns else found[:2]  # type: ignore[no-any-return]
+    results = _log_sum_exps(chosen, (x, y, *parameters), _Options(positive, bound, columns))
+    return results if columns else results[:2]
 
 
-class _CriticLogSumExp(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(
-        ctx: Any, backend: str, objective: tuple[bool, float, bool], x: Tensor, y: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        positives, row_lse, column_lse = _critic.critic_log_sum_exps(x, y, list(parameters), *objective, backend)
-        ctx.save_for_backward(row_lse, column_lse, x, y, *parameters)
-        ctx.backend, ctx.objective = backend, objective
-        # Kept for the backward in float64: rounded, they would put an error of 1e-3 on weights of scores of 1e4.
-        dtype = accumulation_dtype(x.dtype)
-        return positives, row_lse.to(dtype, copy=True), column_lse.to(dtype, copy=True)
+class _Options(NamedTuple):
+    positive: bool
+    clip: float
+    columns: bool
 
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, of_positives: Tensor, of_rows: Tensor, of_columns: Tensor) -> Any:
-        row_lse, column_lse, x, y, *parameters = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[2:])
-        gradients = _critic.critic_log_sum_exps_backward(
-            of_positives,
-            of_rows,
-            of_columns,
-            x,
-            y,
-            parameters,
-            row_lse,
-            column_lse,
-            needed,
-            *ctx.objective,
-            ctx.backend,
-        )
-        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
+
+def _results(
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, backend: str
+) -> list[Tensor]:
+    """Positives, the log-sum-exps of rows and of columns, and these two in float64."""
+    n, n_columns, dtype = x.shape[0], y.shape[0] if columns else 0, accumulation_dtype(x.dtype)
+    sizes = ((n, dtype), (n, dtype), (n_columns, dtype), (n, torch.float64), (n_columns, torch.float64))
+    return [x.new_empty(size, dtype=kind) for size, kind in sizes]
+
+
+_log_sum_exps = DifferentiableOperation(
+    _NAME, "critic", _critic.OPERANDS, _results, options=_Options, launcher="log_sum_exp", outputs=3
+)

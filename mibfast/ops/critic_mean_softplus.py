@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.ops import _critic
-from mibfast.ops._boundary import first_order, of_any_number, scaled
+from mibfast.ops._boundary import OperationWithGradient, accumulation_dtype, differentiated
 from mibfast.ops.critic_log_mean_exp import critic_log_mean_exp
 from mibfast.ops.critic_softplus import critic_softplus
 
@@ -83,9 +83,9 @@ def critic_mean_softplus(
     if clip is not None and not log_mean_exp:
         raise ValueError(f"{_NAME}: a clip is for log_mean_exp=True, got clip = {clip}")
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
-    if chosen in _critic.FUSED and _critic.differentiated(x, y, parameters):
-        options = positives, log_mean_exp, bound
-        mean, value, of_positives = _CriticMeanSoftplus.apply(chosen, options, x, y, *parameters)  # type: ignore[no-untyped-call]
+    if chosen in _critic.FUSED and differentiated((x, y, *parameters)):
+        options = _Options(positives, log_mean_exp, bound)
+        mean, value, of_positives = _mean_softplus(chosen, (x, y, *parameters), options)
         found = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
     else:
         arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
@@ -100,25 +100,17 @@ def critic_mean_softplus(
     return tuple(found) if len(found) > 1 else found[0]
 
 
-class _CriticMeanSoftplus(torch.autograd.Function):
-    """The gradient is formed with the value, so that the backward has only to scale."""
+class _Options(NamedTuple):
+    positives: bool
+    log_mean_exp: bool
+    clip: float
 
-    @staticmethod
-    @of_any_number
-    def forward(
-        ctx: Any, backend: str, options: tuple[bool, bool, float], x: Tensor, y: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needed = list(ctx.needs_input_grad[2:])
-        mean, value, of_positives, *gradients = _critic.critic_mean_softplus_with_gradient(
-            x, y, list(parameters), needed, *options, backend
-        )
-        ctx.save_for_backward(*gradients)
-        ctx.dtype = x.dtype
-        ctx.mark_non_differentiable(value, of_positives)
-        return mean, value, of_positives
 
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
-        found = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(scaled(g, upstream, ctx.dtype) if need else None for g, need in found)
+def _values(x: Tensor, *_: Any) -> list[Tensor]:
+    """The loss, and the log-mean-exp and the mean of positives, which have no gradient."""
+    return [x.new_empty((), dtype=accumulation_dtype(x.dtype)) for _ in range(3)]
+
+
+_mean_softplus = OperationWithGradient(
+    _NAME, "critic", _critic.OPERANDS, _values, options=_Options, launcher="mean_softplus", outputs=3
+)

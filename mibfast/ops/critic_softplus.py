@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.critic import reference
 from mibfast.ops import _critic
-from mibfast.ops._boundary import first_order, of_any_number
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype
 
 __all__ = ["critic_softplus"]
 
@@ -64,25 +63,18 @@ def critic_softplus(
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
         return reference.softplus(reference.scores(x, y, parameters), positive)
-    return _CriticSoftplus.apply(chosen, positive, x, y, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+    positives, sums = _softplus(chosen, (x, y, *parameters), _Options(positive))
+    return positives, sums
 
 
-class _CriticSoftplus(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(
-        ctx: Any, backend: str, positive: bool, x: Tensor, y: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, y, *parameters)
-        ctx.backend, ctx.positive = backend, positive
-        return _critic.critic_softplus_sums(x, y, list(parameters), positive, backend)  # type: ignore[no-any-return]
+class _Options(NamedTuple):
+    positive: bool
 
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, of_positives: Tensor, of_rows: Tensor) -> Any:
-        x, y, *parameters = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[2:])
-        gradients = _critic.critic_softplus_sums_backward(
-            of_positives, of_rows, x, y, parameters, needed, ctx.positive, ctx.backend
-        )
-        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
+
+def _results(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, backend: str) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype)) for _ in range(2)]
+
+
+_softplus = DifferentiableOperation(
+    _NAME, "critic", _critic.OPERANDS, _results, options=_Options, launcher="softplus", outputs=2
+)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, of_any_number, operation
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype
 
 __all__ = ["gaussian_kl"]
 
@@ -86,7 +84,7 @@ def gaussian_kl(
         wide = [x.to(accumulation_dtype(x.dtype)) for x in tensors]
         losses = reference.gaussian_kl(*(wide if len(wide) == 4 else [*wide, None, None]))
     else:
-        losses = _GaussianKL.apply(chosen, *tensors)  # type: ignore[no-untyped-call]
+        (losses,) = _kl(chosen, tensors)
     if reduction == "none":
         return losses
     if reduction == "batchmean":
@@ -94,31 +92,9 @@ def gaussian_kl(
     return losses.sum() / mean.numel() if reduction == "mean" else losses.sum()
 
 
-def _fake_kl(tensors: list[Tensor], backend: str) -> Tensor:
+def _results(tensors: list[Tensor], backend: str) -> list[Tensor]:
     mean = tensors[0]
-    return mean.new_empty(mean.shape[:-1], dtype=accumulation_dtype(mean.dtype))
+    return [mean.new_empty(mean.shape[:-1], dtype=accumulation_dtype(mean.dtype))]
 
 
-@operation(fake=_fake_kl)
-def kl(tensors: list[Tensor], backend: str) -> Tensor:
-    return kernels("gaussian", backend).kl(tensors)  # type: ignore[no-any-return]
-
-
-@operation(fake=lambda upstream, tensors, backend: [x.new_empty(x.shape) for x in tensors])
-def kl_backward(upstream: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
-    return kernels("gaussian", backend).kl_backward(upstream, tensors)  # type: ignore[no-any-return]
-
-
-class _GaussianKL(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, mean: Tensor, *others: Tensor) -> Tensor:
-        tensors = (mean, *others)
-        ctx.save_for_backward(*tensors)
-        ctx.backend = backend
-        return kl(list(tensors), backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, *kl_backward(upstream, list(ctx.saved_tensors), ctx.backend)
+_kl = DifferentiableOperation(_NAME, "gaussian", "*tensors", _results, launcher="kl")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.ops import _volume
-from mibfast.ops._boundary import first_order
 
 __all__ = ["gram_info_nce"]
 
@@ -72,9 +70,7 @@ def gram_info_nce(
     smoothing = _check.smoothing(_NAME, label_smoothing, True)
     z = _check.promoted([anchor, *vectors])
     chosen = _backend.choose(_NAME, anchor.device, backend, _volume.offers(anchor, len(vectors)))
-    return _volume.info_nce(_GRAMInfoNCE, chosen, _volume.GRAM, z, temperature, smoothing)
+    return _volume.info_nce(_loss, chosen, _volume.GRAM, z, temperature, smoothing)
 
 
-class _GRAMInfoNCE(torch.autograd.Function):
-    forward = staticmethod(_volume.loss_forward)
-    backward = staticmethod(first_order(_NAME)(_volume.loss_gradients))
+_loss = _volume.loss_operation(_NAME)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.volume import reference
 from mibfast.ops import _volume
-from mibfast.ops._boundary import first_order
 
 __all__ = ["gram_volume"]
 
@@ -64,9 +62,7 @@ def gram_volume(anchor: Tensor, others: Sequence[Tensor], *, backend: str | None
     chosen = _backend.choose(_NAME, anchor.device, backend, _volume.offers(anchor, len(vectors)))
     if chosen == "reference":
         return reference.volumes(_volume.GRAM, anchor, vectors)
-    return _GramVolume.apply(chosen, _volume.GRAM, anchor, *vectors)  # type: ignore[no-any-return,no-untyped-call]
+    return _volumes(chosen, (anchor, *vectors), (_volume.GRAM,))[0]
 
 
-class _GramVolume(torch.autograd.Function):
-    forward = staticmethod(_volume.volumes_forward)
-    backward = staticmethod(first_order(_NAME)(_volume.volumes_gradients))
+_volumes = _volume.volumes_operation(_NAME)

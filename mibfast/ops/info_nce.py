@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,14 +10,11 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
 from mibfast.ops._boundary import (
+    StreamedLoss,
     accumulation_dtype,
-    first_order,
     inverse_temperature,
-    kernels,
-    operation,
     pairwise_offers,
     reduced,
-    scaled,
     temperature_tensor,
 )
 
@@ -107,16 +104,18 @@ def info_nce(
             label_smoothing=smoothing,
         )
         return reduced(losses, reduction)
-    objective = (offset, positive_in_denominator, symmetric, smoothing)
-    tau = temperature_tensor(temperature)
-    wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or tau.requires_grad)
-    if reduction == "mean" and wanted:
-        return _MeanInfoNCE.apply(chosen, query, key, tau, objective)  # type: ignore[no-any-return,no-untyped-call]
-    losses = _InfoNCE.apply(chosen, query, key, tau, objective)  # type: ignore[no-untyped-call]
-    return reduced(losses, reduction)
+    options = _Options(offset, positive_in_denominator, symmetric, smoothing)
+    return _loss(chosen, (query, key, temperature_tensor(temperature)), options, reduction)
 
 
-def _fake_losses(
+class _Options(NamedTuple):
+    offset: int
+    positive_in_denominator: bool
+    symmetric: bool
+    label_smoothing: float
+
+
+def _results(
     query: Tensor,
     key: Tensor,
     temperature: Tensor,
@@ -125,134 +124,14 @@ def _fake_losses(
     symmetric: bool,
     label_smoothing: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
+    """Losses [N], the log-sum-exps of rows [N], and with `symmetric` those of columns [N']."""
     n, n_keys = query.shape[0], key.shape[0]
-    return (
+    return [
         query.new_empty(n, dtype=accumulation_dtype(query.dtype)),
         query.new_empty(n, dtype=torch.float64),
         query.new_empty(n_keys if symmetric else 0, dtype=torch.float64),
-    )
+    ]
 
 
-@operation(fake=_fake_losses)
-def info_nce_losses(
-    query: Tensor,
-    key: Tensor,
-    temperature: Tensor,
-    offset: int,
-    positive_in_denominator: bool,
-    symmetric: bool,
-    label_smoothing: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    launcher = kernels("pairwise", backend).info_nce
-    return launcher(  # type: ignore[no-any-return]
-        query, key, temperature, offset, positive_in_denominator, symmetric, label_smoothing
-    )
-
-
-def _fake_gradients(query: Tensor, key: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), temperature.new_empty(())
-
-
-@operation(fake=lambda upstream, query, key, temperature, *_: _fake_gradients(query, key, temperature))
-def info_nce_losses_backward(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    temperature: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    needed: list[bool],
-    offset: int,
-    positive_in_denominator: bool,
-    symmetric: bool,
-    label_smoothing: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    launcher = kernels("pairwise", backend).info_nce_backward
-    return launcher(  # type: ignore[no-any-return]
-        upstream,
-        query,
-        key,
-        temperature,
-        row_lse,
-        column_lse,
-        needed,
-        offset,
-        positive_in_denominator,
-        symmetric,
-        label_smoothing,
-    )
-
-
-def _fake_mean(query: Tensor, key: Tensor, temperature: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(query.dtype)
-    gradients = (query.new_empty(query.shape, dtype=dtype), key.new_empty(key.shape, dtype=dtype))
-    return query.new_empty((), dtype=dtype), *gradients, temperature.new_empty(())
-
-
-@operation(fake=_fake_mean)
-def info_nce_mean(
-    query: Tensor,
-    key: Tensor,
-    temperature: Tensor,
-    needed: list[bool],
-    offset: int,
-    positive_in_denominator: bool,
-    symmetric: bool,
-    label_smoothing: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    launcher = kernels("pairwise", backend).info_nce_mean
-    return launcher(  # type: ignore[no-any-return]
-        query, key, temperature, needed, offset, positive_in_denominator, symmetric, label_smoothing
-    )
-
-
-class _InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        backend: str,
-        query: Tensor,
-        key: Tensor,
-        temperature: Tensor,
-        objective: tuple[int, bool, bool, float],
-    ) -> Tensor:
-        losses, row_lse, column_lse = info_nce_losses(query, key, temperature, *objective, backend)
-        ctx.save_for_backward(query, key, temperature, row_lse, column_lse)
-        ctx.backend, ctx.objective = backend, objective
-        return losses  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        needed = list(ctx.needs_input_grad[1:4])
-        gradients = info_nce_losses_backward(upstream, *ctx.saved_tensors, needed, *ctx.objective, ctx.backend)
-        return None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
-
-
-class _MeanInfoNCE(torch.autograd.Function):
-    """The mean: the gradient is formed with the loss, so that the backward has only to scale."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        backend: str,
-        query: Tensor,
-        key: Tensor,
-        temperature: Tensor,
-        objective: tuple[int, bool, bool, float],
-    ) -> Tensor:
-        needed = list(ctx.needs_input_grad[1:4])
-        loss, *gradients = info_nce_mean(query, key, temperature, needed, *objective, backend)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = query.dtype, key.dtype, temperature.dtype
-        return loss  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:4], strict=True)
-        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients), None
+_loss = StreamedLoss(_NAME, "pairwise", "query key temperature", _results, options=_Options)

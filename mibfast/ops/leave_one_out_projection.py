@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.projection import reference
-from mibfast.ops._boundary import first_order, kernels, of_any_number, offers_up_to_largest_m, operation
+from mibfast.ops._boundary import DifferentiableOperation, offers_up_to_largest_m
 
 __all__ = ["leave_one_out_projection"]
 
@@ -63,7 +63,7 @@ def leave_one_out_projection(embeddings: Embeddings, ridge: float = 1e-8, *, bac
     chosen = _backend.choose(_NAME, z[0].device, backend, offers)
     if chosen == "reference":
         return reference.leave_one_out_projection(z, ridge)
-    return _LeaveOneOutProjection.apply(chosen, ridge, *z)  # type: ignore[no-any-return,no-untyped-call]
+    return _projections(chosen, z, _Options(ridge))[0]
 
 
 def _not_by_cuda(m: int, d: int) -> str | None:
@@ -73,32 +73,16 @@ def _not_by_cuda(m: int, d: int) -> str | None:
     return f"d = {d} > 2^30" if d > 2**30 else None
 
 
-def _fake_forward(z: list[Tensor], ridge: float, backend: str) -> tuple[Tensor, Tensor]:
+class _Options(NamedTuple):
+    ridge: float
+
+
+def _results(z: list[Tensor], ridge: float, backend: str) -> list[Tensor]:
+    """Projections [M, N, d], and the inverse Gram matrices [N, M, M]."""
     m, (n, d) = len(z), z[0].shape
-    return z[0].new_empty(m, n, d), z[0].new_empty((n, m, m), dtype=torch.float64)
+    return [z[0].new_empty(m, n, d), z[0].new_empty((n, m, m), dtype=torch.float64)]
 
 
-@operation(fake=_fake_forward)
-def leave_one_out(z: list[Tensor], ridge: float, backend: str) -> tuple[Tensor, Tensor]:
-    return kernels("projection", backend).leave_one_out(z, ridge)  # type: ignore[no-any-return]
-
-
-@operation(fake=lambda upstream, z, inverse, backend: [x.new_empty(x.shape) for x in z])
-def leave_one_out_backward(upstream: Tensor, z: list[Tensor], inverse: Tensor, backend: str) -> list[Tensor]:
-    return kernels("projection", backend).leave_one_out_backward(upstream, z, inverse)  # type: ignore[no-any-return]
-
-
-class _LeaveOneOutProjection(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, ridge: float, *z: Tensor) -> Tensor:
-        projections, inverse = leave_one_out(list(z), ridge, backend)
-        ctx.save_for_backward(inverse, *z)
-        ctx.backend = backend
-        return projections  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        inverse, *z = ctx.saved_tensors
-        return None, None, *leave_one_out_backward(upstream, z, inverse, ctx.backend)
+_projections = DifferentiableOperation(
+    _NAME, "projection", "*embeddings", _results, options=_Options, launcher="leave_one_out"
+)

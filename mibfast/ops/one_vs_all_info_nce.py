@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,11 @@ from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 from mibfast.kernels.one_vs_all import reference
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.ops._boundary import (
+    StreamedLoss,
     accumulation_dtype,
-    first_order,
     inverse_temperature,
-    kernels,
-    of_any_number,
-    operation,
     pairwise_offers,
     reduced,
-    scaled,
     temperature_tensor,
 )
 from mibfast.ops.info_nce import info_nce
@@ -119,7 +115,7 @@ def one_vs_all_info_nce(
     _check.boolean(_NAME, "positive_in_denominator", positive_in_denominator)
     _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
     if presence is not None:
-        settings = (ridge, keys, positive_in_denominator)
+        settings = _Options(ridge, keys, positive_in_denominator)
         presence = _check.presence(_NAME, presence, z)
         return _of_those_present(z, presence, temperature, settings, reduction, backend)
     if not positive_in_denominator:
@@ -134,12 +130,8 @@ def one_vs_all_info_nce(
             ]
         )
         return reduced(losses, reduction)
-    tau = temperature_tensor(temperature)
-    settings = (ridge, keys, positive_in_denominator)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (tau, *z))
-    if reduction == "mean" and wanted:
-        return _MeanOneVsAllInfoNCE.apply(chosen, settings, tau, *z)  # type: ignore[no-any-return,no-untyped-call]
-    return reduced(_OneVsAllInfoNCE.apply(chosen, settings, tau, *z), reduction)  # type: ignore[no-untyped-call]
+    options = _Options(ridge, keys, positive_in_denominator)
+    return _loss(chosen, (*z, temperature_tensor(temperature)), options, reduction)
 
 
 def _offers(z: Sequence[Tensor], keys: str) -> dict[str, str | None]:
@@ -152,7 +144,7 @@ def _of_those_present(
     z: Sequence[Tensor],
     presence: Tensor,
     temperature: float | Tensor,
-    settings: tuple[float, str, bool],
+    settings: _Options,
     reduction: str,
     backend: str | None,
 ) -> Tensor:
@@ -207,96 +199,16 @@ def _of_those_present(
     )
 
 
-def _fake_losses(z: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+class _Options(NamedTuple):
+    ridge: float
+    keys: str
+    positive_in_denominator: bool
+
+
+def _results(z: list[Tensor], temperature: Tensor, *_: Any) -> list[Tensor]:
+    """Losses and log-sum-exps, [M, N] each."""
     shape = (len(z), z[0].shape[0])
-    return z[0].new_empty(shape, dtype=accumulation_dtype(z[0].dtype)), z[0].new_empty(shape, dtype=torch.float64)
+    return [z[0].new_empty(shape, dtype=accumulation_dtype(z[0].dtype)), z[0].new_empty(shape, dtype=torch.float64)]
 
 
-@operation(fake=_fake_losses)
-def one_vs_all_losses(
-    z: list[Tensor], temperature: Tensor, ridge: float, keys: str, positive_in_denominator: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    launcher = kernels("one_vs_all", backend).info_nce
-    return launcher(z, temperature, ridge, keys, positive_in_denominator)  # type: ignore[no-any-return]
-
-
-def _fake_gradients(z: list[Tensor], temperature: Tensor) -> list[Tensor]:
-    return [*(x.new_empty(x.shape) for x in z), temperature.new_empty(())]
-
-
-@operation(fake=lambda upstream, z, temperature, *_: _fake_gradients(z, temperature))
-def one_vs_all_losses_backward(
-    upstream: Tensor,
-    z: list[Tensor],
-    temperature: Tensor,
-    lse: Tensor,
-    ridge: float,
-    keys: str,
-    positive_in_denominator: bool,
-    wants_temperature: bool,
-    backend: str,
-) -> list[Tensor]:
-    launcher = kernels("one_vs_all", backend).info_nce_backward
-    return launcher(  # type: ignore[no-any-return]
-        upstream, z, temperature, lse, ridge, keys, positive_in_denominator, wants_temperature
-    )
-
-
-def _fake_mean(z: list[Tensor], temperature: Tensor, *_: Any) -> tuple[Tensor, list[Tensor]]:
-    dtype = accumulation_dtype(z[0].dtype)
-    gradients = [*(x.new_empty(x.shape, dtype=dtype) for x in z), temperature.new_empty(())]
-    return z[0].new_empty((), dtype=dtype), gradients
-
-
-@operation(fake=_fake_mean)
-def one_vs_all_mean(
-    z: list[Tensor],
-    temperature: Tensor,
-    ridge: float,
-    keys: str,
-    positive_in_denominator: bool,
-    wants_temperature: bool,
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    launcher = kernels("one_vs_all", backend).info_nce_mean
-    return launcher(  # type: ignore[no-any-return]
-        z, temperature, ridge, keys, positive_in_denominator, wants_temperature
-    )
-
-
-class _OneVsAllInfoNCE(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
-        losses, lse = one_vs_all_losses(list(z), temperature, *settings, backend)
-        ctx.save_for_backward(lse, temperature, *z)
-        ctx.backend, ctx.settings = backend, settings
-        return losses  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        lse, temperature, *z = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
-        *gradients, d_temperature = one_vs_all_losses_backward(
-            upstream, z, temperature, lse, *ctx.settings, needed[0], ctx.backend
-        )
-        return None, None, *(g if need else None for g, need in zip((d_temperature, *gradients), needed, strict=True))
-
-
-class _MeanOneVsAllInfoNCE(torch.autograd.Function):
-    """The mean: loss and gradient in one sweep, so that the backward has only to scale."""
-
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, settings: tuple[float, str, bool], temperature: Tensor, *z: Tensor) -> Tensor:
-        loss, gradients = one_vs_all_mean(list(z), temperature, *settings, ctx.needs_input_grad[2], backend)
-        ctx.save_for_backward(gradients[-1], *gradients[:-1])
-        ctx.dtypes = [x.dtype for x in (temperature, *z)]
-        return loss  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients)
+_loss = StreamedLoss(_NAME, "one_vs_all", "*embeddings temperature", _results, options=_Options, launcher="info_nce")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import (
-    accumulation_dtype,
-    first_order,
-    kernels,
-    of_any_number,
-    offers_up_to_largest_m,
-    operation,
-)
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, offers_up_to_largest_m
 
 __all__ = ["one_vs_all_minimality"]
 
@@ -78,7 +70,7 @@ def one_vs_all_minimality(
         return _of_those_present(z, _check.presence(_NAME, presence, z))
     if chosen == "reference":
         return reference.one_vs_all_minimality([x.to(accumulation_dtype(x.dtype)) for x in z]).mean()
-    return _OneVsAllMinimality.apply(chosen, *z)  # type: ignore[no-any-return,no-untyped-call]
+    return _minimality(chosen, z)[0]
 
 
 def _of_those_present(z: Sequence[Tensor], presence: Tensor) -> Tensor:
@@ -97,26 +89,8 @@ def _of_those_present(z: Sequence[Tensor], presence: Tensor) -> Tensor:
     return (distances * weights).sum()
 
 
-@operation(fake=lambda z, backend: z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype)))
-def minimality(z: list[Tensor], backend: str) -> Tensor:
-    return kernels("gaussian", backend).minimality(z)  # type: ignore[no-any-return]
+def _results(z: list[Tensor], backend: str) -> list[Tensor]:
+    return [z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype))]
 
 
-@operation(fake=lambda upstream, z, backend: [x.new_empty(x.shape) for x in z])
-def minimality_backward(upstream: Tensor, z: list[Tensor], backend: str) -> list[Tensor]:
-    return kernels("gaussian", backend).minimality_backward(upstream, z)  # type: ignore[no-any-return]
-
-
-class _OneVsAllMinimality(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, *z: Tensor) -> Tensor:
-        ctx.save_for_backward(*z)
-        ctx.backend = backend
-        return minimality(list(z), backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = minimality_backward(upstream, list(ctx.saved_tensors), ctx.backend)
-        return None, *gradients
+_minimality = DifferentiableOperation(_NAME, "gaussian", "*embeddings", _results, launcher="minimality")

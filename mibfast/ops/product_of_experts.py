@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import (
-    accumulation_dtype,
-    first_order,
-    kernels,
-    of_any_number,
-    offers_up_to_largest_m,
-    operation,
-)
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, offers_up_to_largest_m
 
 __all__ = ["product_of_experts"]
 
@@ -70,32 +61,12 @@ def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str |
         stacked = torch.stack(tensors).to(dtype)
         product = reference.product_of_experts(stacked[: len(mu)], stacked[len(mu) :])
         return product[0].to(tensors[0].dtype), product[1].to(tensors[0].dtype)
-    return _ProductOfExperts.apply(chosen, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    mean, logvar_of_product = _product(chosen, tensors)
+    return mean, logvar_of_product
 
 
-def _fake_product(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
-    return tensors[0].new_empty(tensors[0].shape), tensors[0].new_empty(tensors[0].shape)
+def _results(tensors: list[Tensor], backend: str) -> list[Tensor]:
+    return [tensors[0].new_empty(tensors[0].shape) for _ in range(2)]
 
 
-@operation(fake=_fake_product)
-def product(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
-    return kernels("gaussian", backend).product(tensors)  # type: ignore[no-any-return]
-
-
-@operation(fake=lambda upstream, tensors, backend: [x.new_empty(x.shape) for x in tensors])
-def product_backward(upstream: list[Tensor], tensors: list[Tensor], backend: str) -> list[Tensor]:
-    return kernels("gaussian", backend).product_backward(upstream, tensors)  # type: ignore[no-any-return]
-
-
-class _ProductOfExperts(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*tensors)
-        ctx.backend = backend
-        return product(list(tensors), backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        return None, *product_backward(list(upstream), list(ctx.saved_tensors), ctx.backend)
+_product = DifferentiableOperation(_NAME, "gaussian", "*tensors", _results, launcher="product", outputs=2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation, pairwise_offers
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, pairwise_offers
 
 __all__ = ["projection_score"]
 
@@ -61,40 +60,16 @@ def projection_score(candidates: Tensor, context: Tensor, ridge: float = 1e-8, *
     chosen = _backend.choose(_NAME, candidates.device, backend, pairwise_offers(context, "K", context.shape[1]))
     if chosen == "reference":
         return reference.projection_cosine(candidates, context, ridge).mT
-    return _ProjectionScore.apply(chosen, candidates, context, ridge).mT  # type: ignore[no-any-return,no-untyped-call]
+    return _scores(chosen, (candidates, context), _Options(ridge))[0].mT
 
 
-def _fake_scores(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> Tensor:
-    return candidates.new_empty((candidates.shape[0], context.shape[0]), dtype=accumulation_dtype(candidates.dtype))
+class _Options(NamedTuple):
+    ridge: float
 
 
-@operation(fake=_fake_scores)
-def projection_scores(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> Tensor:
-    return kernels("pairwise", backend).projection_score(candidates, context, ridge)  # type: ignore[no-any-return]
+def _results(candidates: Tensor, context: Tensor, ridge: float, backend: str) -> list[Tensor]:
+    shape = (candidates.shape[0], context.shape[0])
+    return [candidates.new_empty(shape, dtype=accumulation_dtype(candidates.dtype))]
 
 
-def _fake_gradients(
-    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return candidates.new_empty(candidates.shape), context.new_empty(context.shape)
-
-
-@operation(fake=_fake_gradients)
-def projection_scores_backward(
-    upstream: Tensor, candidates: Tensor, context: Tensor, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    launcher = kernels("pairwise", backend).projection_score_backward
-    return launcher(upstream, candidates, context, ridge)  # type: ignore[no-any-return]
-
-
-class _ProjectionScore(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
-        ctx.save_for_backward(candidates, context)
-        ctx.backend, ctx.ridge = backend, ridge
-        return projection_scores(candidates, context, ridge, backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, *projection_scores_backward(upstream, *ctx.saved_tensors, ctx.ridge, ctx.backend), None
+_scores = DifferentiableOperation(_NAME, "pairwise", "candidates context", _results, options=_Options)

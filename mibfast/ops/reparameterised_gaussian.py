@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +12,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.fusion import reference
-from mibfast.ops._boundary import (
-    accumulation_dtype,
-    first_order,
-    kernels,
-    of_any_number,
-    offers_up_to_largest_m,
-    operation,
-)
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, offers_up_to_largest_m
 from mibfast.ops._bounded import bounded
 
 __all__ = ["reparameterised_gaussian"]
@@ -99,7 +92,7 @@ def reparameterised_gaussian(
         sample, divergence = reference.reparameterised_gaussian(stacked[0], bounded(stacked[1], low, high), stacked[2])
         sample, divergence = sample.to(tensors[0].dtype), divergence.mT if m > 1 else divergence
     else:
-        sample, divergence = _ReparameterisedGaussian.apply(chosen, low, high, *tensors)  # type: ignore[no-untyped-call]
+        sample, divergence = _samples(chosen, tensors, _Options(low, high))
     return (sample.transpose(0, 1), divergence) if m > 1 else (sample, divergence)
 
 
@@ -149,46 +142,21 @@ def _tensors(argument: str, x: Embeddings) -> list[Tensor]:
     return [_check.tensor(_NAME, argument, x, "... d")]
 
 
-def _fake_samples(tensors: list[Tensor], low: float, high: float, backend: str) -> tuple[Tensor, Tensor]:
+class _Options(NamedTuple):
+    low: float
+    high: float
+
+
+def _results(tensors: list[Tensor], low: float, high: float, backend: str) -> list[Tensor]:
+    """Samples [..., d] and divergences [...], or [N, M, d] and [M, N]."""
     first, m = tensors[0], len(tensors) // 3
     dtype = accumulation_dtype(first.dtype)
     if m == 1:
-        return first.new_empty(first.shape), first.new_empty(first.shape[:-1], dtype=dtype)
+        return [first.new_empty(first.shape), first.new_empty(first.shape[:-1], dtype=dtype)]
     n, d = first.shape
-    return first.new_empty(n, m, d), first.new_empty(m, n, dtype=dtype)
+    return [first.new_empty(n, m, d), first.new_empty(m, n, dtype=dtype)]
 
 
-@operation(fake=_fake_samples)
-def gaussian_samples(tensors: list[Tensor], low: float, high: float, backend: str) -> tuple[Tensor, Tensor]:
-    return kernels("fusion", backend).samples(tensors, low, high)  # type: ignore[no-any-return]
-
-
-def _fake_gradients(
-    upstream: list[Tensor], tensors: list[Tensor], low: float, high: float, of_noise: bool, backend: str
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in tensors[: len(tensors) if of_noise else len(tensors) // 3 * 2]]
-
-
-@operation(fake=_fake_gradients)
-def gaussian_samples_backward(
-    upstream: list[Tensor], tensors: list[Tensor], low: float, high: float, of_noise: bool, backend: str
-) -> list[Tensor]:
-    return kernels("fusion", backend).samples_backward(*upstream, tensors, low, high, of_noise)  # type: ignore[no-any-return]
-
-
-class _ReparameterisedGaussian(torch.autograd.Function):
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, low: float, high: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*tensors)
-        ctx.backend, ctx.low, ctx.high = backend, low, high
-        return gaussian_samples(list(tensors), low, high, backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        tensors = list(ctx.saved_tensors)
-        m = len(tensors) // 3
-        of_noise = any(ctx.needs_input_grad[3 + 2 * m :])
-        gradients = gaussian_samples_backward(list(upstream), tensors, ctx.low, ctx.high, of_noise, ctx.backend)
-        return None, None, None, *gradients, *([] if of_noise else [None] * m)
+_samples = DifferentiableOperation(
+    _NAME, "fusion", "*tensors", _results, options=_Options, launcher="samples", outputs=2
+)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.projection import reference
-from mibfast.ops._boundary import first_order, kernels, offers_up_to_largest_m, operation
+from mibfast.ops._boundary import DifferentiableOperation, offers_up_to_largest_m
 
 __all__ = ["ridge_projection"]
 
@@ -66,36 +65,15 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float = 1e-8, *, back
     chosen = _backend.choose(_NAME, target.device, backend, offers_up_to_largest_m("K", basis.shape[-2]))
     if chosen == "reference":
         return reference.ridge_projection(target, basis, ridge)
-    return _RidgeProjection.apply(chosen, target, basis, ridge)  # type: ignore[no-any-return,no-untyped-call]
+    return _projection(chosen, (target, basis), _Options(ridge))[0]
 
 
-@operation(fake=lambda target, basis, ridge, backend: target.new_empty(target.shape))
-def projection(target: Tensor, basis: Tensor, ridge: float, backend: str) -> Tensor:
-    return kernels("projection", backend).ridge_projection(target, basis, ridge)  # type: ignore[no-any-return]
+class _Options(NamedTuple):
+    ridge: float
 
 
-def _fake_backward(
-    upstream: Tensor, target: Tensor, basis: Tensor, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return target.new_empty(target.shape), basis.new_empty(basis.shape)
+def _results(target: Tensor, basis: Tensor, ridge: float, backend: str) -> list[Tensor]:
+    return [target.new_empty(target.shape)]
 
 
-@operation(fake=_fake_backward)
-def projection_backward(
-    upstream: Tensor, target: Tensor, basis: Tensor, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    launcher = kernels("projection", backend).ridge_projection_backward
-    return launcher(upstream, target, basis, ridge)  # type: ignore[no-any-return]
-
-
-class _RidgeProjection(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, target: Tensor, basis: Tensor, ridge: float) -> Tensor:
-        ctx.save_for_backward(target, basis)
-        ctx.backend, ctx.ridge = backend, ridge
-        return projection(target, basis, ridge, backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, *projection_backward(upstream, *ctx.saved_tensors, ctx.ridge, ctx.backend), None
+_projection = DifferentiableOperation(_NAME, "projection", "target basis", _results, options=_Options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.kernels.siglip import reference
-from mibfast.ops._boundary import (
-    accumulation_dtype,
-    first_order,
-    kernels,
-    operation,
-    pairwise_offers,
-    reduced,
-    scaled,
-    temperature_tensor,
-)
+from mibfast.ops._boundary import StreamedLoss, accumulation_dtype, pairwise_offers, reduced, temperature_tensor
 
 __all__ = ["siglip"]
 
@@ -90,100 +81,18 @@ def siglip(
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
         return reduced(reference.siglip(pairwise.inner_product(query, key), scale, bias, offset), reduction)
-    inputs = (query, key, temperature_tensor(scale), temperature_tensor(bias))
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    if reduction == "mean" and wanted:
-        return _MeanSigLIP.apply(chosen, *inputs, offset)  # type: ignore[no-any-return,no-untyped-call]
-    losses = _SigLIP.apply(chosen, *inputs, offset)  # type: ignore[no-untyped-call]
-    return reduced(losses, reduction)
+    operands = (query, key, temperature_tensor(scale), temperature_tensor(bias))
+    return _loss(chosen, operands, _Options(offset), reduction)
 
 
-def _fake_losses(
-    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    n = query.shape[0]
-    return (
-        query.new_empty(n, dtype=accumulation_dtype(query.dtype)),
-        query.new_empty(n, dtype=torch.float64),
-        query.new_empty(n, dtype=torch.float64),
-    )
+class _Options(NamedTuple):
+    offset: int
 
 
-@operation(fake=_fake_losses)
-def siglip_losses(
-    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels("siglip", backend).siglip(query, key, scale, bias, offset)  # type: ignore[no-any-return]
+def _results(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int, backend: str) -> list[Tensor]:
+    """Losses, and their derivatives by scale and bias: [N] each."""
+    dtypes = (accumulation_dtype(query.dtype), torch.float64, torch.float64)
+    return [query.new_empty(query.shape[0], dtype=dtype) for dtype in dtypes]
 
 
-@operation(fake=lambda upstream, query, key, *_: (query.new_empty(query.shape), key.new_empty(key.shape)))
-def siglip_losses_backward(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    needed: list[bool],
-    offset: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    launcher = kernels("siglip", backend).siglip_backward
-    return launcher(upstream, query, key, scale, bias, needed, offset)  # type: ignore[no-any-return]
-
-
-def _fake_mean(
-    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(query.dtype)
-    gradients = (query.new_empty(query.shape, dtype=dtype), key.new_empty(key.shape, dtype=dtype))
-    return query.new_empty((), dtype=dtype), *gradients, scale.new_empty(()), bias.new_empty(())
-
-
-@operation(fake=_fake_mean)
-def siglip_mean(
-    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    launcher = kernels("siglip", backend).siglip_mean
-    return launcher(query, key, scale, bias, needed, offset)  # type: ignore[no-any-return]
-
-
-class _SigLIP(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
-        losses, by_scale, by_bias = siglip_losses(query, key, scale, bias, offset, backend)
-        ctx.save_for_backward(query, key, scale, bias, by_scale, by_bias)
-        ctx.backend, ctx.offset = backend, offset
-        return losses  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        query, key, scale, bias, by_scale, by_bias = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:5])
-        of_embeddings: tuple[Any, ...] = (None, None)
-        if any(wanted[:2]):
-            gradients = siglip_losses_backward(upstream, query, key, scale, bias, wanted[:2], ctx.offset, ctx.backend)
-            of_embeddings = tuple(g if need else None for g, need in zip(gradients, wanted[:2], strict=True))
-        of_numbers = (
-            torch.dot(upstream.double(), each).to(x.dtype) if need else None
-            for x, each, need in zip((scale, bias), (by_scale, by_bias), wanted[2:], strict=True)
-        )
-        return None, *of_embeddings, *of_numbers, None
-
-
-class _MeanSigLIP(torch.autograd.Function):
-    """The mean: the gradient is formed with the loss, so that the backward has only to scale."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
-        needed = list(ctx.needs_input_grad[1:3])
-        loss, *gradients = siglip_mean(query, key, scale, bias, needed, offset, backend)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = query.dtype, key.dtype, scale.dtype, bias.dtype
-        return loss  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:5], strict=True)
-        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients), None
+_loss = StreamedLoss(_NAME, "siglip", "query key scale bias", _results, options=_Options)

@@ -12,13 +12,11 @@ from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.multilinear import reference
 from mibfast.ops._boundary import (
+    DifferentiableOperation,
+    OperationWithGradient,
     accumulation_dtype,
-    first_order,
-    kernels,
-    of_any_number,
-    operation,
     pairwise_offers,
-    scaled,
+    temperature_tensor,
 )
 from mibfast.ops.info_nce import info_nce
 
@@ -117,8 +115,7 @@ def symile_info_nce(
     if len(z) == 2:
         query = z[0].to(accumulation_dtype(z[0].dtype)) * scale
         return info_nce(query, z[1].to(query.dtype), 1.0, symmetric=True, backend=chosen)
-    s = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
-    return _Symile.apply(chosen, s, *z)  # type: ignore[no-any-return,no-untyped-call]
+    return _all_negatives(chosen, (*z, temperature_tensor(scale)))[0]
 
 
 def _permutations(z: Sequence[Tensor], generator: torch.Generator | None, permutations: Tensor | None) -> Tensor:
@@ -147,65 +144,28 @@ def _shuffled(backend: str, z: Sequence[Tensor], scale: float | Tensor, permutat
     for m, anchor in enumerate(z):
         others = [x for k, x in enumerate(z) if k != m]
         key = _product([x.index_select(0, permutations[m, k]) for k, x in enumerate(others)])
-        lse = _NegativesLogSumExp.apply(backend, scale * anchor, key)  # type: ignore[no-untyped-call]
+        (lse,) = _negatives_log_sum_exp(backend, (scale * anchor, key))
         losses.append(torch.nn.functional.softplus(lse - positive, threshold=50.0))
     return torch.stack(losses).mean().to(z[0].dtype)
 
 
-def _fake_symile(z: list[Tensor], scale: Tensor, needed: list[bool], backend: str) -> tuple[Tensor, list[Tensor]]:
-    dtype = accumulation_dtype(z[0].dtype)
-    gradients = [*(x.new_empty(x.shape, dtype=dtype) for x in z), scale.new_empty(())]
-    return z[0].new_empty((), dtype=dtype), gradients
+def _loss(z: list[Tensor], *_: Any) -> list[Tensor]:
+    return [z[0].new_empty((), dtype=accumulation_dtype(z[0].dtype))]
 
 
-@operation(fake=_fake_symile)
-def symile(z: list[Tensor], scale: Tensor, needed: list[bool], backend: str) -> tuple[Tensor, list[Tensor]]:
-    return kernels("multilinear", backend).symile(z, scale, needed)  # type: ignore[no-any-return]
+_all_negatives = OperationWithGradient(_NAME, "multilinear", "*embeddings scale", _loss, launcher="symile")
 
 
-class _Symile(torch.autograd.Function):
-    """Loss and gradient from one sweep and its repetition, so that the backward has only to scale."""
-
-    @staticmethod
-    @of_any_number
-    def forward(ctx: Any, backend: str, scale: Tensor, *z: Tensor) -> Tensor:
-        needed = [*ctx.needs_input_grad[2:], ctx.needs_input_grad[1]]
-        loss, gradients = symile(list(z), scale, needed, backend)
-        ctx.save_for_backward(gradients[-1], *gradients[:-1])
-        ctx.dtypes = [scale.dtype, *(x.dtype for x in z)]
-        return loss  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:], strict=True)
-        return None, *(scaled(g, upstream, dtype) if need else None for g, dtype, need in gradients)
+def _log_sum_exps(query: Tensor, key: Tensor, backend: str) -> list[Tensor]:
+    return [query.new_empty(query.shape[0], dtype=torch.float64)]
 
 
-@operation(fake=lambda query, key, backend: query.new_empty(query.shape[0], dtype=torch.float64))
-def symile_negatives(query: Tensor, key: Tensor, backend: str) -> Tensor:
-    return kernels("multilinear", backend).negatives_log_sum_exp(query, key)  # type: ignore[no-any-return]
-
-
-@operation(fake=lambda upstream, query, key, *_: (query.new_empty(query.shape), key.new_empty(key.shape)))
-def symile_negatives_backward(
-    upstream: Tensor, query: Tensor, key: Tensor, lse: Tensor, needed: list[bool], backend: str
-) -> tuple[Tensor, Tensor]:
-    launcher = kernels("multilinear", backend).negatives_log_sum_exp_backward
-    return launcher(upstream, query, key, lse, needed)  # type: ignore[no-any-return]
-
-
-class _NegativesLogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor) -> Tensor:
-        lse = symile_negatives(query, key, backend)
-        ctx.save_for_backward(query, key, lse)
-        ctx.backend = backend
-        return lse  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        needed = list(ctx.needs_input_grad[1:])
-        gradients = symile_negatives_backward(upstream, *ctx.saved_tensors, needed, ctx.backend)
-        return None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
+_negatives_log_sum_exp = DifferentiableOperation(
+    _NAME,
+    "multilinear",
+    "query key",
+    _log_sum_exps,
+    launcher="negatives_log_sum_exp",
+    part="negatives",
+    saves_outputs=True,
+)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.fusion import reference
 from mibfast.kernels.launch_configuration import LARGEST_TOKENS, tokens_tile
-from mibfast.ops._boundary import accumulation_dtype, first_order, kernels, operation
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype
 
 __all__ = ["token_attention"]
 
@@ -62,10 +60,12 @@ def token_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str |
         wide = [x.to(accumulation_dtype(x.dtype)) for x in tensors]
         with torch.autocast(query.device.type, enabled=False):
             return reference.token_attention(*wide).to(tensors[0].dtype)
-    return _TokenAttention.apply(chosen, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    return _attention(chosen, tensors)[0]
 
 
 def _offers(query: Tensor) -> dict[str, str | None]:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return {"cpu": None, "triton": None}  # Sizes are tensors there; the operation refuses to be traced.
     m, k = query.shape[1:]
     dtype = accumulation_dtype(query.dtype)
     tile, most = tokens_tile(m, k, dtype), LARGEST_TOKENS // dtype.itemsize
@@ -74,24 +74,8 @@ def _offers(query: Tensor) -> dict[str, str | None]:
     return {"cpu": None, "triton": None if fits else limit}
 
 
-@operation(fake=lambda query, key, value, backend: query.new_empty(query.shape))
-def attention(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
-    return kernels("fusion", backend).attend(query, key, value)  # type: ignore[no-any-return]
+def _results(query: Tensor, key: Tensor, value: Tensor, backend: str) -> list[Tensor]:
+    return [query.new_empty(query.shape)]
 
 
-@operation(fake=lambda upstream, *tensors: [x.new_empty(x.shape) for x in tensors[:3]])
-def attention_backward(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, backend: str) -> list[Tensor]:
-    return kernels("fusion", backend).attend_backward(upstream, query, key, value)  # type: ignore[no-any-return]
-
-
-class _TokenAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.backend = backend
-        return attention(query, key, value, backend)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @first_order(_NAME)
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, *attention_backward(upstream, *ctx.saved_tensors, ctx.backend)
+_attention = DifferentiableOperation(_NAME, "fusion", "query key value", _results, launcher="attend")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.retrieval import reference
 from mibfast.ops import _volume
-from mibfast.ops._boundary import accumulation_dtype, kernels, operation, pairwise_offers
+from mibfast.ops._boundary import Operation, accumulation_dtype, pairwise_offers
 
 __all__ = ["top_k"]
 
@@ -108,7 +110,8 @@ def top_k(
     chosen = _backend.choose(_NAME, query.device, backend, _offers(query, key, k, score))
     if chosen == "reference":
         return reference.top_k(query, key, k, score, ridge)
-    return best_candidates(query, key, k, score, ridge, chosen)  # type: ignore[no-any-return]
+    values, indices = _best(chosen, (query, key), _Options(k, score, ridge))
+    return values, indices
 
 
 def _offers(query: Tensor, key: Tensor, k: int, score: str) -> dict[str, str | None]:
@@ -124,15 +127,16 @@ def _offers(query: Tensor, key: Tensor, k: int, score: str) -> dict[str, str | N
     return {"cpu": None, "triton": reason}
 
 
-def _fake_candidates(
-    query: Tensor, key: Tensor, k: int, score: str, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
+class _Options(NamedTuple):
+    k: int
+    score: str
+    ridge: float
+
+
+def _results(query: Tensor, key: Tensor, k: int, score: str, ridge: float, backend: str) -> list[Tensor]:
+    """Values and indices, [Q, k] each."""
     shape = (query.shape[0], k)
-    return query.new_empty(shape, dtype=accumulation_dtype(query.dtype)), query.new_empty(shape, dtype=torch.int64)
+    return [query.new_empty(shape, dtype=accumulation_dtype(query.dtype)), query.new_empty(shape, dtype=torch.int64)]
 
 
-@operation(fake=_fake_candidates)
-def best_candidates(
-    query: Tensor, key: Tensor, k: int, score: str, ridge: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return kernels("retrieval", backend).top_k(query, key, k, score, ridge)  # type: ignore[no-any-return]
+_best = Operation(_NAME, "retrieval", "query key", _results, options=_Options, outputs=2)

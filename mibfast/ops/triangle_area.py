@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.volume import reference
 from mibfast.ops import _volume
-from mibfast.ops._boundary import first_order
 
 __all__ = ["triangle_area"]
 
@@ -65,9 +63,7 @@ def triangle_area(a: Tensor, b: Tensor, c: Tensor, *, squared: bool = False, bac
     kind = _volume.SQUARED_TRIANGLE if squared else _volume.TRIANGLE
     if chosen == "reference":
         return reference.volumes(kind, a, [b, c])
-    return _TriangleArea.apply(chosen, kind, a, b, c)  # type: ignore[no-any-return,no-untyped-call]
+    return _volumes(chosen, (a, b, c), (kind,))[0]
 
 
-class _TriangleArea(torch.autograd.Function):
-    forward = staticmethod(_volume.volumes_forward)
-    backward = staticmethod(first_order(_NAME)(_volume.volumes_gradients))
+_volumes = _volume.volumes_operation(_NAME)

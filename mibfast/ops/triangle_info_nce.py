@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.ops import _volume
-from mibfast.ops._boundary import first_order
 
 __all__ = ["triangle_info_nce"]
 
@@ -72,9 +70,7 @@ def triangle_info_nce(
     z = _check.promoted([a, b, c])
     chosen = _backend.choose(_NAME, a.device, backend, _volume.offers(a, 2))
     kind = _volume.SQUARED_TRIANGLE if squared else _volume.TRIANGLE
-    return _volume.info_nce(_TriangleInfoNCE, chosen, kind, z, temperature, smoothing)
+    return _volume.info_nce(_loss, chosen, kind, z, temperature, smoothing)
 
 
-class _TriangleInfoNCE(torch.autograd.Function):
-    forward = staticmethod(_volume.loss_forward)
-    backward = staticmethod(first_order(_NAME)(_volume.loss_gradients))
+_loss = _volume.loss_operation(_NAME)
