@@ -17,7 +17,7 @@ import numpy as np
 from mibfast import _env
 
 # Smaller arrays are what malloc keeps by itself.
-_SMALLEST = 2**20
+SMALLEST = 2**20
 _limit = _env.buffer_cache() * 2**20
 _lock = threading.Lock()
 _waiting: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
@@ -68,7 +68,7 @@ def _take(size: int) -> np.ndarray[Any, Any] | None:
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Return an uninitialised array, on kept memory where some of its size waits."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < _SMALLEST or not _limit:
+    if size < SMALLEST or not _limit:
         return np.empty(shape, dtype)
     buffer = _take(size)
     if buffer is None:

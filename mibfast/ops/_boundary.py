@@ -220,7 +220,7 @@ class DifferentiableOperation(Operation):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._keeps_operands, self.saved_from = keeps_operands, 0 if saves_outputs else self.outputs
-        self._function: Any = type(_camel(self._registered), (_SweptAgain,), {})
+        self._apply = _apply_of(type(_camel(self._registered), (_SweptAgain,), {}))
         self._forward_operation.register_autograd(self._compiled_backward, setup_context=self._compiled_context)
         self._backward_operation = self._register(
             "_backward",
@@ -232,7 +232,7 @@ class DifferentiableOperation(Operation):
     def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...] = ()) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
             return super().__call__(backend, operands, options)
-        results: tuple[Tensor, ...] = _apply(self._function, self, backend, options, *operands)
+        results: tuple[Tensor, ...] = self._apply(self, backend, options, *operands)
         return results[: self.outputs]
 
     def backward(
@@ -304,7 +304,7 @@ class OperationWithGradient(Operation):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._function: Any = type(f"{_camel(self._registered)}WithGradient", (_Scaled,), {})
+        self._apply = _apply_of(type(f"{_camel(self._registered)}WithGradient", (_Scaled,), {}))
 
     def _register(self, suffix: str, tensors: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         registered = super()._register("_with_gradient", f"{tensors}, bool[] needed", kernel, fake)
@@ -316,7 +316,7 @@ class OperationWithGradient(Operation):
         needed = [enabled and x.requires_grad for x in operands]
         if torch.compiler.is_compiling():
             return tuple(self._forward_operation(list(operands), needed, *options, backend)[: self.outputs])
-        results: tuple[Tensor, ...] = _apply(self._function, self, backend, options, needed, *operands)
+        results: tuple[Tensor, ...] = self._apply(self, backend, options, needed, *operands)
         return results[: self.outputs]
 
     def with_gradient(
@@ -348,7 +348,7 @@ class OperationWithGradient(Operation):
 
     def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[0], strict=True)
-        found = [(g * upstream[0]).to(dtype) if need else None for g, dtype, need in gradients]
+        found = [_scaled_by_dispatcher(g, upstream[0], dtype) if need else None for g, dtype, need in gradients]
         return found, None, *([None] * ctx.options)
 
 
@@ -374,26 +374,35 @@ def _wanted(
     gradients: Sequence[Tensor | None], operands: Sequence[Tensor], needed: Sequence[bool], wide: bool
 ) -> list[Tensor]:
     """Return the gradients that are needed, in the dtype of their operand or `wide`; in place of others, nothing."""
-    return [
-        (x.new_empty(0) if g is None or not need else g).to(accumulation_dtype(x.dtype) if wide else x.dtype)
-        for g, x, need in zip(gradients, operands, needed, strict=True)
-    ]
+    results = []
+    for gradient, x, need in zip(gradients, operands, needed, strict=True):
+        dtype = accumulation_dtype(x.dtype) if wide else x.dtype
+        if gradient is None or not need:
+            results.append(x.new_empty(0, dtype=dtype))
+        else:
+            results.append(gradient if gradient.dtype == dtype else gradient.to(dtype))
+    return results
 
 
-def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a gradient that was formed with the loss times the loss's own, 0-d, on kept memory where there is some.
 
     The dtype is that of what the gradient is of. Until here it was float32 at least: in float16 it would have fallen to
     zero before a scaled loss, whose purpose it is to prevent that, could raise it.
     """
-    if not _readable((gradient, upstream)):
-        return (gradient * upstream).to(dtype)
-    kept = gradient.dtype == dtype and dtype in _NUMPY_DTYPES and gradient.device.type == "cpu"
-    if not kept:
+    if upstream.dtype != gradient.dtype:
+        upstream = upstream.to(gradient.dtype)
+    if gradient.dtype != dtype:
         # In one pass over memory.
-        return torch.mul(gradient, upstream.to(gradient.dtype), out=torch.empty_like(gradient, dtype=dtype))
-    out = torch.from_numpy(_buffers.empty(tuple(gradient.shape), _NUMPY_DTYPES[gradient.dtype]))
-    return torch.mul(gradient, upstream.to(gradient.dtype), out=out)
+        return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
+    if gradient.device.type != "cpu" or gradient.nbytes < _buffers.SMALLEST:
+        return gradient * upstream
+    out = torch.from_numpy(_buffers.empty(tuple(gradient.shape), _NUMPY_DTYPES[dtype]))
+    return torch.mul(gradient, upstream, out=out)
+
+
+def _scaled_by_dispatcher(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    return (gradient * upstream).to(dtype)
 
 
 # Which tensors reach a launcher.
@@ -409,9 +418,12 @@ def _readable(tensors: Iterable[Tensor]) -> bool:
     ):
         return False
     try:
-        return all(type(x) in _PLAIN and not x.is_neg() and (x.data_ptr() or not x.numel()) for x in tensors)
+        for x in tensors:
+            if type(x) not in _PLAIN or x.is_neg() or not (x.data_ptr() or x.numel() == 0):
+                return False
     except RuntimeError:  # raised for a tensor without storage, as autograd's `is_grads_batched` makes them
         return False
+    return True
 
 
 def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -471,14 +483,18 @@ def _camel(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 
-def _apply(function: Any, operation: Operation, *arguments: Any) -> Any:
-    """Call `function.apply`, past the binding of defaults where no transform of `torch.func` needs it.
+def _apply_of(function: Any) -> Callable[..., Any]:
+    """Return `function.apply`, without its binding of defaults where no transform of `torch.func` needs that.
 
-    That binding takes 20 microseconds, more than all else at this boundary.
+    The binding takes 20 microseconds, more than all else at this boundary.
     """
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(operation, *arguments)
-    return super(torch.autograd.Function, function).apply(operation, *arguments)
+    directly = super(torch.autograd.Function, function).apply
+
+    def apply(*arguments: Any) -> Any:
+        transformed = torch._C._are_functorch_transforms_active()
+        return function.apply(*arguments) if transformed else directly(*arguments)
+
+    return apply
 
 
 class _FirstOrder(torch.autograd.Function):
@@ -553,9 +569,10 @@ class _Scaled(_FirstOrder):
             return (None,) * len(ctx.needs_input_grad)
         value, *formed = ctx.saved_tensors
         found = list(zip(formed, ctx.dtypes, ctx.needs_input_grad[4:], strict=True))
+        times = _scaled if _readable((upstream, *formed)) else _scaled_by_dispatcher
 
         def gradients() -> Any:
-            return [scaled(g, upstream, dtype) if need else None for g, dtype, need in found]
+            return [times(g, upstream, dtype) if need else None for g, dtype, need in found]
 
         return None, None, None, None, *_once(ctx.operation.name, gradients, (upstream, value))
 
@@ -568,9 +585,7 @@ def _once(name: str, gradients: Callable[[], Any], depends_on: Sequence[Tensor])
         found = gradients()
     at = [k for k, g in enumerate(found) if g is not None]
     arguments = (name, len(at), *(found[k] for k in at), *depends_on)
-    transformed = torch._C._are_functorch_transforms_active()
-    refuse: Any = _Refused.apply if transformed else super(torch.autograd.Function, _Refused).apply
-    for k, g in zip(at, refuse(*arguments), strict=True):
+    for k, g in zip(at, _refuse(*arguments), strict=True):
         found[k] = g
     return found
 
@@ -595,6 +610,9 @@ class _Refused(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuntimeError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
+
+
+_refuse = _apply_of(_Refused)
 
 
 def forbid_double_backward(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
