@@ -47,7 +47,7 @@ def _product_of_experts(a, b, c, d, tau, backend=None):
 
 
 def _one_expert(a, b, c, d, tau, backend=None):
-    return torch.stack(F.product_of_experts([a], [c], backend=backend))
+    return torch.stack(F.product_of_experts([a], [b], backend=backend))
 
 
 def _reparameterised(a, b, c, d, tau, backend=None):
