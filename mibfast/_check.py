@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -22,6 +22,11 @@ class NothingPresentError(ValueError):
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Losses of all dtypes but float64 are formed in float32. Between the bounds of what is divided by, its inverse is held.
+_LARGEST = torch.finfo(torch.float32).max
+_SMALLEST_DIVISOR = torch.finfo(torch.float32).tiny
+_LARGEST_DIVISOR = 1 / _SMALLEST_DIVISOR
+_LARGEST_INT = torch.iinfo(torch.int64).max
 
 
 def described(x: object) -> str:
@@ -29,8 +34,16 @@ def described(x: object) -> str:
     if isinstance(x, Tensor):
         shape = "of nested shapes" if x.is_nested else f"of shape {list(x.shape)}"
         return f"a tensor {shape}, {x.dtype}, on {x.device}"
-    text = repr(x)
-    return f"{type(x).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(x).__name__} {_written(x, repr)}"
+
+
+def _written(x: object, how: Callable[[object], str] = str) -> str:
+    """Write a value in 60 characters at most."""
+    try:
+        text = how(x)
+    except ValueError:
+        return "of more digits than Python writes"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def tensor(operation: str, argument: str, x: Any, shape: str) -> Tensor:
@@ -118,8 +131,16 @@ def promoted(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x if x.dtype == dtype else x.to(dtype) for x in tensors]
 
 
-def embeddings(operation: str, x: Any) -> tuple[list[Tensor], list[str]]:
-    """Return the M tensors [N, d] of `Embeddings` and the modalities' names (their index where they have none)."""
+def embeddings(operation: str, x: Any, presence: Any = None, *, fewest: int = 2) -> tuple[list[Tensor], list[str]]:
+    """Return the M tensors [N, d] of `Embeddings` and the modalities' names (their index where they have none).
+
+    A second tensor of numbers, given where a loss takes `presence`, is taken for another modality's.
+    """
+    if isinstance(x, Tensor) and isinstance(presence, Tensor) and presence.dtype.is_floating_point:
+        raise TypeError(
+            f"{operation}: embeddings are one argument, as in loss([a, b]); got two, as in loss(a, b): {described(x)} "
+            f"and {described(presence)}"
+        )
     if isinstance(x, Mapping):
         names, tensors = [str(name) for name in x], list(x.values())
         arguments = [f"embeddings[{name!r}]" for name in names]
@@ -138,8 +159,8 @@ def embeddings(operation: str, x: Any) -> tuple[list[Tensor], list[str]]:
             f"{operation}: embeddings must be a sequence of M tensors [N, d], one tensor [M, N, d] or a mapping from "
             f"a modality's name to [N, d], got {described(x)}"
         )
-    if len(tensors) < 2:
-        raise ValueError(f"{operation}: embeddings must hold at least 2 modalities, got {len(tensors)}")
+    if len(tensors) < fewest:
+        raise ValueError(f"{operation}: embeddings must hold at least {fewest} modalities, got {len(tensors)}")
     for argument, z in zip(arguments, tensors, strict=True):
         tensor(operation, argument, z, "N d")
     for argument, z in zip(arguments[1:], tensors[1:], strict=True):
@@ -148,9 +169,9 @@ def embeddings(operation: str, x: Any) -> tuple[list[Tensor], list[str]]:
     return promoted(tensors), names
 
 
-def two_modalities(operation: str, x: Any) -> list[Tensor]:
+def two_modalities(operation: str, x: Any, presence: Any = None) -> list[Tensor]:
     """Return the two tensors [N, d] of `Embeddings` that hold no more."""
-    tensors, _ = embeddings(operation, x)
+    tensors, _ = embeddings(operation, x, presence)
     if len(tensors) != 2:
         raise ValueError(f"{operation}: embeddings must hold exactly 2 modalities, got {len(tensors)}")
     return tensors
@@ -185,36 +206,55 @@ def left_by_presence(operation: str, left: bool, expected: str) -> None:
         raise NothingPresentError(f"{operation}: presence leaves nothing to take the loss of; expected {expected}")
 
 
-def _zero_dimensional(operation: str, argument: str, x: Tensor, device: torch.device, otherwise: str) -> Tensor:
-    if x.ndim != 0 or not x.dtype.is_floating_point:
+def zero_dimensional(x: Any) -> Any:
+    """Return a tensor [1] as a 0-d one, whose gradient comes back in the shape [1]; anything else as it is."""
+    return x.reshape(()) if isinstance(x, Tensor) and x.shape == (1,) else x
+
+
+def scalar_tensor(operation: str, argument: str, x: Any) -> Tensor:
+    """Check a floating-point tensor of one number, and return it as a 0-d one."""
+    scalar = zero_dimensional(x)
+    if not isinstance(scalar, Tensor) or scalar.ndim or scalar.dtype not in DTYPES:
+        raise TypeError(f"{operation}: {argument} must be a 0-d floating-point tensor, got {described(x)}")
+    return scalar
+
+
+def _scalar_tensor(operation: str, argument: str, x: Tensor, device: torch.device, otherwise: str) -> Tensor:
+    scalar = zero_dimensional(x)
+    if scalar.ndim != 0 or not x.dtype.is_floating_point:
         raise ValueError(
             f"{operation}: {argument} must be {otherwise} or a 0-d floating-point tensor, got {described(x)}"
         )
     if x.device != device:
         raise ValueError(f"{operation}: {argument} must be on {device} as the embeddings are, got {described(x)}")
-    return x
+    return scalar  # type: ignore[no-any-return]
+
+
+def positive(operation: str, argument: str, x: Any, expected: str = "a positive number") -> float:
+    """Check a positive Python number that, as its inverse, float32 holds."""
+    value = _real(operation, argument, x, expected)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{operation}: {argument} must be positive and finite, got {_written(x)}")
+    if not _SMALLEST_DIVISOR <= value <= _LARGEST_DIVISOR:
+        raise ValueError(
+            f"{operation}: {argument} must be in [{_SMALLEST_DIVISOR:.2g}, {_LARGEST_DIVISOR:.2g}], for float32 to "
+            f"hold it and its inverse, got {_written(x)}"
+        )
+    return value
 
 
 def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
-    """Check a temperature: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
+    """Check a temperature: a positive number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        return _zero_dimensional(operation, "temperature", x, device, "a positive number")
-    if isinstance(x, bool) or not isinstance(x, Real):
-        raise TypeError(f"{operation}: temperature must be a positive number or a 0-d tensor, got {described(x)}")
-    value = float(x)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{operation}: temperature must be positive and finite, got {x}")
-    return value
+        return _scalar_tensor(operation, "temperature", x, device, "a positive number")
+    return positive(operation, "temperature", x, "a positive number or a 0-d tensor")
 
 
 def scale(operation: str, x: Any, device: torch.device) -> float | Tensor:
-    """Check a scale of scores: a positive finite number, or a 0-d floating-point tensor on `device` (not read back)."""
+    """Check a scale of scores: a positive number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        return _zero_dimensional(operation, "scale", x, device, "a positive number")
-    value = number(operation, "scale", x, 0.0)
-    if not value:
-        raise ValueError(f"{operation}: scale must be positive, got {x}")
-    return value
+        return _scalar_tensor(operation, "scale", x, device, "a positive number")
+    return positive(operation, "scale", x, "a positive number or a 0-d tensor")
 
 
 def permutations(operation: str, x: Any, m: int, n: int, device: torch.device) -> Tensor:
@@ -256,31 +296,46 @@ def readable(x: Tensor) -> bool:
 
 
 def scalar(operation: str, argument: str, x: Any, device: torch.device) -> float | Tensor:
-    """Check a finite number of either sign, or a 0-d floating-point tensor on `device` (not read back)."""
+    """Check a number of either sign, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
-        return _zero_dimensional(operation, argument, x, device, "a number")
+        return _scalar_tensor(operation, argument, x, device, "a number")
     return number(operation, argument, x)
 
 
 def number(operation: str, argument: str, x: Any, minimum: float = -math.inf, maximum: float = math.inf) -> float:
-    """Check a finite Python number in [minimum, maximum]."""
-    if isinstance(x, bool) or not isinstance(x, Real):
-        raise TypeError(f"{operation}: {argument} must be a number, got {described(x)}")
-    value = float(x)
+    """Check a Python number in [minimum, maximum], finite in float32 too."""
+    value = _real(operation, argument, x)
     if not (math.isfinite(value) and minimum <= value <= maximum):
         bound = f" and in [{minimum:g}, {maximum:g}]"
         if maximum == math.inf:
             bound = f" and at least {minimum:g}" if minimum > -math.inf else ""
-        raise ValueError(f"{operation}: {argument} must be finite{bound}, got {x}")
+        raise ValueError(f"{operation}: {argument} must be finite{bound}, got {_written(x)}")
+    if abs(value) > _LARGEST:
+        raise ValueError(
+            f"{operation}: {argument} must be finite in float32, whose largest number is {_LARGEST:.2g}, "
+            f"got {_written(x)}"
+        )
     return value
+
+
+def _real(operation: str, argument: str, x: Any, expected: str = "a number") -> float:
+    """Return a real number as a float, inf where it is beyond one."""
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{operation}: {argument} must be {expected}, got {described(x)}")
+    try:
+        return float(x)
+    except OverflowError:
+        # Of an int or a fraction, whatever its sign.
+        return math.inf
 
 
 def count(operation: str, argument: str, x: Any) -> int:
     """Check a positive int."""
     if isinstance(x, bool) or not isinstance(x, int):
         raise TypeError(f"{operation}: {argument} must be an int, got {described(x)}")
-    if x < 1:
-        raise ValueError(f"{operation}: {argument} must be at least 1, got {x}")
+    if not 1 <= x <= _LARGEST_INT:
+        bound = "at least 1" if x < 1 else "below 2^63"
+        raise ValueError(f"{operation}: {argument} must be {bound}, got {_written(x)}")
     return x
 
 
@@ -293,9 +348,10 @@ def boolean(operation: str, argument: str, x: Any) -> bool:
 
 def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     """Check a name against the valid ones."""
-    if x not in valid:
+    # A tensor or an array, compared with names, is no True or False.
+    if not isinstance(x, str) or x not in valid:
         raise ValueError(f"{operation}: {argument} must be one of {', '.join(map(repr, valid))}, got {described(x)}")
-    return str(x)
+    return x
 
 
 def positives(operation: str, rows: Tensor, columns: Tensor, offset: Any, excluded: bool, symmetric: bool) -> int:
@@ -306,7 +362,7 @@ def positives(operation: str, rows: Tensor, columns: Tensor, offset: Any, exclud
     if offset < 0 or n + offset > n_columns:
         raise ValueError(
             f"{operation}: the positive of row i is column i + offset, so offset must be in [0, N' - N]; "
-            f"got offset {offset}, N = {n} rows and N' = {n_columns} columns"
+            f"got offset {_written(offset)}, N = {n} rows and N' = {n_columns} columns"
         )
     if symmetric and n != n_columns:
         raise ValueError(f"{operation}: symmetric=True needs as many keys as queries, got N = {n} and N' = {n_columns}")
@@ -341,10 +397,46 @@ def smoothing(operation: str, label_smoothing: Any, positive_in_denominator: boo
     return value
 
 
+def standardised(operation: str, count: int) -> None:
+    """Check that there are samples to standardise features over."""
+    if count < 2:
+        raise ValueError(
+            f"{operation}: features are standardised over the batch, which a batch of N = 1 leaves nothing of; "
+            "expected N >= 2, over all processes of a group"
+        )
+
+
 def process_group(operation: str, x: Any) -> None:
     """Check a group of processes of `torch.distributed`."""
     if not (torch.distributed.is_available() and isinstance(x, torch.distributed.ProcessGroup)):
         raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {described(x)}")
+
+
+def alike_in_group(operation: str, x: Tensor, group: torch.distributed.ProcessGroup) -> int:
+    """Check that all processes of a group give a tensor [N, d] of one shape and dtype; return the sum of their N.
+
+    A collective operation, after which all of them raise, or none: of unequal tensors a gather would end the process,
+    or never end.
+    """
+    own = torch.tensor([*x.shape, DTYPES.index(x.dtype)], device=x.device)
+    gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, own, group=group)
+    given: list[list[int]] = torch.stack(gathered).tolist()
+    ranks: dict[str, list[int]] = {}
+    for rank, (n, d, dtype) in enumerate(given):
+        ranks.setdefault(f"[{n}, {d}], {DTYPES[dtype]}", []).append(rank)
+    if len(ranks) > 1:
+        listed = "; ".join(f"{what} on {_ranks(of)}" for what, of in ranks.items())
+        raise ValueError(
+            f"{operation}: embeddings must have one shape and dtype on all processes of the group (drop the last batch "
+            f"where it is smaller), got {listed}"
+        )
+    return sum(n for n, _, _ in given)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:4]))}{more}"
 
 
 def vectors_of_samples(operation: str, argument: str, x: Any) -> list[Tensor]:
@@ -373,7 +465,7 @@ def modality(operation: str, argument: str, x: int | str, names: Sequence[str]) 
     if isinstance(x, str):
         return list(names).index(choice(operation, argument, x, names))
     if not 0 <= x < len(names):
-        raise ValueError(f"{operation}: {argument} must be in [0, {len(names) - 1}], got {x}")
+        raise ValueError(f"{operation}: {argument} must be in [0, {len(names) - 1}], got {_written(x)}")
     return x
 
 

@@ -46,6 +46,10 @@ def _product_of_experts(a, b, c, d, tau, backend=None):
     return torch.stack(F.product_of_experts([a, b], [c, d], backend=backend))
 
 
+def _one_expert(a, b, c, d, tau, backend=None):
+    return torch.stack(F.product_of_experts([a], [b], backend=backend))
+
+
 def _reparameterised(a, b, c, d, tau, backend=None):
     sample, divergence = F.reparameterised_gaussian(a, b, c, backend=backend)
     return torch.cat([sample, divergence[:, None]], 1)
@@ -165,6 +169,7 @@ OPERATIONS: dict[str, Operation] = {
     "gaussian_kl": _gaussian_kl,
     "gaussian_kl, prior": partial(_gaussian_kl, prior=True),
     "product_of_experts": _product_of_experts,
+    "product_of_experts, one": _one_expert,
     "one_vs_all_minimality": _minimality,
     "reparameterised_gaussian": _reparameterised,
     "reparameterised_gaussian, modalities": _reparameterised_modalities,

@@ -1,19 +1,26 @@
 """Errors come early and say what came in."""
 
+import inspect
 import math
 import os
 import subprocess
 import sys
 import threading
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 import mibfast
 from mibfast import functional as F
-from mibfast import losses
+from mibfast import information, losses, nn, omib, train
+from mibfast.nn import fusion
+from mibfast.train import comparison
 
 A, B = torch.randn(6, 4), torch.randn(6, 4)
+SQUARE = A @ A.mT
 BOTH, NEVER = torch.ones(6, 2, dtype=torch.bool), torch.zeros(6, 2, dtype=torch.bool)
 ONCE = torch.arange(6)[:, None].expand(6, 2) == 3
 
@@ -75,13 +82,33 @@ ERRORS = [
     (lambda: F.gaussian_kl(A, B, A[:5], B), ValueError, r"prior_mean must broadcast to the shape of mean"),
     (lambda: F.gaussian_kl(A, B, reduction="avg"), ValueError, r"'none', 'batchmean', 'mean', 'sum', got str 'avg'"),
     (lambda: F.product_of_experts([A, B], [A, B, A]), ValueError, r"as many means as logvars, got 2 and 3"),
+    (
+        lambda: F.reparameterised_gaussian(A, B, A, logvar_bounds=(0.0, 10**49)),
+        ValueError,
+        r"logvar_bounds must be finite in float32",
+    ),
+    (
+        lambda: F.reparameterised_gaussian(A, B, A, logvar_bounds=(Decimal(0), 1.0)),
+        TypeError,
+        r"logvar_bounds must be a number, got Decimal",
+    ),
+    (lambda: F.product_of_experts([], []), ValueError, r"embeddings must hold at least 1 modalities, got 0"),
+    (lambda: F.top_k(A, B, 10**5000), ValueError, r"top_k: k must be below 2\^63, got of more digits"),
+    (lambda: F.info_nce(A, B, offset=10**5000), ValueError, r"got offset of more digits than Python writes, N = 6"),
+    (lambda: F.info_nce(A, B, reduction=torch.ones(2)), ValueError, r"'mean', 'none', got a tensor of shape \[2\]"),
+    (lambda: F.info_nce(A, B, reduction=np.ones(2)), ValueError, r"'mean', 'none', got ndarray"),
+    (lambda: F.mutual_information(SQUARE, "mine", buffer=torch.tensor(0)), ValueError, r"buffer must be a 0-d .*int64"),
     (lambda: F.product_of_experts([A, B], [A[:5], B[:5]]), ValueError, r"means and logvars must have one shape"),
     (lambda: F.ridge_projection(A, B), ValueError, r"basis must be \[\.\.\., K, d\] for a target \[\.\.\., d\]"),
     (lambda: F.ridge_projection(A, A[:, None], ridge="small"), TypeError, r"ridge must be a number, got str 'small'"),
     (lambda: F.projection_score(A, B), ValueError, r"context must be \[Q, K, d\], got a tensor of shape \[6, 4\]"),
     (lambda: F.leave_one_out_projection([A.bool(), B.bool()]), TypeError, r"must be float64, float32, bfloat16"),
-    (lambda: F.symile_info_nce([A, B], 0.0), ValueError, r"symile_info_nce: scale must be positive, got 0.0"),
-    (lambda: F.symile_info_nce([A, B], math.inf), ValueError, r"scale must be finite and at least 0, got inf"),
+    (
+        lambda: F.symile_info_nce([A, B], 0.0),
+        ValueError,
+        r"symile_info_nce: scale must be positive and finite, got 0.0",
+    ),
+    (lambda: F.symile_info_nce([A, B], math.inf), ValueError, r"scale must be positive and finite, got inf"),
     (lambda: F.symile_info_nce([A, B], torch.ones(2)), ValueError, r"scale must be a positive number or a 0-d .*\[2\]"),
     (lambda: F.symile_info_nce([A, B], torch.tensor(1.0, device="meta")), ValueError, r"scale must be on cpu"),
     (lambda: F.symile_info_nce([A] * 5, 1.0), ValueError, r'at most 4 modalities, got 5; use negatives="shuffled"'),
@@ -129,6 +156,8 @@ ERRORS = [
     ),
     (lambda: F.barlow_twins(A, B[:5]), ValueError, r"barlow_twins: a and b must have one shape"),
     (lambda: F.barlow_twins(A, B, -1), ValueError, r"off_diagonal_weight must be finite and at least 0, got -1"),
+    (lambda: F.barlow_twins(A[:1], B[:1]), ValueError, r"barlow_twins: features are standardised .* N = 1 .* N >= 2"),
+    (lambda: losses.BarlowTwinsLoss()([A[:1], B[:1]]), ValueError, r"batch of N = 1 .*expected N >= 2"),
     (lambda: F.barlow_twins(A, B.double()), TypeError, r"barlow_twins: a and b must have one dtype"),
     (
         lambda: F.barlow_twins(A, B, group="world"),
@@ -140,7 +169,7 @@ ERRORS = [
         ValueError,
         r"BarlowTwinsLoss: embeddings must hold exactly 2 .* got 3",
     ),
-    (lambda: losses.SymileLoss(0), ValueError, r"SymileLoss: scale must be positive, got 0"),
+    (lambda: losses.SymileLoss(0), ValueError, r"SymileLoss: scale must be positive and finite, got 0"),
     (lambda: losses.SymileLoss(torch.tensor(1.0)), TypeError, r"SymileLoss: .* learnable_scale=True makes it a param"),
     (lambda: F.gram_volume(A, B), TypeError, r"gram_volume: others must be a sequence of tensors .* got a tensor"),
     (lambda: F.gram_volume(A, []), ValueError, r"gram_volume: others must hold at least 1 tensor, got none"),
@@ -203,10 +232,10 @@ ERRORS = [
     (lambda: F.top_k(A[:, None], B[:, :3], 2, score="symile"), ValueError, r"top_k: query and key must have one last"),
     (lambda: F.top_k(A, B[:0], 1), ValueError, r"top_k: key must not be empty"),
     (lambda: F.top_k(A, B, 1, ridge=-1.0), ValueError, r"top_k: ridge must be finite and at least 0"),
-    (lambda: losses.SigLIPLoss(scale=0), ValueError, r"SigLIPLoss: scale must be positive, got 0"),
+    (lambda: losses.SigLIPLoss(scale=0), ValueError, r"SigLIPLoss: scale must be positive and finite, got 0"),
     (lambda: losses.SigLIPLoss(bias=math.nan), ValueError, r"SigLIPLoss: bias must be finite, got nan"),
     (lambda: losses.SigLIPLoss()([A]), ValueError, r"SigLIPLoss: embeddings must hold at least 2"),
-    (lambda: losses.OVAIBLoss(temperature=0), ValueError, r"OVAIBLoss: temperature must be positive, got 0"),
+    (lambda: losses.OVAIBLoss(temperature=0), ValueError, r"OVAIBLoss: temperature must be positive and finite, got 0"),
     (lambda: losses.OVAIBLoss(beta=-1), ValueError, r"OVAIBLoss: beta must be finite and at least 0, got -1"),
     (lambda: losses.OVAIBLoss(keys="all"), ValueError, r"OVAIBLoss: keys must be one of"),
     (lambda: losses.OVAIBLoss()([A, B[:5]]), ValueError, r"OVAIBLoss: embeddings\[0\] and embeddings\[1\] must have"),
@@ -217,7 +246,7 @@ ERRORS = [
     (
         lambda: losses.LearnedProjectorOVAIBLoss(3, 4, temperature=0),
         ValueError,
-        r"LearnedProjectorOVAIBLoss: temperature must be positive, got 0",
+        r"LearnedProjectorOVAIBLoss: temperature must be positive and finite, got 0",
     ),
     (
         lambda: losses.LearnedProjectorOVAIBLoss(3, 4, beta=-1),
@@ -305,27 +334,6 @@ ERRORS = [
     ),
     (lambda: F.critic_log_mean_exp(A[:1], B[:1]), ValueError, r"critic_log_mean_exp: a batch of N = 1 has no pairs"),
     (lambda: F.critic_log_mean_exp(A, B, clip=0.0), ValueError, r"critic_log_mean_exp: clip must be positive, got 0.0"),
-    (lambda: F.critic_mean_softplus(A, B, positives="False"), TypeError, r"positives must be True or False, got str"),
-    (lambda: F.critic_mean_softplus(A, B, log_mean_exp=1), TypeError, r"log_mean_exp must be True or False, got int 1"),
-    (lambda: F.critic_log_sum_exp(A, B, positive="False"), TypeError, r"positive must be True or False, got str"),
-    (lambda: F.critic_log_sum_exp(A, B, columns="False"), TypeError, r"columns must be True or False, got str"),
-    (lambda: F.critic_softplus(A, B, positive="False"), TypeError, r"positive must be True or False, got str"),
-    (lambda: F.info_nce(A, B, symmetric="False"), TypeError, r"symmetric must be True or False, got str 'False'"),
-    (
-        lambda: F.info_nce(A, B, positive_in_denominator="False"),
-        TypeError,
-        r"positive_in_denominator must be True or False, got str 'False'",
-    ),
-    (
-        lambda: F.one_vs_all_info_nce([A, B, A], positive_in_denominator="False"),
-        TypeError,
-        r"positive_in_denominator must be True or False, got str 'False'",
-    ),
-    (
-        lambda: F.mutual_information(A @ A.mT, "smile", clip_joint="False"),
-        TypeError,
-        r"clip_joint must be True or False, got str 'False'",
-    ),
     (lambda: F.critic_mean_softplus(A, B, clip=1.0), ValueError, r"clip is for log_mean_exp=True, got clip = 1.0"),
     (lambda: F.critic_mean_softplus(A, B, A[0]), ValueError, r"critic_mean_softplus: weight must be None for score"),
     (lambda: F.critic_softplus(A, B, A[0, :3], score="additive"), ValueError, r"weight must have the size 4 .*\[3\]"),
@@ -344,6 +352,208 @@ ERRORS = [
 def test_errors(call, kind, message) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+# Functions by a number that float32 holds with its inverse, and by any other, each argument of each operation.
+POSITIVES = {
+    "info_nce: temperature": lambda x: F.info_nce(A, B, x),
+    "one_vs_all_info_nce: temperature": lambda x: F.one_vs_all_info_nce([A, B], x),
+    "gram_info_nce: temperature": lambda x: F.gram_info_nce(A, [B], x),
+    "triangle_info_nce: temperature": lambda x: F.triangle_info_nce(A, B, A.flip(0), x),
+    "symile_info_nce: scale": lambda x: F.symile_info_nce([A, B], x),
+    "InfoNCELoss: temperature": lambda x: losses.InfoNCELoss(x)(A, B),
+    "PairwiseCLIPLoss: temperature": lambda x: losses.PairwiseCLIPLoss(x)([A, B]),
+    "PairwiseCLIPIBLoss: temperature": lambda x: losses.PairwiseCLIPIBLoss(x)([A, B]),
+    "GRAMLoss: temperature": lambda x: losses.GRAMLoss(x)([A, B]),
+    "TRIANGLELoss: temperature": lambda x: losses.TRIANGLELoss(x)([A, B, A.flip(0)]),
+    "OVAIBLoss: temperature": lambda x: losses.OVAIBLoss(x)([A, B]),
+    "LearnedProjectorOVAIBLoss: temperature": lambda x: losses.LearnedProjectorOVAIBLoss(2, 4, temperature=x)([A, B]),
+    "SymileLoss: scale": lambda x: losses.SymileLoss(x)([A, B]),
+    "SigLIPLoss: scale": lambda x: losses.SigLIPLoss(x)([A, B]),
+    "CosineCritic: temperature": lambda x: information.CosineCritic(x)(A, B),
+}
+NUMBERS = {
+    "siglip: scale": lambda x: F.siglip(A, B, x),
+    "siglip: bias": lambda x: F.siglip(A, B, bias=x),
+    "one_vs_all_info_nce: ridge": lambda x: F.one_vs_all_info_nce([A, B], ridge=x),
+    "projection_score: ridge": lambda x: F.projection_score(A, A[:, None], x),
+    "ridge_projection: ridge": lambda x: F.ridge_projection(A, A[:, None], x),
+    "leave_one_out_projection: ridge": lambda x: F.leave_one_out_projection([A, B], x),
+    "top_k: ridge": lambda x: F.top_k(A[:, None], B, 2, score="ridge_projection", ridge=x)[0],
+    "barlow_twins: off_diagonal_weight": lambda x: F.barlow_twins(A, B, x),
+    "info_nce: label_smoothing": lambda x: F.info_nce(A, B, label_smoothing=x),
+    "gram_info_nce: label_smoothing": lambda x: F.gram_info_nce(A, [B], label_smoothing=x),
+    "triangle_info_nce: label_smoothing": lambda x: F.triangle_info_nce(A, B, A, label_smoothing=x),
+    "critic_log_sum_exp: clip": lambda x: F.critic_log_sum_exp(A, B, clip=x)[1],
+    "critic_log_mean_exp: clip": lambda x: F.critic_log_mean_exp(A, B, clip=x),
+    "critic_mean_softplus: clip": lambda x: F.critic_mean_softplus(A, B, log_mean_exp=True, clip=x)[1],
+    "mutual_information: clip": lambda x: F.mutual_information(SQUARE, "smile", clip=x),
+    "mutual_information: momentum": lambda x: F.mutual_information(SQUARE, "mine", momentum=x),
+    "OVAIBLoss: ridge": lambda x: losses.OVAIBLoss(ridge=x)([A, B]),
+    "OVAIBLoss: beta": lambda x: losses.OVAIBLoss(beta=x)([A, B]),
+    "LearnedProjectorOVAIBLoss: beta": lambda x: losses.LearnedProjectorOVAIBLoss(2, 4, beta=x)([A, B]),
+    "PairwiseCLIPIBLoss: beta": lambda x: losses.PairwiseCLIPIBLoss(beta=x)([A, B]),
+    "BarlowTwinsLoss: off_diagonal_weight": lambda x: losses.BarlowTwinsLoss(x)([A, B]),
+    "InfoNCELoss: label_smoothing": lambda x: losses.InfoNCELoss(label_smoothing=x)(A, B),
+    "GRAMLoss: label_smoothing": lambda x: losses.GRAMLoss(label_smoothing=x)([A, B]),
+    "SigLIPLoss: bias": lambda x: losses.SigLIPLoss(bias=x)([A, B]),
+    "MutualInformation: clip": lambda x: information.MutualInformation(information.CosineCritic(), clip=x)(A, B),
+    "MutualInformation: momentum": lambda x: information.MutualInformation(
+        information.CosineCritic(), "mine", momentum=x
+    )(A, B),
+    "omf_loss: beta": lambda x: omib.omf_loss(A[0, 0], [A[0, 1], A[0, 2]], None, x),
+    "anomaly_threshold: quantile": lambda x: omib.anomaly_threshold([1.0, 2.0, 4.0], x),
+    "beta_bounds: entropies[0]": lambda x: omib.beta_bounds([x, x], {(0, 1): 0.0})[0],
+    "MLPEncoder: dropout": lambda x: nn.MLPEncoder(3, dropout=x).layers[2].p,
+}
+TOO_LARGE = [10**49, 10**400, 10**5000, 1e49, math.inf, Fraction(10**5000, 3)]
+NO_NUMBERS = [True, np.True_, "0.1", Decimal("0.1"), 0.1j, [0.1], np.array(0.1), b"1"]
+
+
+def _refused(call, name, given) -> None:
+    """An error of one line that names the operation and the argument."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(given)
+    text = str(caught.value)
+    assert text.startswith(f"{name} must be "), text
+    assert "\n" not in text
+    assert len(text) < 250
+
+
+@pytest.mark.parametrize("name", [*POSITIVES, *NUMBERS])
+def test_what_is_no_number_or_none_that_float32_holds_is_refused(name) -> None:
+    call = (POSITIVES | NUMBERS)[name]
+    for given in (*TOO_LARGE, *NO_NUMBERS, math.nan, -math.inf, -(10**400)):
+        _refused(call, name, given)
+
+
+@pytest.mark.parametrize("name", POSITIVES)
+def test_what_float32_does_not_hold_the_inverse_of_is_refused(name) -> None:
+    for given in (0, -1, 1e-300, 1e-40, 1e38, Fraction(1, 10**400)):
+        _refused(POSITIVES[name], name, given)
+
+
+@pytest.mark.parametrize("name", [*POSITIVES, *NUMBERS])
+def test_any_real_number_is_a_number(name) -> None:
+    call = (POSITIVES | NUMBERS)[name]
+    torch.manual_seed(0)
+    expected = torch.as_tensor(call(0.5))
+    for given in (Fraction(1, 2), np.float32(0.5), np.float64(0.5), np.float16(0.5)):
+        torch.manual_seed(0)
+        torch.testing.assert_close(torch.as_tensor(call(given)), expected, rtol=0, atol=0)
+
+
+# Arguments that are 0-d tensors.
+SCALARS = {
+    "info_nce: temperature": lambda x, **options: F.info_nce(A, B, x, **options),
+    "one_vs_all_info_nce: temperature": lambda x, **options: F.one_vs_all_info_nce([A, B], x, **options),
+    "gram_info_nce: temperature": lambda x, **options: F.gram_info_nce(A, [B], x, **options),
+    "triangle_info_nce: temperature": lambda x, **options: F.triangle_info_nce(A, B, A.flip(0), x, **options),
+    "symile_info_nce: scale": lambda x, **options: F.symile_info_nce([A, B, A.flip(0)], x, **options),
+    "symile_info_nce, two: scale": lambda x, **options: F.symile_info_nce([A, B], x, **options),
+    "siglip: scale": lambda x, **options: F.siglip(A, B, x, **options),
+    "siglip: bias": lambda x, **options: F.siglip(A, B, bias=x, **options),
+    "critic_softplus: bias": lambda x, **options: F.critic_softplus(A, B, A[0], x, score="additive", **options)[
+        0
+    ].sum(),
+    "critic_log_mean_exp: bias": lambda x, **options: F.critic_log_mean_exp(A, B, A[0], x, score="additive", **options),
+    "omf_loss: task_loss": lambda x, backend: omib.omf_loss(x, [A[0, 0]], None, 0.5),
+    "omf_loss: divergences": lambda x, backend: omib.omf_loss(A[0, 0], [x, A[0, :1]], A[0, :1].abs(), 0.5),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_tensor_of_one_number_is_a_scalar_and_gets_its_gradient_in_its_shape(name, backend) -> None:
+    scalar, vector = (torch.full(shape, 0.7, requires_grad=True) for shape in ((), (1,)))
+    expected, found = (SCALARS[name](x, backend=backend) for x in (scalar, vector))
+    assert found.shape == ()
+    assert torch.equal(found, expected)
+    expected.backward()
+    found.backward()
+    assert vector.grad.shape == (1,)
+    assert torch.equal(vector.grad[0], scalar.grad)
+
+
+def test_a_moving_average_of_shape_1_moves() -> None:
+    averages = [torch.zeros(()), torch.zeros(1)]
+    values = [F.mutual_information(SQUARE, "mine", buffer=average) for average in averages]
+    assert values[1].shape == ()
+    assert torch.equal(*values)
+    assert averages[1].shape == (1,)
+    assert averages[1] == averages[0] != 0
+
+
+# Every argument that is True or False, of functions; those of modules are found by their constructors.
+FLAGS = {
+    "info_nce: symmetric": lambda x: F.info_nce(A, B, symmetric=x),
+    "info_nce: positive_in_denominator": lambda x: F.info_nce(A, B, positive_in_denominator=x),
+    "one_vs_all_info_nce: positive_in_denominator": lambda x: F.one_vs_all_info_nce([A, B], positive_in_denominator=x),
+    "triangle_area: squared": lambda x: F.triangle_area(A, B, A, squared=x),
+    "triangle_info_nce: squared": lambda x: F.triangle_info_nce(A, B, A, squared=x),
+    "critic_log_sum_exp: positive": lambda x: F.critic_log_sum_exp(A, B, positive=x),
+    "critic_log_sum_exp: columns": lambda x: F.critic_log_sum_exp(A, B, columns=x),
+    "critic_softplus: positive": lambda x: F.critic_softplus(A, B, positive=x),
+    "critic_mean_softplus: positives": lambda x: F.critic_mean_softplus(A, B, positives=x),
+    "critic_mean_softplus: log_mean_exp": lambda x: F.critic_mean_softplus(A, B, log_mean_exp=x),
+    "mutual_information: clip_joint": lambda x: F.mutual_information(SQUARE, "smile", clip_joint=x),
+    "reconstruction: scale_invariant": lambda x: fusion.losses.reconstruction(A, B, scale_invariant=x),
+    "self_distillation: released": lambda x: fusion.losses.self_distillation(A, B, released=x),
+    "fit: resume": lambda x: train.fit("ova-ib", "digits", resume=x),
+    "fit: pictures": lambda x: train.fit("ova-ib", "digits", pictures=x),
+    "fit: progress": lambda x: train.fit("ova-ib", "digits", progress=x),
+    "compare: tune": lambda x: comparison.compare(["ova-ib"], "digits", "nowhere", tune=x),
+    "compare: progress": lambda x: comparison.compare(["ova-ib"], "digits", "nowhere", progress=x),
+    "evaluate: retrieval": lambda x: train.evaluate([], retrieval=x),
+    "evaluate: progress": lambda x: train.evaluate([], progress=x),
+    "open_run: whole": lambda x: train.open_run("nowhere", whole=x),
+}
+ENCODERS = {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
+FLAGGED_MODULES = {
+    "CosineCritic": information.CosineCritic,
+    "MLPEncoder": lambda **flag: nn.MLPEncoder(3, **flag),
+    "CrossAttention": lambda **flag: omib.CrossAttention(2, 4, **flag),
+    "DMIB": lambda **flag: fusion.DMIB(ENCODERS, 4, fusion.Classification(2), **flag),
+    "OMIB": lambda **flag: omib.OMIB(ENCODERS, 4, fusion.Classification(2), **flag),
+    **{name: getattr(losses, name) for name in losses.__all__ if name.endswith("Loss") and "Projector" not in name},
+    "LearnedProjectorOVAIBLoss": lambda **flag: losses.LearnedProjectorOVAIBLoss(2, 4, **flag),
+}
+
+
+def _flags(name) -> list[str]:
+    kind = next(getattr(place, name) for place in (losses, information, nn, fusion, omib) if hasattr(place, name))
+    return [each.name for each in inspect.signature(kind).parameters.values() if isinstance(each.default, bool)]
+
+
+FLAGS |= {
+    f"{name}: {flag}": lambda x, make=make, flag=flag: make(**{flag: x})
+    for name, make in FLAGGED_MODULES.items()
+    for flag in _flags(name)
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_what_is_true_or_false_is_nothing_else(name) -> None:
+    for given in ("False", "", 0, 1, None, np.True_, torch.tensor(True), torch.tensor([True, False]), [True]):
+        _refused(FLAGS[name], name, given)
+
+
+def test_every_flag_of_a_function_is_tested() -> None:
+    named = set(FLAGS)
+    for function in (
+        *(getattr(F, name) for name in F.__all__),
+        *(getattr(fusion.losses, n) for n in fusion.losses.__all__),
+    ):
+        for each in inspect.signature(function).parameters.values():
+            assert not isinstance(each.default, bool) or f"{function.__name__}: {each.name}" in named
+
+
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("Loss") and name != "InfoNCELoss"])
+def test_who_gives_two_tensors_is_told_to_give_a_list(name) -> None:
+    kind = getattr(losses, name)
+    loss = kind(2, 4) if "Projector" in name else kind()
+    with pytest.raises(TypeError, match=rf"{name}: embeddings are one argument, as in loss\(\[a, b\]\); got two"):
+        loss(A, B)
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])

@@ -106,15 +106,21 @@ def _process(rank: int, processes: int, port: int, shape: tuple[int, int], folde
         dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+GROUPS = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
+
+
+@GROUPS
 @pytest.mark.parametrize("shape", [(8, 12), (20, 6)])
 def test_a_gathered_batch_has_the_gradient_of_a_single_process(shape, tmp_path) -> None:
     """Under the mean over processes that DistributedDataParallel takes, with different data on each."""
     processes = 2
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (processes, port, shape, str(tmp_path)), nprocs=processes)
+    mp.spawn(_process, (processes, _free_port(), shape, str(tmp_path)), nprocs=processes)
     torch.manual_seed(0)
     model, batch = torch.nn.Linear(shape[1], shape[1], dtype=torch.float64), _batch(*shape)
     expected = F.barlow_twins(*model(batch), 0.2)
@@ -128,3 +134,45 @@ def test_a_gathered_batch_has_the_gradient_of_a_single_process(shape, tmp_path) 
             torch.testing.assert_close(found, parameter.grad, rtol=1e-9, atol=1e-12)
         # Before the mean, each process has the gradient of its own rows as often as there are processes.
         torch.testing.assert_close(own / processes, whole.grad.chunk(processes, 1)[rank], rtol=1e-9, atol=1e-12)
+
+
+UNEQUAL = {
+    "rows": ([9, 6, torch.float64], [7, 6, torch.float64], ["[9, 6], torch.float64 on rank 0", "[7, 6]"]),
+    "features": ([8, 6, torch.float64], [8, 5, torch.float64], ["[8, 6], torch.float64 on rank 0", "[8, 5]"]),
+    "dtypes": ([8, 6, torch.float64], [8, 6, torch.float32], ["torch.float64 on rank 0", "torch.float32 on rank 1"]),
+    "one sample": ([1, 6, torch.float64], [1, 6, torch.float64], None),
+}
+
+
+def _unequal_process(rank: int, port: int, folder: str) -> None:
+    """All in one group, one after the other: it goes on after what was refused."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = {}
+    try:
+        for name, shapes in UNEQUAL.items():
+            n, d, dtype = shapes[rank]
+            z = torch.linspace(-1, 1 + rank, n * d, dtype=dtype).view(n, d).requires_grad_()
+            try:
+                loss = losses.BarlowTwinsLoss(group=dist.group.WORLD)([z, z.detach().flip(0)])
+                loss.backward()
+                found[name] = loss.item()
+            except ValueError as error:
+                found[name] = str(error)
+        torch.save(found, f"{folder}/{rank}")
+    finally:
+        dist.destroy_process_group()
+
+
+@GROUPS
+def test_unequal_batches_are_refused_on_every_process(tmp_path) -> None:
+    """And one sample on each of two processes is a batch of two."""
+    mp.spawn(_unequal_process, (_free_port(), str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / str(rank)) for rank in range(2)]
+    for name, (*_, expected) in UNEQUAL.items():
+        assert found[0][name] == found[1][name]
+        if expected is None:
+            assert math.isfinite(found[0][name])
+        else:
+            assert all(part in found[0][name] for part in expected), found[0][name]

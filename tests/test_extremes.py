@@ -167,6 +167,75 @@ def test_nearly_aligned_modalities_align_in_float32(keys) -> None:
     assert abs(F.one_vs_all_info_nce(views, keys=keys).item() - truth.item()) < 2e-3
 
 
+EVERY_BACKEND = pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=interpreted)])
+DIVERGENCES = {
+    "gaussian_kl": lambda mean, logvar, **options: F.gaussian_kl(mean, logvar, reduction="none", **options),
+    "gaussian_kl, prior": lambda mean, logvar, **options: F.gaussian_kl(
+        mean + 0.5, logvar - 20, torch.full_like(mean, 0.5), torch.full_like(mean, -20.0), reduction="none", **options
+    ),
+    "reparameterised_gaussian": lambda mean, logvar, **options: F.reparameterised_gaussian(
+        mean, logvar, torch.zeros_like(mean), **options
+    )[1],
+    "reparameterised_gaussian, modalities": lambda mean, logvar, **options: F.reparameterised_gaussian(
+        [mean, mean], [logvar, logvar / 2], [torch.zeros_like(mean)] * 2, **options
+    )[1][0],
+}
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_overflow_where_they_are_beyond_float32_and_not_before(name, backend) -> None:
+    """Float64 rounded to float32, in value and gradient, up to the limit and beyond it; in sums over d, too."""
+    divergence = DIVERGENCES[name]
+    logvar = torch.linspace(87.0, 91.0, 41, dtype=torch.float64)[:, None].repeat(1, 3)
+    logvar[:, 1] -= 1.0
+    logvar[:, 2] = torch.arange(41) % 5
+    wide = logvar.float().double().requires_grad_()
+    narrow = wide.detach().float().requires_grad_()
+    truth = divergence(torch.ones_like(wide), wide, backend="reference")
+    found = divergence(torch.ones_like(narrow), narrow, backend=backend)
+    assert 0 < found.isinf().sum() < len(found)
+    torch.testing.assert_close(found, truth.float(), rtol=2e-5, atol=0)
+    (exact,), (gradient,) = (torch.autograd.grad(x.sum(), leaf) for x, leaf in ((truth, wide), (found, narrow)))
+    torch.testing.assert_close(gradient, exact.float(), rtol=2e-5, atol=2e-7)
+    # The same of means.
+    wide = torch.linspace(1.7e19, 2.8e19, 34)[:, None].double()
+    found, truth = (
+        divergence(x, torch.zeros_like(x), **options)
+        for x, options in (
+            (wide.float(), {"backend": backend}),
+            (wide, {"backend": "reference"}),
+        )
+    )
+    assert name == "gaussian_kl, prior" or 0 < found.isinf().sum() < len(found)
+    torch.testing.assert_close(found, truth.float(), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=interpreted)])
+def test_a_prior_so_narrow_that_its_precision_is_beyond_float32(backend) -> None:
+    """Times the square of a small distance, or of none, it is not."""
+    mean = torch.tensor([[1e-10, 0.0, 1.0]], requires_grad=True)
+    narrow = [mean, torch.full((1, 3), -100.0), torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), -100.0)]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    narrow = [x.detach().requires_grad_() for x in narrow]
+    truth = F.gaussian_kl(*wide, reduction="none", backend="reference")
+    found = F.gaussian_kl(*narrow, reduction="none", backend=backend)
+    torch.testing.assert_close(found, truth.float(), rtol=2e-5, atol=0)
+    pairs = zip(torch.autograd.grad(found.sum(), narrow), torch.autograd.grad(truth.sum(), wide), strict=True)
+    for gradient, exact in pairs:
+        torch.testing.assert_close(gradient, exact.float(), rtol=2e-5, atol=0)
+
+
+@EVERY_BACKEND
+def test_a_divergence_without_a_gradient_leaves_that_of_the_sample_where_it_is_infinite(backend) -> None:
+    leaves = [torch.full((2, 3), value, requires_grad=True) for value in (0.0, 100.0, 1.0)]
+    sample, divergence = F.reparameterised_gaussian(*leaves, backend=backend)
+    assert divergence.isinf().all()
+    expected = torch.autograd.grad(F.reparameterised_gaussian(*leaves, backend="reference")[0].sum(), leaves)
+    for gradient, truth in zip(torch.autograd.grad(sample.sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=2e-5, atol=0)
+
+
 def test_minimality_of_nearly_equal_modalities_does_not_cancel() -> None:
     common = torch.randn(50, 64, dtype=torch.float64)
     views = [(common + 1e-4 * torch.randn(50, 64, dtype=torch.float64)).float() for _ in range(3)]

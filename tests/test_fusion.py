@@ -551,6 +551,9 @@ def test_what_does_not_fit_is_refused(method) -> None:
         narrow(views(2))
     with pytest.raises(TypeError, match=re.escape("Classification: target must be int64 of shape [7]")):
         model.terms(views(7), torch.zeros(7))
+    # PyTorch leaves such a sample out, with a loss of 0.
+    with pytest.raises(IndexError, match="-100"):
+        model.terms(views(7), torch.full((7,), -100))
 
 
 @pytest.mark.parametrize("method", METHODS)

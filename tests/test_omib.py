@@ -163,6 +163,71 @@ def test_svdd_loss_of_the_golden() -> None:
         omib.svdd_loss(prediction, torch.zeros(4, dtype=torch.float64))
 
 
+S, H = torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: omib.omf_loss(1.0, [S], None, 0.1), TypeError, r"task_loss must be a 0-d .* got float 1.0"),
+        (lambda: omib.omf_loss(S, S, None, 0.1), TypeError, r"divergences must be a sequence .* got a tensor"),
+        (
+            lambda: omib.omf_loss(S, [], None, 0.1),
+            TypeError,
+            r"divergences must be a sequence .* one at least, got list",
+        ),
+        (lambda: omib.omf_loss(S, [S, S.expand(2)], None, 0.1), TypeError, r"divergences\[1\] must be a 0-d .*\[2\]"),
+        (lambda: omib.omf_loss(S, [S, S.int()], None, 0.1), TypeError, r"divergences\[1\] must be a 0-d .*int32"),
+        (lambda: omib.omf_loss(S, [S, S.double()], None, 0.1), TypeError, r"must have one dtype, .*float32.*float64"),
+        (lambda: omib.omf_loss(S, [S.to("meta")], None, 0.1), ValueError, r"must be on one device"),
+        (lambda: omib.omf_loss(S, [S, S], [0.5], 0.1), TypeError, r"weights must be a tensor \[M-1\], got list"),
+        (lambda: omib.omf_loss(S, [S, S], torch.ones(2), 0.1), ValueError, r"weights must have the size 1 .*\[2\]"),
+        (lambda: omib.omf_loss(S, [S, S], torch.ones(1).double(), 0.1), TypeError, r"weights must have one dtype"),
+        (lambda: omib.omf_loss(S, [S, S], None, -0.1), ValueError, r"beta must be finite and at least 0, got -0.1"),
+        (
+            lambda: omib.svdd_loss(S, S),
+            ValueError,
+            r"svdd_loss: prediction must be \[N, d\], got a tensor of shape \[\]",
+        ),
+        (lambda: omib.svdd_loss(H.expand(2, 2), S.expand(2)), TypeError, r"prediction and center must have one dtype"),
+        (lambda: omib.collapse_risks([S]), TypeError, r"collapse_risks: module must be an nn.Module, got list"),
+    ],
+)
+def test_losses_refuse(call, kind, message) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_the_loss_of_the_fusion_in_float16_is_formed_in_float32() -> None:
+    loss = omib.omf_loss(60000 * H, [60000 * H, 60000 * H], H.expand(1), 1.0)
+    assert loss.dtype == torch.float32
+    assert loss == 180000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_losses_of_shorter_dtypes_are_formed_in_float32(dtype) -> None:
+    """Squares of float16 overflow from 256 on; every difference here is exact."""
+    prediction = torch.full((4, 5), 300.0, dtype=dtype, requires_grad=True)
+    reference = torch.zeros(4, 5, dtype=dtype)
+    regression, classification, anomalies = fusion.Regression(5), fusion.Classification(5), fusion.AnomalyDetection(5)
+    anomalies.to(dtype).set_center(reference + 1)
+    found = {
+        "svdd_loss": (omib.svdd_loss(prediction, reference[0]), 450000),
+        "regression": (regression.loss(prediction, reference).mean(), 450000),
+        "divergence of regression": (regression.divergence(prediction, reference).mean(), 225000),
+        "anomalies": (anomalies.loss(prediction).mean(), 5 * 299**2),
+        "divergence of anomalies": (anomalies.divergence(prediction, reference).mean(), 225000),
+        "classification": (classification.loss(prediction, torch.zeros(4).long()).mean(), math.log(5)),
+        "divergence of classification": (classification.divergence(prediction, reference).mean(), 0),
+    }
+    for name, (value, expected) in found.items():
+        assert value.dtype == torch.float32, name
+        assert abs(value.item() - expected) <= 1e-6 * max(1, expected), name
+    (gradient,) = torch.autograd.grad(found["svdd_loss"][0], prediction)
+    assert gradient.dtype == dtype
+    assert (gradient == 150).all()
+
+
 # --- the bounds of beta
 
 

@@ -22,7 +22,13 @@ pytest.importorskip("triton")
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 
-ELEMENTWISE = ["gaussian_kl", "gaussian_kl, prior", "product_of_experts", "one_vs_all_minimality"]
+ELEMENTWISE = [
+    "gaussian_kl",
+    "gaussian_kl, prior",
+    "product_of_experts",
+    "product_of_experts, one",
+    "one_vs_all_minimality",
+]
 FUSION = ["reparameterised_gaussian", "reparameterised_gaussian, modalities", "token_attention"]
 PROJECTIONS = [
     "ridge_projection",

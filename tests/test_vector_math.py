@@ -26,11 +26,38 @@ def test_exponentials(dtype, tolerance) -> None:
     x = RANGE.astype(dtype)
     wide = x.astype(np.float64)
     assert np.allclose(_applied(numba.njit(lambda x: vector_math.exp(x)), x), np.exp(wide), rtol=tolerance, atol=0)
-    found = _applied(numba.njit(lambda x: vector_math.expm1(x)), x)
-    assert np.allclose(found, np.expm1(wide), rtol=2 * tolerance, atol=0)
-    found = _applied(numba.njit(lambda x: vector_math.expm1_minus_x(x)), x)
+    below = x[x <= 0]
+    found = _applied(numba.njit(lambda x: vector_math.exp_of_negative(x)), below)
+    assert np.allclose(found, np.exp(below.astype(np.float64)), rtol=tolerance, atol=0)
+    found = _applied(numba.njit(lambda x: vector_math.half_expm1(x)), x)
+    assert np.allclose(2 * found.astype(np.float64), np.expm1(wide), rtol=2 * tolerance, atol=0)
+    found = _applied(numba.njit(lambda x: vector_math.half_expm1_minus_x(x)), x)
     # expm1 in float64 leaves 1e-16 of x.
-    assert np.allclose(found, np.expm1(wide) - wide, rtol=20 * tolerance, atol=1e-15)
+    assert np.allclose(2 * found.astype(np.float64), np.expm1(wide) - wide, rtol=20 * tolerance, atol=1e-15)
+
+
+NEAR_THE_LARGEST_EXPONENTIAL = np.concatenate([np.linspace(88, 90, 4001), [100.0, 1e4, 1e30]]).astype(np.float32)
+NEAR_THE_LARGEST_SQUARE = np.concatenate([np.linspace(1.8e19, 3e19, 4001), [1e30]]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("exp", np.exp),
+        ("half_square", lambda x: 0.5 * x * x),
+        ("half_expm1", lambda x: 0.5 * np.expm1(x)),
+        ("half_expm1_minus_x", lambda x: 0.5 * (np.expm1(x) - x)),
+    ],
+)
+def test_overflow_is_infinite_where_it_is_beyond_float32_and_not_before(name, truth) -> None:
+    x = NEAR_THE_LARGEST_SQUARE if name == "half_square" else NEAR_THE_LARGEST_EXPONENTIAL
+    function = getattr(vector_math, name)
+    found = _applied(numba.njit(lambda x: function(x)), x)
+    with np.errstate(over="ignore"):
+        expected = truth(x.astype(np.float64)).astype(np.float32)
+    assert np.array_equal(np.isinf(found), np.isinf(expected))
+    assert np.isinf(found).any()
+    assert np.allclose(found, expected, rtol=4e-7, atol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 5e-7), (np.float64, 1e-14)])
@@ -56,16 +83,16 @@ def test_weights_reach_further_down_than_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["exp", "expm1", "expm1_minus_x", "exp_weight"])
+@pytest.mark.parametrize("name", ["exp", "exp_of_negative", "half_expm1", "half_expm1_minus_x", "exp_weight"])
 def test_ends_and_nan(name, dtype) -> None:
     function = getattr(vector_math, name)
     found = _applied(numba.njit(lambda x: function(x)), np.array([np.nan, -np.inf, -1e4], dtype))
     assert np.isnan(found[0])
     assert not np.isnan(found[2])
-    if name in ("exp", "exp_weight"):
+    if name in ("exp", "exp_of_negative", "exp_weight"):
         assert 0 <= found[1] < 1e-29
-    if name == "expm1":
-        assert found[1] == -1
+    if name == "half_expm1":
+        assert found[1] == -0.5
 
 
 def test_maximum_loses_nan() -> None:

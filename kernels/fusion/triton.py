@@ -27,8 +27,8 @@ from mibfast.kernels.launch_configuration import elementwise_tile, on_device_of,
 from mibfast.kernels.rows_triton import (
     accumulation_dtype,
     constants,
-    expm1,
-    expm1_minus_x,
+    half_expm1,
+    half_expm1_minus_x,
     load,
     matrices_of,
     row_strides,
@@ -71,8 +71,8 @@ def _samples(
             noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
             tl.store(samples + (row * M + m) * D + column, mean + tl.exp(0.5 * logvar) * noise, mask=inside)
             # Where there is nothing a bound may have lifted the log-variance from 0.
-            total += tl.where(inside, mean * mean + expm1_minus_x(logvar), 0.0)
-        tl.store(divergences + m * N + row, 0.5 * tl.sum(total, 1, keep_dims=True), mask=there)
+            total += tl.where(inside, 0.5 * mean * mean + half_expm1_minus_x(logvar), 0.0)
+        tl.store(divergences + m * N + row, tl.sum(total, 1, keep_dims=True), mask=there)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -107,7 +107,8 @@ def _samples_backward(
         noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
         logvar = _clamped(given, LOW, HIGH)
         of_noise = g * tl.exp(0.5 * logvar)
-        gradient = 0.5 * (of_noise * noise + h * expm1(logvar))
+        # A divergence that nothing is made of, h = 0, adds nothing where it is infinite.
+        gradient = 0.5 * of_noise * noise + tl.where(h == 0.0, 0.0, h * half_expm1(logvar))
         lost = ((given < LOW) & (gradient > 0.0)) | ((given > HIGH) & (gradient < 0.0))
         tl.store(gradients[m] + to, g + h * mean, mask=inside)
         tl.store(gradients[M + m] + to, tl.where(lost, 0.0, gradient), mask=inside)

@@ -22,12 +22,16 @@ from torch import Tensor
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.row_addresses import RowAddresses, row_at
-from mibfast.kernels.vector_math import exp, expm1, expm1_minus_x
+from mibfast.kernels.vector_math import exp, exp_of_negative, half_expm1, half_expm1_minus_x, half_square
 
 # Numbers a slot, at least: 20 microseconds of work.
 _GRAIN = 32768
 # Sums within a row are float32 in pieces of this length, float64 over them.
 _PIECE = 2048
+
+
+# Terms are halved, and a distance is multiplied with the square root of a precision, before anything is summed or
+# squared: a divergence overflows where it is beyond the dtype, not where twice it or a part of it is.
 
 
 @inline
@@ -37,21 +41,21 @@ def _standard_terms(mean: Any, logvar: Any) -> float:
         mu, lv = mean[start : start + _PIECE], logvar[start : start + _PIECE]
         partial = mean.dtype.type(0.0)
         for j in range(mu.size):
-            partial += mu[j] * mu[j] + expm1_minus_x(lv[j])
+            partial += half_square(mu[j]) + half_expm1_minus_x(lv[j])
         total += partial
     return total
 
 
 @inline
 def _prior_terms(mean: Any, logvar: Any, prior_mean: Any, prior_logvar: Any) -> float:
-    total = 0.0
+    total, half = 0.0, mean.dtype.type(0.5)
     for start in range(0, mean.size, _PIECE):
         mu, lv = mean[start : start + _PIECE], logvar[start : start + _PIECE]
         prior_mu, prior_lv = prior_mean[start : start + _PIECE], prior_logvar[start : start + _PIECE]
         partial = mean.dtype.type(0.0)
         for j in range(mu.size):
-            distance = mu[j] - prior_mu[j]
-            partial += distance * distance * exp(-prior_lv[j]) + expm1_minus_x(lv[j] - prior_lv[j])
+            distance = (mu[j] - prior_mu[j]) * exp(-half * prior_lv[j])
+            partial += half_square(distance) + half_expm1_minus_x(lv[j] - prior_lv[j])
         total += partial
     return total
 
@@ -62,11 +66,11 @@ def _kl(addresses: Any, strides: Any, begin: int, end: int, d: int, out: Any) ->
         mean = row_at(addresses[0], i, strides[0], d, out)
         logvar = row_at(addresses[1], i, strides[1], d, out)
         if addresses.size == 2:
-            out[i] = 0.5 * _standard_terms(mean, logvar)
+            out[i] = _standard_terms(mean, logvar)
         else:
             prior_mean = row_at(addresses[2], i, strides[2], d, out)
             prior_logvar = row_at(addresses[3], i, strides[3], d, out)
-            out[i] = 0.5 * _prior_terms(mean, logvar, prior_mean, prior_logvar)
+            out[i] = _prior_terms(mean, logvar, prior_mean, prior_logvar)
 
 
 @kernel
@@ -83,20 +87,21 @@ def _kl_backward(addresses: Any, strides: Any, begin: int, end: int, d: int, ups
             for j in range(d):
                 d_mean[j] = g * mean[j]
             for j in range(d):
-                d_logvar[j] = half * g * expm1(logvar[j])
+                d_logvar[j] = g * half_expm1(logvar[j])
         else:
             prior_mean = row_at(addresses[2], i, strides[2], d, upstream)
             prior_logvar = row_at(addresses[3], i, strides[3], d, upstream)
             d_prior_mean = row_at(gradients[2], i, d, d, upstream)
             d_prior_logvar = row_at(gradients[3], i, d, d, upstream)
             for j in range(d):
-                d_logvar[j] = half * g * expm1(logvar[j] - prior_logvar[j])
+                d_logvar[j] = g * half_expm1(logvar[j] - prior_logvar[j])
             for j in range(d):
-                distance = mean[j] - prior_mean[j]
-                scaled = g * distance * exp(-prior_logvar[j])
+                root = exp(-half * prior_logvar[j])
+                distance = (mean[j] - prior_mean[j]) * root
+                scaled = g * distance * root
                 d_mean[j] = scaled
                 d_prior_mean[j] = -scaled
-                d_prior_logvar[j] = -d_logvar[j] - half * scaled * distance
+                d_prior_logvar[j] = -d_logvar[j] - g * half_square(distance)
 
 
 @kernel
@@ -147,7 +152,7 @@ def _product_backward(
             d_mu = row_at(gradients[k], i, d, d, product_mean)
             d_lv = row_at(gradients[m + k], i, d, d, product_mean)
             for j in range(d):
-                weight = exp(logvar[j] - lv[j])
+                weight = exp_of_negative(logvar[j] - lv[j])
                 d_mu[j] = weight * g[j]
                 d_lv[j] = weight * (h[j] - g[j] * (mu[j] - mean[j]))
 

@@ -13,8 +13,8 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
     if prior_mean is None or prior_logvar is None:
         return 0.5 * (mean * mean + torch.expm1(logvar) - logvar).sum(-1)
     difference = logvar - prior_logvar
-    scaled = (mean - prior_mean) ** 2 * torch.exp(-prior_logvar)
-    return 0.5 * (scaled + torch.expm1(difference) - difference).sum(-1)
+    distance = (mean - prior_mean) * torch.exp(-0.5 * prior_logvar)
+    return 0.5 * (distance * distance + torch.expm1(difference) - difference).sum(-1)
 
 
 def product_of_experts(means: Tensor, logvars: Tensor) -> tuple[Tensor, Tensor]:

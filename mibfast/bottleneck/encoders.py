@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 
 
-class GaussianEncoder(nn.Module):
+class GaussianEncoder(ResettableModule):
     """A perceptron with two heads, the mean and the log-variance of a diagonal Gaussian: DVMIB's encoder.
 
     Parameters
@@ -54,7 +55,7 @@ class GaussianEncoder(nn.Module):
         return self.mean(hidden), self.logvar(hidden)
 
 
-class GaussianHeads(nn.Module):
+class GaussianHeads(ResettableModule):
     """Mean and log-variance of a diagonal Gaussian, each a linear layer on what any network returns.
 
     Parameters

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import InputError
+from mibfast._modules import ResettableModule
 from mibfast.bottleneck.likelihoods import LIKELIHOODS
 from mibfast.information import MutualInformation, gaussian_mutual_information
 from mibfast.nn.bounded import bounded
@@ -47,7 +48,7 @@ class _Called(nn.Module):
         return result
 
 
-class BottleneckLoss(nn.Module):
+class BottleneckLoss(ResettableModule):
     """The loss of a :class:`Bottleneck` with its encoders, decoders and critics, whose parameters are the module's.
 
     Made by :meth:`Bottleneck.build`. Every latent is sampled once a sample, mean + exp(logvar / 2) * noise, in training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Factors:
         return scores if self.bias is None else scores + self.bias
 
 
-class Critic(nn.Module):
+class Critic(ResettableModule):
     """A critic whose scores follow from :class:`Factors`; a subclass defines `factors`."""
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
@@ -229,9 +231,15 @@ class CosineCritic(Critic):
                 f"{name}: temperature must be a positive number, got {_check.described(temperature)}; "
                 "learnable_temperature=True makes it a parameter"
             )
-        self.initial_temperature = float(_check.temperature(name, temperature, torch.device("cpu")))
-        logarithm = torch.tensor(self.initial_temperature).log()
-        self.log_temperature = nn.Parameter(logarithm) if learnable_temperature else None
+        self.initial_temperature = _check.positive(name, "temperature", temperature)
+        learned = _check.boolean(name, "learnable_temperature", learnable_temperature)
+        self.log_temperature = nn.Parameter(torch.empty(())) if learned else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the temperature to its initial value."""
+        if self.log_temperature is not None:
+            nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return unit vectors, x's divided by the temperature."""

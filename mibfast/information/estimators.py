@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast._modules import ResettableModule
 from mibfast.information.critics import Critic, Factors
 from mibfast.ops.mutual_information import (
     ESTIMATORS,
@@ -80,7 +81,7 @@ class _ShuffledPairs:
         return self.logistic_loss(), self.log_mean_exp(clip).detach(), self.of_positives.detach().mean()
 
 
-class MutualInformation(nn.Module):
+class MutualInformation(ResettableModule):
     r"""An estimate of I(X; Y) by a critic, streamed over all pairs of a batch: nothing of size N x N is stored.
 
     The estimators are those of :func:`mibfast.functional.mutual_information`, which has their formulas. Maximise the
@@ -150,6 +151,12 @@ class MutualInformation(nn.Module):
                 )
         self.register_buffer("log_average", torch.zeros(()) if estimator == "mine" else None)
         self.backend = backend
+
+    def reset_parameters(self) -> None:
+        """Give the critic initial parameters, and begin the moving average anew."""
+        super().reset_parameters()
+        if self.log_average is not None:
+            nn.init.zeros_(self.log_average)
 
     def forward(self, x: Tensor, y: Tensor, permutations: Tensor | None = None) -> Tensor:
         """Return the estimate, a scalar in nats, for x [N, dx] and y [N, dy], N >= 2.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.presence import complete_embeddings
 
 
-class BarlowTwinsLoss(nn.Module):
+class BarlowTwinsLoss(ResettableModule):
     r"""Barlow Twins' loss of two views: each feature alike in both, and like no other.
 
     :func:`mibfast.functional.barlow_twins` (Zbontar et al., arXiv 2103.03230). Features are standardised over the batch
@@ -35,8 +36,8 @@ class BarlowTwinsLoss(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for anything but two tensors of one shape, or a presence that does not
-        fit, leaves fewer than two samples, or comes with a group.
+        For settings out of range; in `forward`, for anything but two tensors of one shape, fewer than two samples, a
+        presence that does not fit, leaves fewer, or comes with a group, or shapes that differ among its processes.
 
     Examples
     --------
@@ -69,7 +70,7 @@ class BarlowTwinsLoss(nn.Module):
     def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return `invariance` and `redundancy` (before it is multiplied by `off_diagonal_weight`)."""
         name = type(self).__name__
-        _check.two_modalities(name, embeddings)
+        _check.two_modalities(name, embeddings, presence)
         if self.group is not None:
             _check.no_presence(name, presence, "with a group, whose processes gather the same number of samples each")
         views, _ = complete_embeddings(name, embeddings, presence, normalize=False, fewest=2)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast._modules import ResettableModule
 from mibfast.losses.normalisation import unit
 from mibfast.losses.presence import complete_embeddings
 from mibfast.losses.temperature import Temperature
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(ResettableModule):
     r"""InfoNCE of queries and keys, the key of the same index being the positive.
 
     :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is

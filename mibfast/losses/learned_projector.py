@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.normalisation import unit
 from mibfast.losses.presence import complete_embeddings
 
 
-class LearnedProjectorOVAIBLoss(nn.Module):
+class LearnedProjectorOVAIBLoss(ResettableModule):
     r"""OVA-IB's loss with a multilayer perceptron in place of the projection: the paper's ablation.
 
     .. math:: L = L_S + \beta L_M, \qquad L_S = \frac1M \sum_m \frac1N \sum_n \Big( -\frac{s_{nn}^{(m)}}{\tau}
@@ -85,9 +86,7 @@ class LearnedProjectorOVAIBLoss(nn.Module):
         if hidden_features is not None:
             self.hidden_features = _check.count(name, "hidden_features", hidden_features)
         self.depth = _check.count(name, "depth", depth)
-        self.temperature = _check.number(name, "temperature", temperature, 0.0)
-        if not self.temperature:
-            raise ValueError(f"{name}: temperature must be positive, got {temperature}")
+        self.temperature = _check.positive(name, "temperature", temperature)
         self.beta = _check.number(name, "beta", beta, 0.0)
         self.normalize = _check.boolean(name, "normalize", normalize)
         self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)

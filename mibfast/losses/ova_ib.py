@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.presence import partnered_embeddings
 
 
-class OVAIBLoss(nn.Module):
+class OVAIBLoss(ResettableModule):
     r"""OVA-IB's loss of M modalities: each aligned with the span of all the others, none holding more than they do.
 
     .. math:: L = L_S + \beta L_M
@@ -77,9 +78,7 @@ class OVAIBLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.temperature = _check.number(name, "temperature", temperature, 0.0)
-        if not self.temperature:
-            raise ValueError(f"{name}: temperature must be positive, got {temperature}")
+        self.temperature = _check.positive(name, "temperature", temperature)
         self.ridge = _check.number(name, "ridge", ridge, 0.0)
         self.beta = _check.number(name, "beta", beta, 0.0)
         self.keys = _check.choice(name, "keys", keys, ("per_sample", "pairwise"))

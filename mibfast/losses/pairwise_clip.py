@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.presence import pairs, partnered_embeddings
 from mibfast.losses.temperature import Temperature
 
 
-class PairwiseCLIPLoss(nn.Module):
+class PairwiseCLIPLoss(ResettableModule):
     r"""The sum over all pairs of modalities of symmetric InfoNCE.
 
     .. math:: L = \sum_{i < j} \tfrac12 \big( \ell(z_i \to z_j) + \ell(z_j \to z_i) \big)

@@ -26,7 +26,7 @@ def partnered_embeddings(
 
     An embedding that is absent or the only one of its sample is zeros, which no gradient passes.
     """
-    z, names = _check.embeddings(operation, embeddings)
+    z, names = _check.embeddings(operation, embeddings, presence)
     if presence is not None:
         _check.presence(operation, presence, z)
         partnered = presence & (presence.sum(1, keepdim=True) > 1)
@@ -44,7 +44,7 @@ def complete_embeddings(
 
     Rows are made unit where asked. ValueError for fewer samples than `fewest`.
     """
-    z, names = _check.embeddings(operation, embeddings)
+    z, names = _check.embeddings(operation, embeddings, presence)
     if presence is not None:
         samples = _positions(_check.presence(operation, presence, z).all(1))
         expected = f"N >= {fewest} samples with all modalities, got N = {len(samples)}"

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.precision import at_least_float32
 from mibfast.losses.presence import pairs, partnered_embeddings
 
 
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(ResettableModule):
     r"""The sum over all pairs of modalities of SigLIP's sigmoid loss.
 
     .. math:: L = -\sum_{i < j} \frac1N \sum_{n, n'} \log \sigma\big(y_{nn'} (t\, z_{i,n} \cdot z_{j,n'} + b)\big)
@@ -65,15 +66,20 @@ class SigLIPLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.initial_scale = _check.number(name, "scale", scale, 0.0)
-        if not self.initial_scale:
-            raise ValueError(f"{name}: scale must be positive, got {scale}")
+        self.initial_scale = _check.positive(name, "scale", scale)
         self.initial_bias = _check.number(name, "bias", bias)
         learned = _check.boolean(name, "learnable", learnable)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.initial_scale))) if learned else None
-        self.bias = nn.Parameter(torch.tensor(self.initial_bias)) if learned else None
+        self.log_scale = nn.Parameter(torch.empty(())) if learned else None
+        self.bias = nn.Parameter(torch.empty(())) if learned else None
         self.normalize = _check.boolean(name, "normalize", normalize)
         self.backend = backend
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set scale and bias to their initial values."""
+        if self.log_scale is not None and self.bias is not None:
+            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+            nn.init.constant_(self.bias, self.initial_bias)
 
     def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).

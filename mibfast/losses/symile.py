@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.precision import at_least_float32
 from mibfast.losses.presence import complete_embeddings
 
 
-class SymileLoss(nn.Module):
+class SymileLoss(ResettableModule):
     r"""Symile's loss of M modalities: each sample's own combination picked out of others, every modality the anchor.
 
     :func:`mibfast.functional.symile_info_nce` (Saporta et al., arXiv 2411.01053), which captures dependence of all
@@ -72,15 +75,21 @@ class SymileLoss(nn.Module):
                 f"{name}: scale must be a positive number, got {_check.described(scale)}; "
                 "learnable_scale=True makes it a parameter"
             )
-        self.initial_scale = float(_check.scale(name, scale, torch.device("cpu")))
+        self.initial_scale = _check.positive(name, "scale", scale)
         learned = _check.boolean(name, "learnable_scale", learnable_scale)
-        self.log_scale = nn.Parameter(torch.tensor(self.initial_scale).log()) if learned else None
+        self.log_scale = nn.Parameter(torch.empty(())) if learned else None
         self.negatives = _check.choice(name, "negatives", negatives, ("all", "shuffled"))
         if generator is not None and self.negatives == "all":
             raise ValueError(f'{name}: a generator is for negatives="shuffled", got negatives="all"')
         self.normalize = _check.boolean(name, "normalize", normalize)
         self.generator = generator
         self.backend = backend
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the scale to its initial value."""
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
 
     def scale(self) -> float | Tensor:
         """Return the scale: a number, or a 0-d tensor with a gradient."""

@@ -32,9 +32,14 @@ class Temperature(nn.Module):
                 "learnable_temperature=True makes it a parameter"
             )
         learned = _check.boolean(operation, "learnable_temperature", learnable)
-        value = _check.temperature(operation, initial, torch.device("cpu"))
-        self.initial = float(value)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(self.initial))) if learned else None
+        self.initial = _check.positive(operation, "temperature", initial)
+        self.log_temperature = nn.Parameter(torch.empty(())) if learned else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set it to its initial value."""
+        if self.log_temperature is not None:
+            nn.init.constant_(self.log_temperature, math.log(self.initial))
 
     def forward(self) -> float | Tensor:
         """Return the temperature: a number, or a 0-d tensor with a gradient."""

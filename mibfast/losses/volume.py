@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._check import Embeddings
+from mibfast._modules import ResettableModule
 from mibfast.losses.presence import complete_embeddings
 from mibfast.losses.temperature import Temperature
 
 
-class _AnchoredLoss(nn.Module):
+class _AnchoredLoss(ResettableModule):
     """A loss of one modality, the anchor, against all others together; or the mean over all anchors."""
 
     def __init__(
@@ -165,7 +166,8 @@ class TRIANGLELoss(_AnchoredLoss):
 
     def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of each anchor under its modality's name; the loss is their mean."""
-        _check.three(type(self).__name__, _check.embeddings(type(self).__name__, embeddings)[0])
+        name = type(self).__name__
+        _check.three(name, _check.embeddings(name, embeddings, presence)[0])
         return super().terms(embeddings, presence)
 
     def _of_anchor(self, anchor: Tensor, others: Sequence[Tensor], temperature: float | Tensor) -> Tensor:

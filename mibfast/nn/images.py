@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 
 # Smaller images would be a few pixels before the first residual block.
 _SMALLEST_FOR_STEM = 64
@@ -30,7 +31,7 @@ def _sizes(size: int, depth: int) -> list[int]:
     return sizes
 
 
-class Conv2dEncoder(nn.Module):
+class Conv2dEncoder(ResettableModule):
     """An encoder of images: 3 x 3 convolutions with ReLU, and one linear layer.
 
     Each convolution halves height and width; each but the first doubles the channels.
@@ -78,7 +79,7 @@ class Conv2dEncoder(nn.Module):
         return result
 
 
-class Conv2dDecoder(nn.Module):
+class Conv2dDecoder(ResettableModule):
     """A decoder of images, :class:`Conv2dEncoder`'s layers in reverse.
 
     One linear layer, then transposed convolutions, each of which doubles height and width.
@@ -129,7 +130,7 @@ class Conv2dDecoder(nn.Module):
         return result
 
 
-class ResNet18Encoder(nn.Module):
+class ResNet18Encoder(ResettableModule):
     """ResNet-18 (He et al., 2016) by torchvision, from random weights, with a last layer of the length asked for.
 
     Images smaller than 64 pixels are not shrunk before the residual blocks: the first convolution is 3 x 3 of stride 1,
@@ -159,12 +160,17 @@ class ResNet18Encoder(nn.Module):
             from torchvision.models import resnet18
         except ImportError as error:
             raise ImportError(f"{name} needs torchvision; pip install torchvision") from error
+        self.shape, self.out_features = tuple(shape), out_features
         self.network: nn.Module = resnet18(weights=None, num_classes=out_features)
         if min(height, width) < _SMALLEST_FOR_STEM:
             self.network.conv1 = nn.Conv2d(inputs, 64, 3, 1, 1, bias=False)
             self.network.maxpool = nn.Identity()
         else:
             self.network.conv1 = nn.Conv2d(inputs, 64, 7, 2, 3, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Give all parameters initial values, as torchvision draws them, which its layers do not know."""
+        self.load_state_dict(ResNet18Encoder(self.shape, self.out_features).state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images [N, channels, height, width] to representations [N, out_features]."""

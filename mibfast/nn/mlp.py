@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 
 
 def _layers(sizes: list[int], bias: bool, dropout: float) -> list[nn.Module]:
@@ -18,7 +19,7 @@ def _layers(sizes: list[int], bias: bool, dropout: float) -> list[nn.Module]:
     return layers[: -len(between)]
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(ResettableModule):
     """An encoder of vectors: linear layers with ReLU between them.
 
     Parameters

@@ -7,9 +7,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 
 
-class Conv1dEncoder(nn.Module):
+class Conv1dEncoder(ResettableModule):
     """An encoder of sequences by convolutions over time: ReLU between them, a mean over time, one linear layer.
 
     Parameters
@@ -71,7 +72,7 @@ class Conv1dEncoder(nn.Module):
         return result
 
 
-class LSTMEncoder(nn.Module):
+class LSTMEncoder(ResettableModule):
     """An encoder of sequences by an LSTM: its last hidden state and one linear layer.
 
     Parameters

@@ -30,9 +30,18 @@ class Standardisation(nn.Module):
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.double())
+        self._statistics = mean.double(), deviation.double()
+        self.register_buffer("mean", torch.empty_like(self._statistics[0]))
+        self.register_buffer("scale", torch.empty_like(self._statistics[1]))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the buffers to the statistics that the module was made with."""
+        mean, deviation = self._statistics
+        self.mean.copy_(mean)
         # A feature that never varied in training says nothing, whatever it does later.
-        self.register_buffer("scale", torch.where(deviation > 0, 1 / deviation.double(), 0.0))
+        self.scale.copy_(torch.where(deviation > 0, 1 / deviation, 0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise features [..., *mean.shape]."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast._modules import ResettableModule, reset
+from mibfast.losses.precision import at_least_float32
 from mibfast.nn.fusion.cross_attention import CrossAttention
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.tasks import AnomalyDetection, Regression, Task
@@ -33,6 +35,17 @@ def omf_loss(task_loss: Tensor, divergences: Sequence[Tensor], weights: Tensor |
     weights : Tensor [M - 1] or None
         r of :func:`modality_weights`; None for 1.
     beta : float
+        At least 0.
+
+    Returns
+    -------
+    Tensor
+        A scalar; float64 for a float64 task_loss, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other shapes, unequal dtypes or devices, or a negative beta.
 
     Examples
     --------
@@ -41,13 +54,24 @@ def omf_loss(task_loss: Tensor, divergences: Sequence[Tensor], weights: Tensor |
     >>> omib.omf_loss(torch.tensor(1.0), [torch.tensor(2.0), torch.tensor(4.0)], torch.tensor([0.5]), 0.25)
     tensor(2.)
     """
-    first, *others = divergences
-    if weights is not None:
+    name = "omf_loss"
+    beta = _check.number(name, "beta", beta, 0.0)
+    if not isinstance(divergences, Sequence) or not divergences:
+        got = _check.described(divergences)
+        raise TypeError(f"{name}: divergences must be a sequence of scalar tensors, one at least, got {got}")
+    given = {"task_loss": task_loss, **{f"divergences[{k}]": each for k, each in enumerate(divergences)}}
+    scalars = {argument: _check.scalar_tensor(name, argument, x) for argument, x in given.items()}
+    _check.alike(name, **scalars)
+    task_loss, first, *others = (at_least_float32(x) for x in _check.promoted(list(scalars.values())))
+    if weights is not None and others:
+        _check.tensor(name, "weights", weights, "M-1")
+        _check.size(name, "weights", weights, 0, len(others))
+        _check.alike(name, task_loss=scalars["task_loss"], weights=weights)
         others = [weight * each for weight, each in zip(weights, others, strict=True)]
     return task_loss + beta * (first + sum(others))
 
 
-class GaussianHead(nn.Module):
+class GaussianHead(ResettableModule):
     """A perceptron with one hidden layer and two heads, the mean and the log-variance of a latent (OMIB, Eq. 5).
 
     The paper multiplies its Sigma with the noise and so means standard deviations, exp(logvar / 2) here.
@@ -70,7 +94,7 @@ class GaussianHead(nn.Module):
         return self.mean(hidden), self.logvar(hidden)
 
 
-class OptimalFusion(nn.Module):
+class OptimalFusion(ResettableModule):
     """The optimal multimodal fusion block: Gaussian latents, their fusion xi, and the prediction from xi.
 
     Parameters
@@ -268,6 +292,12 @@ class OMIB(FusionModel):
             _head(latent, task, head_features),
             (bounds[0], bounds[1]),
         )
+
+    def reset_parameters(self) -> None:
+        """Give all parameters initial values, drawn in the order of the constructor."""
+        heads = [] if self.omf.heads is None else [self.omf.heads]
+        for part in (self.encoders, self.task, *heads, self.branches, self.omf.fusion, self.omf.predictor):
+            reset(part)
 
     @property
     def beta(self) -> float | None:

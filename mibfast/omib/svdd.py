@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mibfast import _check
+from mibfast.losses.precision import at_least_float32
 
 
 def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
@@ -21,13 +22,14 @@ def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
     Parameters
     ----------
     prediction : Tensor [N, d]
+        float64, float32, bfloat16 or float16.
     center : Tensor [d]
         See :meth:`mibfast.nn.fusion.AnomalyDetection.set_center`.
 
     Returns
     -------
     Tensor
-        A scalar.
+        A scalar; float64 for float64 inputs, else float32.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:
     _check.tensor("svdd_loss", "center", center, "d")
     _check.same_dimension("svdd_loss", prediction=prediction, center=center)
     _check.alike("svdd_loss", prediction=prediction, center=center)
+    prediction, center = (at_least_float32(x) for x in _check.promoted([prediction, center]))
     return (prediction - center).square().sum(1).mean()
 
 
@@ -71,8 +74,8 @@ def anomaly_threshold(scores: ArrayLike | Tensor, quantile: float = 0.95) -> flo
     >>> omib.anomaly_threshold([1.0, 2.0, 3.0, 4.0, 5.0], 0.75)
     4.0
     """
-    _check.number("anomaly_threshold", "quantile", quantile, 0.0, 1.0)
-    return float(np.quantile(_scores("anomaly_threshold", scores), quantile))
+    level = _check.number("anomaly_threshold", "quantile", quantile, 0.0, 1.0)
+    return float(np.quantile(_scores("anomaly_threshold", scores), level))
 
 
 def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
@@ -128,4 +131,4 @@ def _scores(name: str, scores: ArrayLike | Tensor) -> NDArray[np.number[Any]]:
         raise TypeError(f"{name}: scores must be numbers [N], got {_check.described(scores)}")
     if not np.isfinite(given).all():
         raise ValueError(f"{name}: scores must be finite, got {int((~np.isfinite(given)).sum())} that are not")
-    return given
+    return given.astype(np.float64) if given.dtype.kind == "f" else given

@@ -50,7 +50,8 @@ def operands(
     _check.alike(name, x=x, weight=weight)
     if bias is None:
         bias = weight.new_zeros(())
-    _check.alike(name, x=x, bias=_zero_dimensional(name, bias))
+    bias = _zero_dimensional(name, bias)
+    _check.alike(name, x=x, bias=bias)
     if hidden is None:
         _check.size(name, "weight", weight, 0, x.shape[1])
         x, y, *parameters = _check.promoted([x, y, weight, bias])
@@ -73,9 +74,10 @@ def _of(x: Any) -> str:
 
 
 def _zero_dimensional(name: str, bias: Any) -> Tensor:
-    if not isinstance(bias, Tensor) or bias.ndim or not bias.dtype.is_floating_point:
+    scalar = _check.zero_dimensional(bias)
+    if not isinstance(scalar, Tensor) or scalar.ndim or not scalar.dtype.is_floating_point:
         raise ValueError(f"{name}: bias must be a 0-d floating-point tensor or None, got {_check.described(bias)}")
-    return bias
+    return scalar
 
 
 def bound(name: str, clip: float | None) -> float:

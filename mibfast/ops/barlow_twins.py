@@ -55,7 +55,8 @@ def barlow_twins(
     Raises
     ------
     TypeError, ValueError
-        For unequal shapes, dtypes or devices, a negative weight, or a group that is none.
+        For unequal shapes, dtypes or devices, a negative weight, a batch of one sample, over all processes of a group,
+        or a group that is none; on all its processes, for unequal shapes or dtypes among them.
 
     Examples
     --------
@@ -105,8 +106,11 @@ def barlow_twins_terms(
     _check.same_shape(_NAME, a=a, b=b)
     _check.alike(_NAME, a=a, b=b)
     a, b = _check.promoted([a, b])
-    if group is not None:
+    if group is None:
+        _check.standardised(_NAME, a.shape[0])
+    else:
         _check.process_group(_NAME, group)
+        _check.standardised(_NAME, _check.alike_in_group(_NAME, a, group))
         both: Tensor = _GatherRows.apply(torch.cat([a, b], 1), group)  # type: ignore[no-untyped-call]
         a, b = both[:, : a.shape[1]], both[:, a.shape[1] :]
     chosen = _backend.choose(_NAME, a.device, backend, _OFFERS)

@@ -100,6 +100,7 @@ def mutual_information(
     if scores.shape[0] != scores.shape[1]:
         raise ValueError(f"{_NAME}: scores must be square, [N, N], got {_check.described(scores)}")
     _check.pairs(_NAME, scores.shape[0])
+    buffer = _check.zero_dimensional(buffer)
     clip = check_options(_NAME, estimator, clip=clip, buffer=buffer, momentum=momentum, device=scores.device)
     if _check.boolean(_NAME, "clip_joint", clip_joint) and (estimator != "smile" or clip is None):
         raise ValueError(f'{_NAME}: clip_joint is for estimator="smile" with a clip, got {estimator!r} and clip {clip}')
@@ -126,9 +127,10 @@ def check_options(
     if buffer is not None:
         if estimator != "mine":
             raise ValueError(f'{operation}: a buffer is for estimator="mine", got {estimator!r}')
-        if not isinstance(buffer, Tensor) or buffer.ndim or buffer.requires_grad or buffer.device != device:
+        fits = isinstance(buffer, Tensor) and not buffer.ndim and buffer.is_floating_point()
+        if not fits or buffer.requires_grad or buffer.device != device:
             raise ValueError(
-                f"{operation}: buffer must be a 0-d tensor on {device} without a gradient, "
+                f"{operation}: buffer must be a 0-d tensor of a floating-point number on {device} without a gradient, "
                 f"got {_check.described(buffer)}"
             )
     return None if clip is None else float(clip)

@@ -26,7 +26,7 @@ def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str |
     Parameters
     ----------
     means, logvars : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
-        float64, float32, bfloat16 or float16; M >= 2, all of one shape.
+        float64, float32, bfloat16 or float16; M >= 1, all of one shape.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -38,7 +38,7 @@ def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str |
     Raises
     ------
     TypeError, ValueError
-        For fewer than two experts, means that do not match the log-variances, or unequal shapes, dtypes or devices.
+        For no expert, means that do not match the log-variances, or unequal shapes, dtypes or devices.
 
     Examples
     --------
@@ -48,8 +48,8 @@ def product_of_experts(means: Embeddings, logvars: Embeddings, *, backend: str |
     >>> mean.item(), round(logvar.exp().item(), 6)
     (1.5, 0.5)
     """
-    mu, _ = _check.embeddings(_NAME, means)
-    logvar, _ = _check.embeddings(_NAME, logvars)
+    mu, _ = _check.embeddings(_NAME, means, fewest=1)
+    logvar, _ = _check.embeddings(_NAME, logvars, fewest=1)
     if len(mu) != len(logvar):
         raise ValueError(f"{_NAME}: expected as many means as logvars, got {len(mu)} and {len(logvar)}")
     _check.same_shape(_NAME, means=mu[0], logvars=logvar[0])

@@ -60,7 +60,7 @@ def triangle_area(a: Tensor, b: Tensor, c: Tensor, *, squared: bool = False, bac
     _check.same_shape(_NAME, b=b, c=c)
     a, b, c = _check.promoted([a, b, c])
     chosen = _backend.choose(_NAME, a.device, backend, _volume.offers(a, 2))
-    kind = _volume.SQUARED_TRIANGLE if squared else _volume.TRIANGLE
+    kind = _volume.SQUARED_TRIANGLE if _check.boolean(_NAME, "squared", squared) else _volume.TRIANGLE
     if chosen == "reference":
         return reference.volumes(kind, a, [b, c])
     return _volumes(chosen, (a, b, c), (kind,))[0]

@@ -69,7 +69,7 @@ def triangle_info_nce(
     smoothing = _check.smoothing(_NAME, label_smoothing, True)
     z = _check.promoted([a, b, c])
     chosen = _backend.choose(_NAME, a.device, backend, _volume.offers(a, 2))
-    kind = _volume.SQUARED_TRIANGLE if squared else _volume.TRIANGLE
+    kind = _volume.SQUARED_TRIANGLE if _check.boolean(_NAME, "squared", squared) else _volume.TRIANGLE
     return _volume.info_nce(_loss, chosen, kind, z, temperature, smoothing)
 
 

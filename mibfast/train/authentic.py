@@ -19,7 +19,7 @@ from mibfast.nn import MLPEncoder, Standardisation
 from mibfast.train.batches import shuffled
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import RunFolder
-from mibfast.train.progress import Report
+from mibfast.train.progress import Report, reported
 
 ROWS = ("consistent", "specific", "v1", "v2", "optimal", "union")
 _PLAN, _CLASSES = "plan.json", 2
@@ -128,7 +128,7 @@ def classify_authentic_features(
         folder.write_json(_PLAN, plan)
     elif folder.read_json(_PLAN) != plan:
         raise RunError(f"{folder.path} is of other settings; choose another folder")
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("classify_authentic_features", progress)
     cells = []
     with folder.locked(), report.task(f"classifying {data}", seeds * len(ROWS)) as task:
         for seed in range(seeds):

@@ -27,7 +27,7 @@ from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import RunFolder
 from mibfast.train.pictures import draw_accuracies
 from mibfast.train.probes import linear_svm, task_of
-from mibfast.train.progress import Report
+from mibfast.train.progress import Report, reported
 
 BOTTLENECKS: dict[str, Callable[[float], Bottleneck]] = {
     "dvsib": methods.dvsib,
@@ -326,7 +326,7 @@ def experiment(
         "fingerprint": first.fingerprint(),
     }
     _try_networks(names, first, latent, networks)
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("experiment", progress)
     folder = RunFolder(Path(output))
     _claim(folder, plan)
     due: list[_Key] = [

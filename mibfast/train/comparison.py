@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mibfast import _check
 from mibfast.data.multimodal import nearest
 from mibfast.data.sources import absolute_name
 from mibfast.train.config import RunConfig
@@ -28,7 +29,7 @@ from mibfast.train.fitting import (
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Fusion, Method, method
 from mibfast.train.pictures import draw_comparison, draw_sweep
-from mibfast.train.progress import Report, Task
+from mibfast.train.progress import Report, Task, reported
 from mibfast.train.targets import target_of
 
 TEMPERATURES = (0.05, 0.1, 0.2)
@@ -134,6 +135,7 @@ def grid(chosen: Method, tune: bool = True, learning_rate: float | None = None, 
     Of alignments temperatures (or scales, their inverses) and betas; of fusions learning rates and the same multiples
     of each method's own beta, which some sum over features and some average. OMIB's is estimated, not tuned.
     """
+    _check.boolean("grid", "tune", tune)
     takes = chosen.options
     axes: dict[str, Sequence[Any]] = {}
     if tune and isinstance(chosen, Fusion):
@@ -253,7 +255,8 @@ def compare(
         methods named twice, alignments beside fusions, a folder of another comparison, and where every setting of a
         method diverged.
     """
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("compare", progress)
+    _check.boolean("compare", "tune", tune)
     if not methods or len(set(methods)) < len(methods):
         raise RunError(f"methods must be named, each once; got {', '.join(methods) or 'none'}")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mibfast import _check
 from mibfast.data.multimodal import PRESENCE
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
-from mibfast.train.progress import Report, Task
+from mibfast.train.progress import Report, Task, reported
 
 
 def write_embeddings(
@@ -57,7 +58,8 @@ def write_embeddings(
     """
     if run.target is not None and not representations:
         raise RunError(f"{run.method.title} is a fusion and has no embeddings; --representations writes its encoders'")
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("write_embeddings", progress)
+    _check.boolean("write_embeddings", "representations", representations)
     indices = run.data.indices(split)
     shapes: dict[str, tuple[int, ...]] = {name: (len(indices), run.config.features) for name in run.data.views}
     apart: dict[str, NDArray[Any]] = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import mibfast
+from mibfast import _check
 from mibfast.data import DataError
 from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
@@ -27,7 +28,7 @@ from mibfast.train.fitting import Run
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Alignment, by_cosines, by_projection
 from mibfast.train.probes import PROBES, Probed, probe, task_of
-from mibfast.train.progress import Report
+from mibfast.train.progress import Report, reported
 from mibfast.train.retrieval import retrieved
 from mibfast.train.scores import Scored, scored
 
@@ -142,7 +143,8 @@ def evaluate(
         to evaluate.
     """
     found = [runs] if isinstance(runs, Run) else list(runs)
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("evaluate", progress)
+    _check.boolean("evaluate", "retrieval", retrieval)
     first = found[0]
     for other in found[1:]:
         differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 import mibfast
-from mibfast import omib
+from mibfast import _check, omib
 from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
@@ -31,7 +31,7 @@ from mibfast.train.fusion import FusionModule
 from mibfast.train.methods import Alignment, Fusion, method
 from mibfast.train.module import MultimodalModule
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves, draw_modality_weights
-from mibfast.train.progress import Report, Task
+from mibfast.train.progress import Report, Task, reported
 from mibfast.train.recording import EpochsOfData, Recording, usable
 from mibfast.train.targets import Target, target_of
 
@@ -123,6 +123,7 @@ class Run:
         representations : bool
             What the encoders return, before the projection heads: what downstream tasks use.
         """
+        _check.boolean("embed", "representations", representations)
         parts: dict[str, list[Tensor]] = {name: [] for name in self.data.views}
         for rows in self.embed_in_parts(self.data.indices(split), representations=representations):
             for name, z in rows.items():
@@ -208,7 +209,9 @@ def fit(
     >>> train.fit("concatenation", "digits", epochs=1, progress=False).predict("test").shape
     torch.Size([359, 10])
     """
-    report = progress if isinstance(progress, Report) else Report(progress)
+    report = reported("fit", progress)
+    _check.boolean("fit", "resume", resume)
+    _check.boolean("fit", "pictures", pictures)
     checked_names({**settings, "method": method}, "fit")
     name = absolute_name(data) if isinstance(data, str) else data.name
     given = RunConfig(**{**settings, "method": method, "data": name})
@@ -568,6 +571,7 @@ def open_run(
     DataError
         For data that cannot be used or do not fit.
     """
+    _check.boolean("open_run", "whole", whole)
     folder = RunFolder(Path(path))
     described = folder.read_config()
     metrics = folder.read_metrics()

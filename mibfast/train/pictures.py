@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mibfast import _check
+
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _MARKERS = "o^sDvP*Xhd<>"
 # More classes than this are drawn by one scale of colours, without a name each.
@@ -275,7 +277,7 @@ def draw_accuracies(
         Also the error by logarithmic axes, with the power law that is fitted to the means of its logarithms.
     """
     plt = _pyplot()
-    lines = 2 if power_laws else 1
+    lines = 2 if _check.boolean("draw_accuracies", "power_laws", power_laws) else 1
     figure, panels = plt.subplots(
         lines,
         len(accuracies),

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mibfast import _check
+
 _SECONDS_TO_FIRST_LINE = 2.0
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -26,7 +28,7 @@ class Report:
     """
 
     def __init__(self, shown: bool = True, console: Console | None = None) -> None:
-        self._shown = shown
+        self._shown = _check.boolean("Report", "shown", shown)
         self._console = console or Console(stderr=True)
 
     def say(self, line: str) -> None:
@@ -53,6 +55,11 @@ class Report:
                 yield _Bar(bar, bar.add_task(title, total=total, completed=done, note=""))
         else:
             yield _Lines(self, title, total, done) if self._shown else Task()
+
+
+def reported(operation: str, progress: bool | Report) -> Report:
+    """Return where an operation's progress goes, of its argument `progress`."""
+    return progress if isinstance(progress, Report) else Report(_check.boolean(operation, "progress", progress))
 
 
 class Task:

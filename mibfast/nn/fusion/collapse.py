@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from mibfast import _check
+
 # Their output is bounded: a unit that is saturated for all samples is as good as a bias.
 _BOUNDED = (
     nn.Sigmoid,
@@ -25,6 +27,8 @@ def collapse_risks(module: nn.Module) -> list[str]:
     >>> fusion.collapse_risks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2, bias=False)))
     ['the bias of 0', '1, a Tanh']
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"collapse_risks: module must be an nn.Module, got {_check.described(module)}")
     biases = [name.rpartition(".")[0] for name, _ in module.named_parameters() if _is_bias(name)]
     bounded = [
         f"{name or 'the module'}, a {type(each).__name__}"

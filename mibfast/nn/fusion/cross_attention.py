@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast._modules import ResettableModule
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
 from mibfast.nn.fusion.tasks import Task
@@ -16,7 +17,7 @@ from mibfast.nn.fusion.tasks import Task
 FUSIONS = ("cross_attention", "concat_feature", "concatenation")
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(ResettableModule):
     """Fuse M latents [N, k] into one (OMIB, Eq. 7, 105 and 106).
 
     Equation 105 prints attention of the latents concatenated along the features, which is one token: its softmax is
@@ -60,6 +61,7 @@ class CrossAttention(nn.Module):
         if _check.count(name, "modalities", modalities) < 2:
             raise ValueError(f"{name}: modalities must be at least 2, got {modalities}")
         self.fusion = _check.choice(name, "fusion", fusion, FUSIONS)
+        _check.boolean(name, "bias", bias)
         self.modalities, self.features = modalities, features
         together = modalities * features
         if fusion == "cross_attention":

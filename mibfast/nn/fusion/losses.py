@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _check
+from mibfast.losses.precision import at_least_float32
 
 __all__ = [
     "central_moment_discrepancy",
@@ -21,7 +22,7 @@ def _pair(operation: str, **given: Tensor) -> list[Tensor]:
         _check.tensor(operation, argument, x, "N d")
     _check.same_shape(operation, **given)
     _check.alike(operation, **given)
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in _check.promoted(list(given.values()))]
+    return [at_least_float32(x) for x in _check.promoted(list(given.values()))]
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast._modules import ResettableModule
 from mibfast.nn.fusion.collapse import collapse_risks
 from mibfast.nn.fusion.tasks import Task
 
 
-class FusionModel(nn.Module):
+class FusionModel(ResettableModule):
     """Encoders of M modalities, fused into one prediction.
 
     Subclasses give :meth:`predict`, and `_terms`, which :meth:`terms` calls, where they minimise more than the task's

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast._modules import ResettableModule
 
 
-class StochasticEncoder(nn.Module):
+class StochasticEncoder(ResettableModule):
     r"""The mean and the log-variance of a diagonal Gaussian, :math:`\sigma = \mathrm{softplus}(h - 5)`.
 
     It begins with little noise, as that of Alemi et al. (ICLR 2017, arXiv 1612.00410) does.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
+from mibfast.losses.precision import at_least_float32
 
 
 class Task(nn.Module):
@@ -26,7 +27,7 @@ class Task(nn.Module):
     biased: ClassVar[bool] = True
 
     def loss(self, prediction: Tensor, target: Any) -> Tensor:
-        """Return the loss [N] of predictions [N, outputs]."""
+        """Return the loss [N] of predictions [N, outputs]: float64 for float64 predictions, else float32."""
         raise NotImplementedError
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
@@ -37,8 +38,7 @@ class Task(nn.Module):
         name = type(self).__name__
         _check.tensor(name, argument, x, "N outputs")
         _check.size(name, argument, x, 1, self.outputs)
-        checked: Tensor = x
-        return checked
+        return at_least_float32(x)
 
 
 class Classification(Task):
@@ -71,7 +71,9 @@ class Classification(Task):
         if not isinstance(target, Tensor) or target.dtype != torch.int64 or target.shape != logits.shape[:1]:
             expected = f"int64 of shape {list(logits.shape[:1])}"
             raise TypeError(f"Classification: target must be {expected}, got {_check.described(target)}")
-        return nn.functional.cross_entropy(logits, target, reduction="none")
+        # No index is left out: -100 would have a loss of 0.
+        unused = torch.iinfo(torch.int64).min
+        return nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=unused)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
         """Return the categorical KL [N] of logits [N, classes]."""
@@ -165,8 +167,14 @@ class AnomalyDetection(Task):
         super().__init__()
         _check.count("AnomalyDetection", "features", features)
         self.outputs, self.minimum = features, minimum
-        self.register_buffer("center", torch.full((features,), torch.nan))
+        self.register_buffer("center", torch.empty(features))
         # Asked of the buffer, every loss would wait for the device.
+        self._centred = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Unset the centre."""
+        nn.init.constant_(self.center, torch.nan)
         self._centred = False
 
     @torch.no_grad()
