@@ -198,18 +198,18 @@ class Operation:
 
     def _launch(self, launcher: str, backend: str, arguments: Sequence[Any]) -> list[Tensor]:
         try:
-            found = getattr(kernels(self._folder, backend), launcher)(*arguments)
+            results = getattr(kernels(self._folder, backend), launcher)(*arguments)
         except Exception as error:
             # What Triton says names neither the operation nor what it was given. Memory may be there next time.
             if backend != "triton" or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
                 raise
             given = ", ".join(_check.described(x) for x in _tensors(arguments))
             raise RuntimeError(f"{self.name}: its Triton kernels failed on {given}: {error}") from error
-        return [found] if isinstance(found, Tensor) else list(found)
+        return [results] if isinstance(results, Tensor) else list(results)
 
 
 class DifferentiableOperation(Operation):
-    """An operation whose backward sweeps again, for any upstream gradient.
+    """An operation whose backward recomputes what it needs, for any upstream gradient.
 
     `keeps_operands` is False where the backward needs only what the forward saved; `saves_outputs` is True where it
     needs the results of the caller too.
@@ -220,7 +220,7 @@ class DifferentiableOperation(Operation):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._keeps_operands, self.saved_from = keeps_operands, 0 if saves_outputs else self.outputs
-        self._apply = _apply_of(type(_camel(self._registered), (_SweptAgain,), {}))
+        self._apply = _apply_of(type(_camel(self._registered), (_Recomputed,), {}))
         self._forward_operation.register_autograd(self._compiled_backward, setup_context=self._compiled_context)
         self._backward_operation = self._register(
             "_backward",
@@ -250,8 +250,8 @@ class DifferentiableOperation(Operation):
         if not _readable(tensors):
             _dispatched(self.name, tensors)
             launch = self._backward_operation
-        found = launch(list(upstream), list(operands), list(saved), list(needed), *options, backend)
-        return [g if need else None for g, need in zip(found, needed, strict=True)]
+        results = launch(list(upstream), list(operands), list(saved), list(needed), *options, backend)
+        return [g if need else None for g, need in zip(results, needed, strict=True)]
 
     def _backward(
         self,
@@ -284,7 +284,7 @@ class DifferentiableOperation(Operation):
     def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
         tensors = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[0])
-        found = self._backward_operation(
+        results = self._backward_operation(
             list(upstream[: self.outputs]),
             list(tensors[: ctx.count]),
             list(tensors[ctx.count :]),
@@ -292,7 +292,7 @@ class DifferentiableOperation(Operation):
             *ctx.options,
             ctx.backend,
         )
-        gradients = [g if need else None for g, need in zip(found, needed, strict=True)]
+        gradients = [g if need else None for g, need in zip(results, needed, strict=True)]
         return gradients, *([None] * len(ctx.options)), None
 
 
@@ -330,8 +330,8 @@ class OperationWithGradient(Operation):
     def _forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
         needed, *options, backend = options  # type: ignore[assignment]
         arguments = (*self._packed(operands), needed, *options)
-        found = self._launch(f"{self._launcher}_with_gradient", backend, arguments)
-        return [*found[: self.outputs], *_wanted(found[self.outputs :], operands, needed, wide=True)]
+        results = self._launch(f"{self._launcher}_with_gradient", backend, arguments)
+        return [*results[: self.outputs], *_wanted(results[self.outputs :], operands, needed, wide=True)]
 
     def _fake_forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
         needed, *options = options  # type: ignore[assignment]
@@ -348,8 +348,8 @@ class OperationWithGradient(Operation):
 
     def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[0], strict=True)
-        found = [_scaled_by_dispatcher(g, upstream[0], dtype) if need else None for g, dtype, need in gradients]
-        return found, None, *([None] * ctx.options)
+        results = [_scaled_by_dispatcher(g, upstream[0], dtype) if need else None for g, dtype, need in gradients]
+        return results, None, *([None] * ctx.options)
 
 
 class StreamedLoss:
@@ -451,13 +451,13 @@ def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among an operation's arguments, those of lists too."""
-    found = []
+    results = []
     for x in arguments:
         if isinstance(x, Tensor):
-            found.append(x)
+            results.append(x)
         elif isinstance(x, (list, tuple)):
-            found += _tensors(x)
-    return found
+            results += _tensors(x)
+    return results
 
 
 def _one_by_one(operation: Any, info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
@@ -507,7 +507,7 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(f"{ctx.operation.name}: the forward-mode derivative {_FIRST_ORDER_ONLY}")
 
 
-class _SweptAgain(_FirstOrder):
+class _Recomputed(_FirstOrder):
     @staticmethod
     def forward(
         operation: DifferentiableOperation, backend: str, options: tuple[Any, ...], *operands: Tensor
@@ -540,7 +540,7 @@ class _SweptAgain(_FirstOrder):
         def gradients() -> Any:
             return ctx.operation.backward(ctx.backend, above, operands, saved, needed, ctx.options)
 
-        return None, None, None, *_once(ctx.operation.name, gradients, (*given, *operands))
+        return None, None, None, *_differentiable_once(ctx.operation.name, gradients, (*given, *operands))
 
 
 class _Scaled(_FirstOrder):
@@ -568,26 +568,26 @@ class _Scaled(_FirstOrder):
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
         value, *formed = ctx.saved_tensors
-        found = list(zip(formed, ctx.dtypes, ctx.needs_input_grad[4:], strict=True))
+        operands = list(zip(formed, ctx.dtypes, ctx.needs_input_grad[4:], strict=True))
         times = _scaled if _readable((upstream, *formed)) else _scaled_by_dispatcher
 
         def gradients() -> Any:
-            return [times(g, upstream, dtype) if need else None for g, dtype, need in found]
+            return [times(g, upstream, dtype) if need else None for g, dtype, need in operands]
 
-        return None, None, None, None, *_once(ctx.operation.name, gradients, (upstream, value))
+        return None, None, None, None, *_differentiable_once(ctx.operation.name, gradients, (upstream, value))
 
 
-def _once(name: str, gradients: Callable[[], Any], depends_on: Sequence[Tensor]) -> Any:
-    """Return gradients, which raise where they are differentiated by what they depend on."""
+def _differentiable_once(name: str, gradients: Callable[[], Any], depends_on: Sequence[Tensor]) -> Any:
+    """Return gradients that raise an error when they are differentiated with respect to what they depend on."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradients()
     with torch.no_grad():
-        found = gradients()
-    at = [k for k, g in enumerate(found) if g is not None]
-    arguments = (name, len(at), *(found[k] for k in at), *depends_on)
+        results = gradients()
+    at = [k for k, g in enumerate(results) if g is not None]
+    arguments = (name, len(at), *(results[k] for k in at), *depends_on)
     for k, g in zip(at, _refuse(*arguments), strict=True):
-        found[k] = g
-    return found
+        results[k] = g
+    return results
 
 
 class _Refused(torch.autograd.Function):
@@ -621,7 +621,7 @@ def forbid_double_backward(name: str) -> Callable[[Callable[..., Any]], Callable
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
         def wrapped(ctx: Any, *upstream: Tensor) -> Any:
-            return tuple(_once(name, lambda: list(backward(ctx, *upstream)), upstream))
+            return tuple(_differentiable_once(name, lambda: list(backward(ctx, *upstream)), upstream))
 
         return wrapped
 

@@ -1,4 +1,4 @@
-"""A clamp that does not hold what it has caught."""
+"""A clamp whose gradient still leads back into the bounds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from torch import Tensor
 
 
 class _Bounded(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.low, ctx.high = low, high
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
         return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         # Descent moves against the gradient.
-        lost = ((x > ctx.high) & (upstream < 0)) | ((x < ctx.low) & (upstream > 0))
-        return upstream.masked_fill(lost, 0.0), None, None
+        outward = ((x > ctx.high) & (upstream < 0)) | ((x < ctx.low) & (upstream > 0))
+        return upstream.masked_fill(outward, 0.0), None, None
 
 
 def bounded(x: Tensor, low: float, high: float) -> Tensor:

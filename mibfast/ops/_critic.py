@@ -82,10 +82,10 @@ def _zero_dimensional(name: str, bias: Any) -> Tensor:
 
 def bound(name: str, clip: float | None) -> float:
     """Return the bound of clamped scores, infinite without a clip."""
-    found = math.inf if clip is None else _check.number(name, "clip", clip, 0.0)
-    if not found:
+    limit = math.inf if clip is None else _check.number(name, "clip", clip, 0.0)
+    if not limit:
         raise ValueError(f"{name}: clip must be positive, got {clip}")
-    return found
+    return limit
 
 
 def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:

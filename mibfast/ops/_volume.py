@@ -25,10 +25,10 @@ __all__ = ["GRAM", "SQUARED_TRIANGLE", "TRIANGLE"]
 
 def offers(x: Tensor, others: int) -> dict[str, str | None]:
     """The backends with kernels of volumes, and why one cannot take vectors [..., d] of so many others a sample."""
-    found, d = pairwise_offers(x, "K", others), x.shape[-1]
-    if found["triton"] is None and d > LARGEST_WHOLE_D[others]:
-        found["triton"] = f"d = {d}, and its kernels of K = {others} hold vectors of d <= {LARGEST_WHOLE_D[others]}"
-    return found
+    backends, d = pairwise_offers(x, "K", others), x.shape[-1]
+    if backends["triton"] is None and d > LARGEST_WHOLE_D[others]:
+        backends["triton"] = f"d = {d}, and its kernels of K = {others} hold vectors of d <= {LARGEST_WHOLE_D[others]}"
+    return backends
 
 
 def info_nce(

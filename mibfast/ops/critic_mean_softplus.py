@@ -86,18 +86,18 @@ def critic_mean_softplus(
     if chosen in _critic.FUSED and differentiated((x, y, *parameters)):
         options = _Options(positives, log_mean_exp, bound)
         mean, value, of_positives = _mean_softplus(chosen, (x, y, *parameters), options)
-        found = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
+        results = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
     else:
         arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
         own, sums = critic_softplus(*arguments, score=score, backend=chosen)
         mean = sums.mean() / (y.shape[0] - 1)
-        found = [mean - torch.nn.functional.logsigmoid(own).mean() if positives else mean]
+        results = [mean - torch.nn.functional.logsigmoid(own).mean() if positives else mean]
         with torch.no_grad():
             if log_mean_exp:
-                found.append(critic_log_mean_exp(*arguments, score=score, clip=clip, backend=chosen))
+                results.append(critic_log_mean_exp(*arguments, score=score, clip=clip, backend=chosen))
             if positives:
-                found.append(own.mean())
-    return tuple(found) if len(found) > 1 else found[0]
+                results.append(own.mean())
+    return tuple(results) if len(results) > 1 else results[0]
 
 
 class _Options(NamedTuple):

@@ -180,7 +180,7 @@ def _of_those_present(
         for m, rows in taken.items():
             if m in losses:
                 continue
-            swept = one_vs_all_info_nce(
+            of_all = one_vs_all_info_nce(
                 [x.index_select(0, rows) for x in z],
                 temperature,
                 ridge,
@@ -190,7 +190,7 @@ def _of_those_present(
                 backend=backend,
             )
             alike = [k for k, others in taken.items() if torch.equal(others, rows)]
-            losses.update({k: reduced(swept[k], reduction) for k in alike})
+            losses.update({k: reduced(of_all[k], reduction) for k in alike})
     if reduction == "mean":
         return torch.stack(list(losses.values())).mean()
     nothing = next(iter(losses.values())).new_zeros(len(presence))
