@@ -96,7 +96,7 @@ def _array_at(address: Any, shape: Any, pointer: Any) -> Any:
 @functools.cache
 def _compiled(function: Callable[[Any], None], dtype: Any) -> Any:
     pointer = types.CPointer(numba.from_dtype(np.dtype(dtype)))  # type: ignore[attr-defined]
-    return c_function(function, types.void(pointer))  # type: ignore[attr-defined]
+    return c_function(function, types.void(pointer))
 
 
 _Callback = TypeVar("_Callback", bound=Callable[[Any], None])

@@ -80,7 +80,7 @@ def kernel(function: _Function) -> _Function:
 def c_function(function: Callable[..., None], signature: Any) -> Any:
     """Compile a function of a name by :func:`named_by_sources` for callers in C, cached like a :func:`kernel`."""
     options = {"fastmath": FASTMATH, "nopython": True, "error_model": "numpy"}
-    compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+    compiled: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
     compiled._cache = _cache_of(function)
     compiled.compile()
     return compiled
