@@ -276,6 +276,17 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(monkeypatch: pytest.Mon
     assert len(clock.launched) == measured
 
 
+def test_a_user_without_a_home_has_a_folder_as_triton_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: int) -> object:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert _env.triton_cache() == Path("~", ".triton", "cache")
+
+
 def test_threads_measure_once() -> None:
     clock, found = _Clock(), []
     start = threading.Barrier(4)
