@@ -11,7 +11,6 @@ A callback calls functions that are compiled into it (`inline`) and no kernels: 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from mibfast._threads import run_compiled
-from mibfast.kernels.compilation import FASTMATH, named_by_sources
+from mibfast.kernels.compilation import c_function, named_by_sources
 from mibfast.kernels.vector_math import float32_at, float64_at
 
 # Of a callback's arguments the first are a counter of slots, how many there are, and the address of the counter.
@@ -96,15 +95,8 @@ def _array_at(address: Any, shape: Any, pointer: Any) -> Any:
 
 @functools.cache
 def _compiled(function: Callable[[Any], None], dtype: Any) -> Any:
-    signature = types.void(types.CPointer(numba.from_dtype(np.dtype(dtype))))  # type: ignore[attr-defined]
-    options = {"fastmath": FASTMATH, "nopython": True, "error_model": "numpy"}
-    with warnings.catch_warnings():
-        # Where a cache cannot be written, the kernels that are called from here have said so.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        try:
-            return numba.cfunc(signature, cache=True, **options)(function)
-        except RuntimeError:
-            return numba.cfunc(signature, **options)(function)
+    pointer = types.CPointer(numba.from_dtype(np.dtype(dtype)))  # type: ignore[attr-defined]
+    return c_function(function, types.void(pointer))
 
 
 _Callback = TypeVar("_Callback", bound=Callable[[Any], None])

@@ -460,7 +460,7 @@ def _read() -> dict[str, Tile]:
     except OSError as error:
         _warn_once(f"mibfast: {path} cannot be read ({error}); what was measured before is measured anew")
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         _warn_once(f"mibfast: {path} is no table of tiles ({error}); it is passed over, and written anew")
         return {}
     return choices

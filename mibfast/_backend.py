@@ -39,6 +39,8 @@ def _cuda_module() -> Any:
 def _missing_reason(backend: str) -> str | None:
     """Return why a compiled backend cannot be used at all, None where it can."""
     if backend == "cpu":
+        if _env.numba_disabled():
+            return "NUMBA_DISABLE_JIT is set, so Numba compiles nothing"
         return None if importlib.util.find_spec("numba") else "numba is not installed"
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "triton is not installed"

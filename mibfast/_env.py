@@ -8,6 +8,7 @@
 | `MIBFAST_DATA` | folder with data sets that the tests and benches may use | unset: they skip |
 | `MIBFAST_CUDA` | read by setup.py: 0 leaves the CUDA kernels out of an installation | unset: built where `nvcc` is |
 | `MIBFAST_CUDA_ARCHS` | read by setup.py: architectures to build them for | `80+ptx 90a` |
+| `NUMBA_DISABLE_JIT` | Numba's own: anything but 0 compiles nothing, and leaves no CPU kernels | unset |
 | `TRITON_CACHE_DIR` | Triton's own: where it keeps what it compiled, and mibfast measured tiles | `~/.triton/cache` |
 | `TRITON_INTERPRET` | Triton's own: 1 runs its kernels in its interpreter, on CPU tensors too, to test them | unset |
 """
@@ -42,13 +43,23 @@ def autotune() -> bool:
 def triton_cache() -> Path:
     """Return the folder in which Triton keeps what it compiled."""
     folder = os.environ.get("TRITON_CACHE_DIR", "").strip()
-    return Path(folder) if folder else Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
+    # As Triton does: `Path.home` raises for a user without a home.
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    return Path(folder) if folder else Path(home) / ".triton" / "cache"
 
 
 def data_folder() -> Path | None:
     """Return the folder named by `MIBFAST_DATA`, None where it is unset or empty."""
     folder = os.environ.get("MIBFAST_DATA", "").strip()
     return Path(folder) if folder else None
+
+
+def numba_disabled() -> bool:
+    """Return whether Numba compiles nothing, by `NUMBA_DISABLE_JIT`, which it ignores where it is no whole number."""
+    try:
+        return int(os.environ.get("NUMBA_DISABLE_JIT", "0")) != 0
+    except ValueError:
+        return False
 
 
 def triton_interpreted() -> bool:

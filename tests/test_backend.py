@@ -1,6 +1,10 @@
 """Which backend an operation takes: the first that can do it, said once where one is passed over, or the one named."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +70,47 @@ def test_triton_serves_cpu_tensors_in_its_interpreter_and_only_by_name(
     assert chosen(CPU, ALL) == "cpu"
     with pytest.raises(RuntimeError, match="serves cuda tensors and these are on cpu"):
         _backend.choose("op", CPU, "cuda", ALL)
+
+
+@pytest.mark.parametrize(("value", "disabled"), [(None, False), ("", False), ("0", False), ("no", False), ("1", True)])
+def test_a_numba_that_compiles_nothing_leaves_no_cpu_backend(value, disabled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Numba reads the variable."""
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+    expected = "NUMBA_DISABLE_JIT is set, so Numba compiles nothing" if disabled else None
+    assert _backend._missing_reason("cpu") == expected
+
+
+def test_every_operation_has_its_reference_where_numba_compiles_nothing() -> None:
+    program = """
+import sys, warnings
+import mibfast
+from operations import OPERATIONS, inputs, value_and_gradients
+assert "NUMBA_DISABLE_JIT" in mibfast.info()["backends"]["cpu"]
+leaves = inputs(6, 5)
+for name, operation in OPERATIONS.items():
+    try:
+        operation(*leaves, backend="cpu")
+    except RuntimeError as error:
+        assert "'cpu' cannot be used: NUMBA_DISABLE_JIT is set" in str(error), error
+    else:
+        raise AssertionError(name)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        first = value_and_gradients(operation, leaves, None)
+        value_and_gradients(operation, leaves, None)
+    said = {str(warning.message) for warning in found}
+    assert len(said) == len(found), (name, found)
+    assert all("runs its reference formula on cpu tensors" in x and "cpu: NUMBA_DISABLE_JIT is set" in x for x in said)
+    for x, y in zip(first, value_and_gradients(operation, leaves, "reference"), strict=True):
+        assert x.equal(y), name
+assert "numba" not in sys.modules
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])

@@ -212,12 +212,15 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.Monke
         '{"pairwise.reduce": [64, 64, 8, 64, 30]}',
         '{"critic.scores": [128, 64, 8, 0, 0]}',
         '{"no_such_kernel": [64, 64, 8, 64, 3]}',
+        pytest.param("[" * 100_000, id="nested"),
+        pytest.param('{"pairwise.reduce": [' + "9" * 5000 + "]}", id="digits"),
+        pytest.param("\udcff", id="no UTF-8"),
     ],
 )
 def test_a_damaged_file_is_passed_over_with_one_warning_and_mended(text: str) -> None:
     path = configuration._file()
     path.parent.mkdir()
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.warns(RuntimeWarning, match="is no table of tiles") as found:
         assert _Clock().choose(_problem()) == BEST
     assert len(found) == 1
@@ -271,6 +274,17 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(monkeypatch: pytest.Mon
     measured = len(clock.launched)
     assert clock.choose(_problem()) == BEST
     assert len(clock.launched) == measured
+
+
+def test_a_user_without_a_home_has_a_folder_as_triton_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: int) -> object:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert _env.triton_cache() == Path("~", ".triton", "cache")
 
 
 def test_threads_measure_once() -> None:

@@ -12,6 +12,7 @@ import typer
 
 import mibfast
 from mibfast._check import InputError
+from mibfast._termination import STATUS, Terminated, raised
 from mibfast.cli import derivation, experiments, training
 
 app = typer.Typer(
@@ -97,7 +98,8 @@ def bench(context: typer.Context) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit status."""
     try:
-        result = app(list(arguments), standalone_mode=False)
+        with raised():
+            result = app(list(arguments), standalone_mode=False)
     except InputError as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
@@ -105,6 +107,9 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("mibfast: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("mibfast: terminated", file=sys.stderr)
+        return STATUS
     except Exception as error:
         # Click's own errors, which typer brings along under a private name.
         if not hasattr(error, "format_message"):

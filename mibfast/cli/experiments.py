@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mibfast._check import InputError
+from mibfast._termination import Terminated
 from mibfast.cli.arguments import numbers, pairs, words
 
 _LATENT = 16
@@ -100,7 +101,7 @@ def experiment(
             batch_size=batch_size,
             learning_rate=learning_rate,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if (output / "plan.json").exists():
             print("\nstopped; the same command goes on", file=sys.stderr)
         raise

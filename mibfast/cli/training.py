@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mibfast._check import InputError
+from mibfast._termination import Terminated
 from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
 
@@ -166,8 +167,8 @@ def fit(
     "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use the samples
     that have all.
 
-    The run's folder is whole at any moment: after Ctrl-C or a crash the same command with --resume ends with the same
-    weights, bit for bit.
+    The run's folder is whole at any moment: after Ctrl-C, SIGTERM or a crash the same command with --resume ends with
+    the same weights, bit for bit.
     """
     from mibfast import train
     from mibfast.train.config import read_settings
@@ -217,7 +218,7 @@ def fit(
     started = time.perf_counter()
     try:
         run = train.fit(method, source, output=folder, resume=resume, **settings)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if (folder / "config.json").exists():
             print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
         raise
@@ -458,7 +459,7 @@ def compare(
             combinations="every" if every_combination else "whole",
             **settings,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if (folder / "plan.json").exists():
             print(f"\nstopped; the same command with --output {folder} goes on", file=sys.stderr)
         raise

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import mibfast
 from mibfast import _check, omib
+from mibfast._termination import deferred
 from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
@@ -168,6 +169,8 @@ def fit(
     """Train encoders of several modalities, by an alignment of them or a fusion that predicts labels.
 
     The same data, settings and machine give the same weights bit for bit, however often training was interrupted.
+    SIGTERM ends it with SystemExit(143) once the step at hand is done and its state written, after an epoch's last step
+    once that is validated; in a process that handles SIGTERM itself its handler decides.
 
     Parameters
     ----------
@@ -370,8 +373,8 @@ class _Fitting:
             loggers = TensorBoardLogger(self.folder.path, name="tensorboard", version="")
         with self.report.task(f"training {self.method.title}", total, recording.step) as task:
             callbacks.append(_ProgressOfTraining(task, recording))
-            with _as_a_guest(), isolate_rng():
-                trainer = lightning.Trainer(
+            with deferred() as recording.termination, _as_a_guest(), isolate_rng():
+                trainer = _Trainer(
                     max_epochs=recording.total_epochs - len(recording.epochs),
                     accelerator="cuda" if torch.cuda.is_available() else "cpu",
                     devices=1,
@@ -523,6 +526,13 @@ def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:
         target = target_of(data, config.task, config.normal_class)
         chosen.refuse_misfit(list(data.views), config.features, target.of(config.features), **config.loss)
     return target
+
+
+class _Trainer(lightning.Trainer):
+    @property
+    def received_sigterm(self) -> bool:
+        """Lightning would end amid a validation, where there is no state to go on from: the recording ends training."""
+        return False
 
 
 class _ProgressOfTraining(lightning.Callback):

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from mibfast._termination import Request, Terminated
 from mibfast.data import MultimodalData
 from mibfast.train.batches import Batches, shuffled
 from mibfast.train.config import RunConfig
@@ -123,7 +124,9 @@ class Recording(Checkpoint):
     Attributes
     ----------
     save : callable, optional
-        Called with the state, after every epoch and every `config.checkpoint_minutes`.
+        Called with the state, after every epoch, every `config.checkpoint_minutes`, and where the run is to end.
+    termination : Request
+        Where it is made, training ends as soon as there is a state to go on from.
     epochs : list of dict
         A row an epoch: `epoch`, `step`, `train_loss`, `validation_loss`, `skipped_batches`, `seconds`,
         `loading_seconds`; losses in the method's unit. Of a fusion also its `stage`, where it has several, and the mean
@@ -142,6 +145,7 @@ class Recording(Checkpoint):
         self._config, self._stages = config, stages
         self._warm_up = _WARM_UP_EPOCHS if config.warm_up_epochs is None else config.warm_up_epochs
         self.save: Callable[[Mapping[str, Any]], None] | None = None
+        self.termination = Request()
         self.epochs: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.step = 0
@@ -253,7 +257,8 @@ class Recording(Checkpoint):
         else:
             self._skipped += 1
         self.step += 1
-        due = time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes
+        due = self.termination.made or time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes
+        # After the last one the epoch's end, with its validation, is what can be gone on from.
         if due and batch_idx + 1 < len(self.batches):
             self._write(trainer, module)
 
@@ -318,6 +323,8 @@ class Recording(Checkpoint):
         if self.save is not None:
             self.save(self.state(module.state_dict(), trainer.optimizers[0].state_dict()))
         self._saved = time.monotonic()
+        if self.termination.made:
+            raise Terminated
 
 
 def choosing_loss(row: Mapping[str, Any]) -> float:
