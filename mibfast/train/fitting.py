@@ -291,7 +291,6 @@ class _Fitting:
         self.target = fitting_target(config, self.data)
         _refuse_few_samples(self.data, config, self.target)
         self.fingerprint = self.data.fingerprint()
-        self._say_what_is_trained()
 
     def _say_what_is_trained(self) -> None:
         parts = ", ".join(
@@ -336,7 +335,7 @@ class _Fitting:
             if state is not None:
                 batches = len(usable(self.data, self.config, "train", self.target)) // self.config.batch_size
                 try:
-                    recording.restore(state, module.state_dict(), batches)
+                    recording.restore(state, module, batches)
                 except RunError as error:
                     raise RunError(f"{folder.path / RESUME} is damaged: {error}") from error
                 _load_weights(module, recording.weights, f"{folder.path / RESUME}")
@@ -358,6 +357,7 @@ class _Fitting:
 
     def _trained(self, module: AlignmentModule | FusionModule, recording: Recording) -> Run:
         if not recording.over:
+            self._say_what_is_trained()
             self._train(module, recording)
         return self._kept(module, recording)
 

@@ -214,15 +214,15 @@ class Recording(Checkpoint):
             "waited": self._waited + self.batches.waited,
         }
 
-    def restore(self, state: Any, weights: Mapping[str, Tensor], batches: int) -> None:
+    def restore(self, state: Any, module: MultimodalModule, batches: int) -> None:
         """Take over a state.
 
         Parameters
         ----------
         state
             What :meth:`state` has returned, or anything else that was in a file.
-        weights : mapping from a name to Tensor
-            Those of the module that goes on, for their shapes.
+        module : MultimodalModule
+            That goes on: whether the state is one of its own.
         batches : int
             Of an epoch.
 
@@ -241,9 +241,11 @@ class Recording(Checkpoint):
                 raise ValueError(f"step {step} is not {len(epochs)} epochs of {batches} batches and {done}")
             if len(epochs) > self.total_epochs or state["steps"]["stride"] < 1:
                 raise ValueError("there are more epochs or steps than the run has")
+            weights = module.state_dict()
             _check_alike(state["weights"], weights)
             self.epochs = epochs
             _check_alike(state["best_weights"], weights if self.best_epoch else {})
+            _check_optimizer(module.configure_optimizers(), state["optimizer"])
         except ValueError as error:
             raise RunError(f"{error}") from error
         self.weights, self._optimizer_state = state["weights"], state["optimizer"]
@@ -256,7 +258,7 @@ class Recording(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Bring the optimizer into the state that was restored, and start the clock."""
         if self._optimizer_state is not None:
-            _restore_optimizer(trainer.optimizers[0], self._optimizer_state)
+            trainer.optimizers[0].load_state_dict(self._optimizer_state)
             self._optimizer_state = None
         self._since = self._saved = time.monotonic()
 
@@ -369,25 +371,23 @@ def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
             raise ValueError(f"its weights {name} are {list(there.shape)} of {there.dtype}, expected {list(x.shape)}")
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Bring an optimizer into a state that was read; RunError where it is none of this optimizer's."""
-    # What the config says, which a state does not change.
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise ValueError where a state is none of such an optimizer with its settings."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(dict(state))
-        for group, of_group in zip(optimizer.param_groups, settings, strict=True):
-            for key, value in of_group.items():
-                if group.get(key, value) != value:
-                    raise ValueError(f"{key} is {group[key]} and not {value}")
-        for parameter, of_parameter in optimizer.state.items():
-            check_form(of_parameter, {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor})
-            for key, x in of_parameter.items():
-                if x.shape != (torch.Size() if key == "step" else parameter.shape):
-                    raise ValueError(f"{key} is of shape {list(x.shape)} for weights {list(parameter.shape)}")
     except Exception as error:
         # What torch raises depends on what is wrong.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"the state to resume from is damaged: its optimizer: {reason}") from error
+        raise ValueError(f"its optimizer: {str(error) or type(error).__name__}") from error
+    for group, of_group in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in of_group.items():
+            if group.get(key, value) != value:
+                raise ValueError(f"its optimizer's {key} is {group[key]} and not {value}")
+    for parameter, of_parameter in optimizer.state.items():
+        check_form(of_parameter, {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}, "its optimizer's state")
+        for key, x in of_parameter.items():
+            if x.shape != (torch.Size() if key == "step" else parameter.shape):
+                raise ValueError(f"its optimizer's {key} is {list(x.shape)} for weights {list(parameter.shape)}")
 
 
 def choosing_loss(row: Mapping[str, Any]) -> float:
