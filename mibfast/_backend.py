@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mibfast import _env
+from mibfast._check import BackendError
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 # Compiled backends by the device they serve, the one to take first. Of meta tensors every backend gives the shapes.
@@ -119,7 +120,7 @@ def choose(
     ------
     ValueError
         For an unknown name.
-    RuntimeError
+    BackendError
         Where a backend asked for by name is missing, has no kernel of this operation, or cannot take the arguments.
     """
     name = check_name(backend) if backend is not None else (getattr(_selected, "backend", None) or _DEFAULT)
@@ -128,7 +129,7 @@ def choose(
     if name != "auto":
         reason = _unusable(name, device, offers)
         if reason is not None:
-            raise RuntimeError(f"{operation}: backend {name!r} cannot be used: {reason}")
+            raise BackendError(f"{operation}: backend {name!r} cannot be used: {reason}")
         return name
     reasons = {each: _unusable(each, device, offers) for each in _BY_DEVICE.get(device.type, ())}
     for each, reason in reasons.items():

@@ -13,12 +13,23 @@ from torch import Tensor
 Embeddings: TypeAlias = Sequence[Tensor] | Tensor | Mapping[str, Tensor]
 
 
-class InputError(ValueError):
+class MibfastError(Exception):
+    """Base of all errors that have a class of mibfast's own; each also derives from the built-in error it is akin to.
+
+    A function's arguments of a wrong type or value are a plain `TypeError` or `ValueError`, as in PyTorch.
+    """
+
+
+class InputError(MibfastError, ValueError):
     """What the user of a command, a data set or a run can put right, said in one line."""
 
 
-class NothingPresentError(ValueError):
+class NothingPresentError(MibfastError, ValueError):
     """A presence that leaves nothing to take a loss of: a batch that a training loop may skip."""
+
+
+class BackendError(MibfastError, RuntimeError):
+    """A backend asked for by name that is missing, has no kernel of an operation, or cannot take its arguments."""
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -226,7 +226,6 @@ def test_bad_places_are_refused(tmp_path) -> None:
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:4000])
     np.save(tmp_path / "one.npy", np.zeros((5, 2)))
     (tmp_path / "folder").mkdir()
-    saved(tmp_path / "fortran", text=np.asfortranarray(np.zeros((60, 7))))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     for name, message in (
@@ -241,9 +240,8 @@ def test_bad_places_are_refused(tmp_path) -> None:
         (f"npz:{tmp_path}/one.npy", "not an .npz file"),
         (f"dir:{tmp_path}/none", "no folder"),
         (f"dir:{tmp_path}/folder", "no .npy files in"),
-        (f"dir:{tmp_path}/fortran", "text.npy cannot be used: it is in Fortran order"),
         (f"dir:{tmp_path}/broken", "a.npy cannot be used"),
-        (f"mfeat:{tmp_path}", "mfeat-fou: not there"),
+        (f"mfeat:{tmp_path}", "mfeat-fou: No such file or directory"),
     ):
         with pytest.raises(data.DataError) as caught:
             data.load(name)

@@ -311,6 +311,44 @@ def test_string_labels_and_no_labels(tmp_path) -> None:
         evaluate(run, retrieval=False, **QUIET)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [np.arange(200), np.arange(200).astype(str), np.full(200, 7), np.full(200, 0.5)],
+    ids=["ids", "ids as strings", "one class", "one target"],
+)
+def test_labels_that_no_probe_fits_stand_in_the_way_of_probes_alone(tmp_path, capsys, labels) -> None:
+    """Retrieval and embeddings need none; what is left out is said."""
+    content = views()
+    del content["labels"]
+    np.savez(tmp_path / "x.npz", **content, labels=labels)
+    run, name = str(tmp_path / "run"), f"npz:{tmp_path / 'x.npz'}"
+    small = ["--epochs", "1", "--features", "8"]
+    assert command(["fit", "clip", "--data", name, "--output", run, *small]) == 0
+    said = capsys.readouterr()
+    assert "pairwise CLIP: alignment, without labels, of a, b, c; 120 training, 40 validation samples" in said.err
+    assert "x.npz, alignment: 1 epochs" in said.out
+    for probes in ("none", "both"):
+        assert command(["evaluate", run, "--probe", probes]) == 0
+        said = capsys.readouterr()
+        assert ("no probes: " in said.err) == (probes == "both")
+        assert "retrieval" in said.out
+        written = json.loads((tmp_path / "run" / "evaluation" / "test" / "evaluation.json").read_text())
+        assert {row["task"] for row in written["rows"]} == {"retrieval"}
+        assert len(written["left_out"]) == (probes == "both")
+    task = "regression" if labels.dtype.kind == "f" else "classification"
+    assert command(["evaluate", run, "--task", task]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert command(["embed", run, "--output", str(tmp_path / "e.npz")]) == 0
+    assert np.array_equal(np.load(tmp_path / "e.npz")["labels"], labels)
+    with pytest.raises(data.DataError, match=r"nothing to evaluate: .*labels"):
+        evaluate(train.open_run(run), retrieval=False, **QUIET)
+    compare = ["compare", "--methods", "clip", "--data", name, "--seeds", "1", "--no-tune", "--epochs", "1"]
+    assert command([*compare, "--no-every-combination", "--output", str(tmp_path / "compared")]) == 0
+    said = capsys.readouterr()
+    assert "no probes: " in said.err
+    assert "retrieval MRR" in " ".join(said.out.split())
+
+
 def test_other_data_with_some_of_the_modalities(runs, tmp_path) -> None:
     content = views(100, seed=0)
     del content["a"]

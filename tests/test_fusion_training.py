@@ -508,9 +508,7 @@ def test_fusions_take_the_samples_that_have_all_modalities(monkeypatch) -> None:
 
 def test_what_is_wrong_is_said_before_training(npz, tmp_path, monkeypatch) -> None:
     views, labels = arrays()
-    alone = np.where(np.arange(100) == 7, 9, labels)
     split = np.array(["train", "validation", "test"])[np.r_[np.zeros(60, int), np.ones(20, int), 2 * np.ones(20, int)]]
-    split[7] = "test"
     nan = labels.astype(float)
     nan[3] = np.nan
     with pytest.raises(data.DataError, match=r"labels hold NaN or infinity at \[3\]"):
@@ -519,9 +517,9 @@ def test_what_is_wrong_is_said_before_training(npz, tmp_path, monkeypatch) -> No
         ("concatenation", data.from_arrays(views), {}, "trained to predict labels, and there are none"),
         (
             "concatenation",
-            data.from_arrays(views, alone, split=split),
+            data.from_arrays(views, np.where(split == "train", 0, labels), split=split),
             {},
-            "no sample of the train split is of class 9",
+            "the training split is of class 0 alone; expected two or more",
         ),
         ("concatenation", data.from_arrays(views, np.full(100, 2)), {}, "labels do not fit classification: 1 classes"),
         ("concatenation", data.from_arrays(views, np.full(100, 2.0)), {}, "a target never varies"),
@@ -550,6 +548,48 @@ def test_what_is_wrong_is_said_before_training(npz, tmp_path, monkeypatch) -> No
             train.fit(name, source, output=tmp_path / "run", **{**SMALL, **settings})
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["train", "validation", "test"])
+@pytest.mark.parametrize("task", ["auto", "anomaly-detection"])
+def test_a_class_of_one_sample_stops_nothing(tmp_path, capsys, place, task) -> None:
+    """Wherever it is: it is trained on, or left out of what cannot be scored, and that is said."""
+    views, labels = arrays()
+    names = np.array(["x", "y", "z"])[labels]
+    split = np.array(["train", "validation", "test"])[np.r_[np.zeros(60, int), np.ones(20, int), 2 * np.ones(20, int)]]
+    rare = int(np.flatnonzero(split == place)[5])
+    names = names.astype("<U4")
+    names[rare] = "rare"
+    found = data.from_arrays(views, names, split=split)
+    settings = {**SMALL, "progress": True, "task": task, "normal_class": None if task == "auto" else "x"}
+    run = train.fit("concatenation", found, output=tmp_path / "run", pictures=False, **settings)
+    said = " ".join(capsys.readouterr().err.split())
+    rows = evaluate(run, progress=True).rows
+    left_out = "left out: 1 of 20 test samples, of classes that training had not"
+    assert (left_out in " ".join(capsys.readouterr().err.split())) == ((place, task) == ("test", "auto"))
+    assert np.isfinite([row["value"] for row in rows]).all()
+    if task == "anomaly-detection":
+        assert "concatenation: anomaly detection, class 'x' normal, of a, b" in said
+        return
+    trained = place == "train"
+    assert f"concatenation: classification of {3 + trained} classes, of a, b; 60 training" in said
+    assert ("no training sample is of class 'rare': 1 sample of validation and test left out" in said) != trained
+    assert ("no validation sample is of class 'rare', which is trained on and chooses no epoch" in said) == trained
+    assert ("no test sample is of class 'rare', which is trained on and is not scored" in said) == trained
+    assert f"{20 - (place == 'validation')} validation samples" in said
+    assert {row["samples"] for row in rows} == {20 - (place == "test")}
+    opened = train.open_run(tmp_path / "run", data=found)
+    assert opened.target == run.target
+    assert [row["value"] for row in evaluate(opened, progress=False).rows] == [row["value"] for row in rows]
+    assert (opened.target.encoded(np.array(["rare"])).item() >= 0) == trained
+
+
+def test_anomalies_may_each_be_of_a_class_of_their_own(tmp_path) -> None:
+    views, labels = arrays()
+    ids = np.where(labels == 0, 0, 1 + np.arange(100))
+    found = data.from_arrays(views, ids)
+    run = train.fit("concatenation", found, task="anomaly-detection", normal_class=0, **SMALL)
+    assert {row["metric"] for row in evaluate(run, progress=False).rows} == {"AUC", "F1"}
 
 
 def test_a_run_meets_other_data(npz, tmp_path) -> None:
@@ -769,6 +809,8 @@ def test_the_commands(npz, tmp_path, capsys, quick_beta) -> None:
     assert command(["fit", "omib", *options, "--output", out, "--warm-up-epochs", "1"]) == 0
     captured = capsys.readouterr()
     assert "OMIB on npz:" in captured.out
+    assert "x.npz, classification of 3 classes: 3 epochs" in captured.out
+    assert "OMIB: classification of 3 classes, of a, b; 60 training, 20 validation samples" in captured.err
     assert "validation loss of predictions " in captured.out
     assert "beta in [" in captured.err
     assert "drawn: beta" in captured.err

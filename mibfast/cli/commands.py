@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import mibfast
-from mibfast._check import InputError
+from mibfast._check import InputError, MibfastError
 from mibfast._termination import STATUS, Terminated, raised
 from mibfast.cli import derivation, experiments, training
 
@@ -100,8 +100,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with raised():
             result = app(list(arguments), standalone_mode=False)
-    except InputError as error:
+    except MibfastError as error:
         return _refuse(str(error))
+    except MemoryError as error:
+        return _refuse(f"there is not enough memory: {error}")
     except ModuleNotFoundError as error:
         return _refuse(f"{error.name} is missing; pip install 'mibfast[train]'")
     except (KeyboardInterrupt, typer.Abort):
@@ -114,10 +116,10 @@ def run(arguments: Sequence[str]) -> int:
         # Click's own errors, which typer brings along under a private name.
         if not hasattr(error, "format_message"):
             raise
-        return _refuse(" ".join(str(error.format_message()).split()))
+        return _refuse(str(error.format_message()))
     return result if isinstance(result, int) else 0
 
 
 def _refuse(message: str) -> int:
-    print(f"mibfast: error: {message}", file=sys.stderr)
+    print(f"mibfast: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from mibfast._check import InputError
 from mibfast._termination import Terminated
 from mibfast.cli.arguments import numbers, pairs, words
 from mibfast.data import FORMS
+from mibfast.data.file_names import why_no_file_name
 
 # As Python writes them; JSON's are read as JSON.
 _PYTHON = {"True": True, "False": False, "None": None}
@@ -198,12 +199,18 @@ def fit(
         given["loss"] = {**(given["loss"] or {}), "beta": beta}
     if resume and output is None:
         raise InputError("--resume needs --output, the run's folder")
-    settings = {} if config is None else read_settings(config)
-    if resume and config is None and output is not None and (output / "config.json").exists():
-        settings = read_settings(output / "config.json")
+    source_of_settings = config
+    if resume and config is None and output is not None and os.path.lexists(output / "config.json"):
+        source_of_settings = output / "config.json"
+    settings = {} if source_of_settings is None else read_settings(source_of_settings)
     if isinstance(settings.get("encoders"), dict):
-        # What a file names is not imported unless the command names it too.
-        settings["encoders"] = {key: name for key, name in settings["encoders"].items() if ":" not in str(name)}
+        for key, name in settings["encoders"].items():
+            # What a file names is not imported unless the command names it too.
+            if ":" in str(name) and key not in (given["encoders"] or {}):
+                raise InputError(
+                    f"{source_of_settings} names an encoder of its own; to have it imported, give it once more: "
+                    f"--encoder {key}={name}"
+                )
     settings.pop("method", None)
     for name in ("encoders", "loss"):
         # What is given changes what it names, and leaves the file's others.
@@ -225,8 +232,9 @@ def fit(
     best = run.epochs[run.best_epoch - 1]
     chosen_by = "validation loss" if run.target is None else "validation loss of predictions"
     loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
+    what = "alignment" if run.target is None else run.target.title
     print(
-        f"{run.method.title} on {run.data.name}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
+        f"{run.method.title} on {run.data.name}, {what}: {len(run.epochs)} epochs, the best {run.best_epoch} with "
         f"{chosen_by} {loss_found}; {time.perf_counter() - started:.0f} s\n"
         f"the run's folder is {folder}; next: mibfast evaluate {folder}"
     )
@@ -278,6 +286,8 @@ def evaluate(
     for option, chosen, valid in (
         ("--probe", probe, tuple(probes)),
         ("--task", task, ("auto", "classification", "regression")),
+        # It becomes a folder's name.
+        ("--split", split, ("test", "validation")),
     ):
         if chosen not in valid:
             raise InputError(f"{option} must be one of {', '.join(valid)}, got {chosen!r}")
@@ -285,7 +295,11 @@ def evaluate(
     place = output
     if place is None and len(runs) == 1:
         # Beside each other: what is found on one split, or on other data, does not replace what was found on another.
-        place = runs[0] / "evaluation" / (split if data is None else f"{split} of {Path(data.partition(':')[2]).name}")
+        name = split if data is None else f"{split} of {Path(data.partition(':')[2] or data).name}"
+        why = why_no_file_name(name)
+        if why is not None:
+            raise InputError(f"no folder can be called {name!r}: {why}; give --output")
+        place = runs[0] / "evaluation" / name
     opened = [open_run(path, data=data, encoders=own) for path in runs]
     if place is not None:
         RunFolder(place).check()
@@ -474,7 +488,9 @@ def compare(
 def _value(text: str) -> Any:
     if text in _PYTHON:
         return _PYTHON[text]
+    from mibfast.train.json_files import parse_json
+
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mibfast.data.multimodal import DataError
+from mibfast.data.opening import open_regular, why_no_memory
 
 _UNSIGNED_BYTES = 8
 _GZIP = b"\x1f\x8b"
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 22
 
 
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
@@ -37,7 +38,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
         shorter or longer than its header says.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             zipped = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
             if not zipped:
@@ -64,7 +65,7 @@ def _parsed(file: IO[bytes] | gzip.GzipFile, path: Path, ndim: int) -> NDArray[n
     if min(shape) < 1:
         raise DataError(f"{path} is of shape {list(shape)}; expected sizes of at least 1")
     size = math.prod(shape)
-    content = _read(file, size + 1)
+    content = _read(file, size + 1, path)
     if len(content) != size:
         found = f"{len(content)}" if len(content) < size else "more"
         raise DataError(f"{path} is of shape {list(shape)}, {size} bytes, and holds {found}")
@@ -72,10 +73,14 @@ def _parsed(file: IO[bytes] | gzip.GzipFile, path: Path, ndim: int) -> NDArray[n
     return found_array
 
 
-def _read(file: Any, count: int) -> bytearray:
+def _read(file: Any, count: int, path: Path) -> bytearray:
     """Read up to `count` bytes; in parts, since a damaged header may ask for more than there is memory."""
     content = bytearray()
     while len(content) < count:
+        # A small gzip file can hold more than there is memory, too; a bytearray that grows is copied.
+        why = why_no_memory(2 * len(content)) if len(content) >= _CHUNK_BYTES else None
+        if why is not None:
+            raise DataError(f"{path} cannot be read: {why}")
         part = file.read(min(_CHUNK_BYTES, count - len(content)))
         if not part:
             break

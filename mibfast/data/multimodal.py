@@ -11,13 +11,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mibfast._check import InputError
+from mibfast.data.file_names import TEMPORARY, why_no_file_name
 from mibfast.data.npy import NpyRows
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.6, 0.2, 0.2)
+# Names of arrays that are no modalities.
+LABELS, SPLIT = "labels", "split"
 # Of the name of the array that says which samples have a modality; a modality's own name holds no dot.
 PRESENCE = ".presence"
 
@@ -262,6 +265,19 @@ def check_modalities(data: str, modalities: Sequence[str], valid: Sequence[str] 
             raise DataError(f"{data}: no modality {name!r}{nearest(name, valid)}")
     if len(set(modalities)) < len(modalities):
         raise DataError(f"{data}: a modality is named twice in {','.join(modalities)}")
+
+
+def why_no_modality(name: str) -> str | None:
+    """Return why a modality cannot have a name: arrays, files, modules and weights go by it. None where it can."""
+    why = why_no_file_name(name, TEMPORARY.format(f"{{}}{PRESENCE}.npy"))
+    if why is None and name in (LABELS, SPLIT):
+        why = "it is that of another array"
+    for separator in ".,":
+        if why is None and separator in name:
+            why = f"it holds {separator!r}"
+    if why is None and hasattr(nn.ModuleDict(), name):
+        why = "it is that of a module's attribute"
+    return why
 
 
 def channel_axes(ndim: int) -> tuple[int, ...]:

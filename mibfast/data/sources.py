@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast.data.digits import read_digits
 from mibfast.data.multimodal import (
     FRACTIONS,
+    LABELS,
     PRESENCE,
+    SPLIT,
     SPLITS,
     DataError,
     MultimodalData,
@@ -26,13 +28,15 @@ from mibfast.data.multimodal import (
     check_modalities,
     nearest,
     split_indices,
+    why_no_modality,
 )
 from mibfast.data.noisy_mnist import noisy_views, read_framed_digits, read_mnist
-from mibfast.data.npy import NpyRows
+from mibfast.data.npy import NpyRows, open_rows, read_npy
+from mibfast.data.npz import NpzArchive
+from mibfast.data.opening import read_bytes
 from mibfast.data.sim import SAMPLES, SPECIFIC, read_sim
 
 FORMS = "digits, noisy-digits, noisy-mnist:DIR, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
-_LABELS, _SPLIT = "labels", "split"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
 
@@ -57,7 +61,10 @@ def load(
     - `"mfeat:DIR"`: the UCI Multiple Features archive as published, files `mfeat-fou` ... in a folder: 2,000 numerals
       in six views, `fou`, `fac`, `kar`, `pix`, `zer` and `mor`.
     - `"npz:FILE"`: an array [N, ...] for each modality under its name.
-    - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, of which rows are read as needed.
+    - `"dir:FOLDER"`: a file `NAME.npy` [N, ...] for each modality, of which rows are read as needed. One in Fortran
+      order, as `numpy.save` writes a transposed array or a data frame's, is read as a whole.
+
+    What else is in an archive or a folder is passed over: other files, hidden ones, and what macOS adds (`._NAME`).
 
     An .npz file or a folder may also hold `labels`, [N] integers or strings (classes) or [N] or [N, K] floats (a
     regression's targets), and `split`, [N] strings "train", "validation" or "test", which is then used as it is. Where
@@ -81,9 +88,9 @@ def load(
     Raises
     ------
     DataError
-        For data that are not there or not usable: object arrays, unequal lengths, dtypes that are no real numbers, NaN
-        among targets, an empty split, a presence that is not bool or of no modality. NaN and infinity in views are
-        found by :meth:`MultimodalData.statistics`, which has to read all of them.
+        For data that are not there or not usable: object arrays, names that cannot be files, unequal lengths, dtypes
+        that are no real numbers, NaN among targets, an empty split, a presence that is not bool or of no modality. NaN
+        and infinity in views are found by :meth:`MultimodalData.statistics`, which has to read all of them.
 
     Examples
     --------
@@ -151,14 +158,16 @@ def from_arrays(
     if not arrays:
         raise DataError(f"{name}: no modalities; expected an array [N, ...] for each")
     lengths = {modality: len(view) for modality, view in arrays.items()}
-    targets = None if labels is None else _checked_labels(name, np.asarray(labels))
+    targets = None if labels is None else _checked_labels(name, _array(name, LABELS, labels))
     if targets is not None:
-        lengths[_LABELS] = len(targets)
+        lengths[LABELS] = len(targets)
     present = _checked_presence(name, presence or {}, arrays)
     lengths.update((f"{modality}{PRESENCE}", len(each)) for modality, each in present.items())
     named_split = np.asarray(split) if split is not None and np.asarray(split).dtype.kind == "U" else None
     if named_split is not None:
-        lengths[_SPLIT] = len(named_split)
+        if named_split.ndim != 1:
+            raise DataError(f"{name}: split must be [N], got shape {list(named_split.shape)}")
+        lengths[SPLIT] = len(named_split)
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{modality} {n}" for modality, n in lengths.items())
         raise DataError(f"{name}: arrays must be of one length, got {listed}")
@@ -180,7 +189,7 @@ def _checked_presence(
         if modality not in modalities:
             known = nearest(modality, modalities)
             raise DataError(f"{data}: a presence is given of modality {modality!r}, which there is not{known}")
-        each = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        each = _array(data, f"{modality}{PRESENCE}", given)
         if each.dtype != np.bool_ or each.ndim != 1:
             raise DataError(
                 f"{data}: the presence of modality {modality!r} must be [N] of bool, "
@@ -190,12 +199,23 @@ def _checked_presence(
     return found
 
 
-def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor | NpyRows) -> View:
-    if isinstance(view, Tensor):
-        view = (view.float() if view.dtype == torch.bfloat16 else view).detach().cpu().numpy()
-    if "." in modality or "," in modality or not modality or hasattr(nn.ModuleDict(), modality):
-        # Modules and weights go by the modality's name.
-        raise DataError(f"{data}: a modality cannot be called {modality!r}; give it another name")
+def _array(data: str, name: str, given: Any) -> NDArray[Any]:
+    """Return an array, a tensor, or what numpy makes one of, such as a data frame, as an array."""
+    if not isinstance(given, Tensor):
+        return np.asarray(given)
+    try:
+        found = (given.float() if given.dtype == torch.bfloat16 else given).detach().cpu().resolve_conj().resolve_neg()
+        array: NDArray[Any] = found.numpy()
+    except (TypeError, RuntimeError) as error:
+        raise DataError(f"{data}: {name!r} is a tensor without plain numbers: {str(error).splitlines()[0]}") from error
+    return array
+
+
+def _checked_view(data: str, modality: str, given: NDArray[Any] | Tensor | NpyRows) -> View:
+    why = why_no_modality(modality)
+    if why is not None:
+        raise DataError(f"{data}: a modality cannot be called {modality!r}; give it another name: {why}")
+    view = given if isinstance(given, NpyRows) else _array(data, modality, given)
     if view.dtype.kind not in "biuf":
         raise DataError(f"{data}: modality {modality!r} must hold real numbers, got dtype {view.dtype}")
     if view.ndim < 2:
@@ -209,6 +229,8 @@ def _checked_view(data: str, modality: str, view: NDArray[Any] | Tensor | NpyRow
 
 
 def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
+    if labels.dtype.kind in "OST":
+        labels = _strings(data, labels)
     kind = labels.dtype.kind
     if kind not in "biufU":
         raise DataError(f"{data}: labels must be integers, strings or floats, got dtype {labels.dtype}")
@@ -220,14 +242,31 @@ def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
         if len(bad):
             raise DataError(f"{data}: labels hold NaN or infinity at [{', '.join(map(str, bad[0]))}]")
         return labels.astype(np.float64)
+    if kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{data}: labels hold {labels.max()}, beyond int64; save them as strings, by .astype(str)")
     return labels if kind == "U" else labels.astype(np.int64)
+
+
+def _strings(data: str, labels: NDArray[Any]) -> NDArray[np.str_]:
+    """Return class names of numpy's other kinds of strings, or of Python's, as fixed-width ones."""
+    if labels.dtype.kind == "S":
+        try:
+            return np.char.decode(labels, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{data}: labels are bytes and no UTF-8: {error}") from error
+    for position, each in enumerate(labels.ravel().tolist()):
+        if not isinstance(each, str):
+            raise DataError(
+                f"{data}: labels are {labels.dtype}s and not all strings: {position} is {type(each).__name__}; fill in "
+                "what is missing, and give them as numbers or by .astype(str)"
+            )
+    return labels.astype(np.str_)
 
 
 def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
     unknown = sorted(set(split.tolist()) - set(SPLITS))
-    if split.ndim != 1 or unknown:
-        found = f"{unknown[0]!r}" if unknown else f"shape {list(split.shape)}"
-        raise DataError(f"{data}: split must be [N] of 'train', 'validation' or 'test', got {found}")
+    if unknown:
+        raise DataError(f"{data}: split must be [N] of 'train', 'validation' or 'test', got {unknown[0]!r}")
     splits = {name: torch.from_numpy(np.flatnonzero(split == name)) for name in SPLITS}
     for name, part in splits.items():
         if not len(part):
@@ -257,7 +296,12 @@ def absolute_name(name: str) -> str:
     """
     kind, _, place = name.partition(":")
     has_path = kind in _FILES or kind == "noisy-mnist"
-    return f"{kind}:{Path(place).expanduser().resolve()}" if place and has_path else name
+    return f"{kind}:{os.path.realpath(_expanded(place))}" if place and has_path else name
+
+
+def _expanded(place: str) -> Path:
+    # Unlike Path.expanduser it leaves a home that there is not as it is.
+    return Path(os.path.expanduser(place))
 
 
 def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
@@ -268,7 +312,7 @@ def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
     if kind == "noisy-digits" and not colon:
         return _noisy(name, *read_framed_digits(), seed, split)
     if kind == "noisy-mnist" and place:
-        return _noisy(name, *read_mnist(Path(place).expanduser()), seed, split)
+        return _noisy(name, *read_mnist(_expanded(place)), seed, split)
     if kind in SPECIFIC:
         if colon and not place.isdecimal():
             raise DataError(f"{name}: expected {kind} or {kind}:SAMPLES, a number")
@@ -276,7 +320,7 @@ def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
         return _Source(list(views), views.__getitem__, labels, parts)
     if kind not in _FILES or not place:
         raise DataError(f"unknown data set {name!r}; expected {FORMS}")
-    return _FILES[kind](name, Path(place).expanduser())
+    return _FILES[kind](name, _expanded(place))
 
 
 def _noisy(name: str, images: NDArray[Any], labels: NDArray[Any], seed: int, split: Sequence[float] | None) -> _Source:
@@ -300,39 +344,41 @@ def _open_mfeat(name: str, folder: Path) -> _Source:
     def read(view: str) -> View:
         path = folder / f"mfeat-{view}"
         try:
-            return np.loadtxt(path, dtype=np.float32, ndmin=2)
+            return np.loadtxt(io.BytesIO(read_bytes(path)), dtype=np.float32, ndmin=2)
         except OSError as error:
-            raise DataError(f"{name}: cannot read {path}: {error.strerror or 'not there'}") from error
-        except ValueError as error:
-            raise DataError(f"{name}: {path} is not a table of numbers: {error}") from error
+            raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, MemoryError) as error:
+            raise DataError(f"{name}: {path} is not a table of numbers: {_first_line(error)}") from error
 
     return _Source(_MFEAT_VIEWS, read, np.repeat(np.arange(10), _MFEAT_SAMPLES_PER_CLASS))
 
 
 def _open_npz(name: str, path: Path) -> _Source:
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = NpzArchive(path)
     except OSError as error:
         raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: not an .npz file") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{name}: not an .npz file")
+    except ValueError as error:
+        raise DataError(f"{name}: {_first_line(error)}") from error
 
     def read(key: str) -> NDArray[Any]:
         try:
-            found: NDArray[Any] = archive[key]
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{name}: array {key!r} {_why_unreadable(error, 'is damaged')}") from error
-        return found
+            return archive.read(key)
+        except OSError as error:
+            raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise DataError(f"{name}: array {key!r} {_why_unusable(error)}") from error
 
-    return _source(name, archive.files, read, read)
+    return _source(name, archive.names, read, read)
 
 
 def _open_folder(name: str, folder: Path) -> _Source:
-    if not folder.is_dir():
-        raise DataError(f"{name}: no folder {folder}")
-    stems = sorted(path.stem for path in folder.glob("*.npy"))
+    try:
+        files = sorted(os.listdir(folder))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{name}: no folder {folder}: {why}") from error
+    stems = [file.removesuffix(".npy") for file in files if file.endswith(".npy") and not file.startswith(".")]
     if not stems:
         raise DataError(f"{name}: no .npy files in {folder}; expected one for each modality")
 
@@ -343,20 +389,20 @@ def _open_folder(name: str, folder: Path) -> _Source:
                 return load_file(path)
             except OSError as error:
                 raise DataError(f"{name}: cannot read {path}: {error.strerror or error}") from error
-            except (ValueError, EOFError) as error:
-                raise DataError(f"{name}: {path.name} {_why_unreadable(error, 'cannot be used')}") from error
+            except (ValueError, MemoryError) as error:
+                raise DataError(f"{name}: {path.name} {_why_unusable(error)}") from error
 
         return read
 
-    return _source(name, stems, reader(NpyRows), reader(partial(np.load, allow_pickle=False)))
+    return _source(name, stems, reader(open_rows), reader(read_npy))
 
 
 def _source(
     data: str, names: Sequence[str], read: Callable[[str], View], read_whole: Callable[[str], NDArray[Any]]
 ) -> _Source:
     """Set `labels`, `split` and presences apart from the modalities; they are read as a whole."""
-    labels, split = (read_whole(name) if name in names else None for name in (_LABELS, _SPLIT))
-    modalities = [name for name in names if name not in (_LABELS, _SPLIT) and not name.endswith(PRESENCE)]
+    labels, split = (read_whole(name) if name in names else None for name in (LABELS, SPLIT))
+    modalities = [name for name in names if name not in (LABELS, SPLIT) and not name.endswith(PRESENCE)]
     presence = {name.removesuffix(PRESENCE): partial(read_whole, name) for name in names if name.endswith(PRESENCE)}
     for name in presence:
         # Whatever is asked for: were a name misspelt, all samples would be taken to have the modality that was meant.
@@ -365,10 +411,13 @@ def _source(
     return _Source(modalities, read, labels, split, presence)
 
 
-def _why_unreadable(error: Exception, otherwise: str) -> str:
-    if "Object arrays" in str(error):
-        return "is an object array, which would have to be unpickled; save it with a numeric dtype"
-    return f"{otherwise}: {error}" if str(error) else otherwise
+def _why_unusable(error: Exception) -> str:
+    reason = _first_line(error)
+    return reason.removeprefix("it ") if reason.startswith("it is an object array") else f"cannot be used: {reason}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _FILES: Mapping[str, Callable[[str, Path], _Source]] = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}

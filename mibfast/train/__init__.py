@@ -2,7 +2,7 @@
 
 from mibfast.train.alignment import AlignmentModule
 from mibfast.train.config import RunConfig
-from mibfast.train.errors import RunError
+from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
 from mibfast.train.fusion import FusionModule
@@ -13,6 +13,7 @@ __all__ = [
     "FUSIONS",
     "METHODS",
     "AlignmentModule",
+    "DivergedError",
     "FusionModule",
     "Run",
     "RunConfig",

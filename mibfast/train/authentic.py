@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from mibfast.nn import MLPEncoder, Standardisation
 from mibfast.train.batches import shuffled
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import RunFolder
+from mibfast.train.json_files import NUMBER
 from mibfast.train.progress import Report, reported
 
 ROWS = ("consistent", "specific", "v1", "v2", "optimal", "union")
 _PLAN, _CLASSES = "plan.json", 2
+_CELL = {"features": str, "seed": int, "accuracy": NUMBER}
 _HIDDEN_FEATURES = 512
 
 
@@ -123,10 +126,10 @@ def classify_authentic_features(
         **settings,
     }
     folder = RunFolder(Path(output))
-    if not (folder.path / _PLAN).exists():
+    if not os.path.lexists(folder.path / _PLAN):
         folder.create()
         folder.write_json(_PLAN, plan)
-    elif folder.read_json(_PLAN) != plan:
+    elif folder.read_json(_PLAN, object) != plan:
         raise RunError(f"{folder.path} is of other settings; choose another folder")
     report = reported("classify_authentic_features", progress)
     cells = []
@@ -136,12 +139,12 @@ def classify_authentic_features(
             of_split = {part: torch.from_numpy((split == part).nonzero()[0]) for part in SPLITS}
             for name in ROWS:
                 file = f"{name},seed={seed}.json"
-                if not (folder.path / file).exists():
+                if not os.path.lexists(folder.path / file):
                     x, y = torch.from_numpy(found[name]), torch.from_numpy(labels)
                     with isolate_rng():
                         cell = _classified(x, y, of_split, seed, learning_rate, dropout, **settings)
                     folder.write_json(file, {"features": name, "seed": seed, **cell})
-                cells.append(folder.read_json(file))
+                cells.append(folder.read_json(file, _CELL))
                 task.advance(1, f"{name}, seed {seed}")
         accuracies = AuthenticAccuracies(cells, f"{data}, {seeds} seed{'s' * (seeds > 1)}", best)
         folder.write_table("accuracies.csv", accuracies.rows())

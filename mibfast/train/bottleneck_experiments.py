@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast.bottleneck import Bottleneck, BottleneckLoss, methods
-from mibfast.data import MultimodalData, load
+from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.multimodal import FRACTIONS, SPLITS, nearest
+from mibfast.data.opening import read_bytes
 from mibfast.data.sources import absolute_name
 from mibfast.ops.mutual_information import ESTIMATORS
 from mibfast.train.batches import shuffled
 from mibfast.train.bottleneck_fitting import CRITICS, ENCODERS, build_networks, encode_in_parts, fit_bottleneck
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import RunFolder
+from mibfast.train.json_files import NUMBER, check_form, parse_json
 from mibfast.train.pictures import draw_accuracies
 from mibfast.train.probes import linear_svm, task_of
 from mibfast.train.progress import Report, reported
@@ -52,6 +55,7 @@ _LABELS = {"latent": "length of the latents", "beta": "beta", "samples": "traini
 # A cell: its method, its value, its seed.
 _Key: TypeAlias = tuple[str, float | None, int]
 _PLAN, _CELLS = "plan.json", "cells.jsonl"
+_CELL = {"method": str, "value": (*NUMBER, type(None)), "seed": int, "seconds": NUMBER, "views": (dict, type(None))}
 
 
 @dataclass(frozen=True)
@@ -395,7 +399,11 @@ def _try_networks(names: Sequence[str], data: MultimodalData, latent: int, netwo
 def _check_data(data: MultimodalData) -> None:
     if len(data.views) != 2 or data.presence:
         raise RunError(f"an experiment takes data of two modalities that no sample lacks, got {data!r}")
-    if data.labels is None or task_of(data.labels) != "classification":
+    try:
+        classes = data.labels is not None and task_of(data.labels) == "classification"
+    except DataError as error:
+        raise DataError(f"{data.name}: {error}") from error
+    if not classes:
         raise RunError(f"an experiment takes data with classes as labels, got {data!r}")
     for name, view in data.views.items():
         low, high = float(view[:].min()), float(view[:].max())
@@ -452,8 +460,8 @@ def _positive(argument: str, value: float) -> None:
 
 
 def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
-    if (folder.path / _PLAN).exists():
-        found = folder.read_json(_PLAN)
+    if os.path.lexists(folder.path / _PLAN):
+        found = folder.read_json(_PLAN, object)
         if found != plan:
             differing = [key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]]
             raise RunError(f"{folder.path} is of another experiment, with other {', '.join(differing)}")
@@ -470,14 +478,21 @@ def _write_cells(folder: RunFolder, cells: Mapping[_Key, Mapping[str, Any]]) -> 
 def _read_cells(folder: RunFolder, due: Sequence[_Key]) -> dict[_Key, dict[str, Any]]:
     path = folder.path / _CELLS
     cells: dict[_Key, dict[str, Any]] = {}
-    if not path.exists():
+    if not os.path.lexists(path):
         return cells
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        lines = read_bytes(path).splitlines()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
         try:
-            cell = json.loads(line)
+            cell = parse_json(line)
+            check_form(cell, _CELL)
+            if cell["views"] is not None:
+                check_form(cell["views"], {str: {"accuracy": NUMBER, "tested": int}})
             key = cell["method"], cell["value"], cell["seed"]
-            damaged = key not in due or not isinstance(cell["views"], (dict, type(None)))
-        except (ValueError, TypeError, KeyError):
+            damaged = key not in due
+        except ValueError:
             damaged = True
         if damaged:
             raise RunError(f"{path} is damaged in line {number}; without that line the cell is measured anew")
@@ -529,6 +544,8 @@ def _cell(
     x, y = data.views
     if method == PIXELS:
         return {view: _scored([parts[split][view] for split in SPLITS], labels) for view in (x, y)}
+    # The networks', whatever the views are of.
+    parts = {split: {view: each.float() for view, each in part.items()} for split, part in parts.items()}
     found: dict[str, dict[str, Any]] = {}
     # A latent for each view, or one of X alone, for which each view is X in turn.
     symmetric = "ZY" in BOTTLENECKS[method](beta).latents
@@ -563,6 +580,8 @@ def _validation_terms(loss: BottleneckLoss, observed: Mapping[str, Tensor]) -> d
 
 def _scored(views: Sequence[Tensor], labels: Sequence[NDArray[Any]]) -> dict[str, Any]:
     arrays = [each.flatten(1).double().numpy() for each in views]
+    if len(np.unique(labels[0])) < 2:
+        raise RunError(f"{len(labels[0])} training samples are all of class {labels[0][0].item()!r}: take more samples")
     found = linear_svm(*zip(arrays, labels, strict=True))
     return {
         "accuracy": found.test_accuracy,

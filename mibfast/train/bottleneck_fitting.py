@@ -141,7 +141,7 @@ def fit_bottleneck(
     ----------
     bottleneck : Bottleneck
     train, validation : mapping from an observed variable to Tensor [N, ...]
-        Between 0 and 1.
+        Between 0 and 1, of any real dtype: training is in float32.
     latent_features, hidden_features, encoder, critic, estimator
         See :func:`build_networks`.
     steps, patience : int
@@ -163,7 +163,9 @@ def fit_bottleneck(
     """
     shapes = {name: tuple(x.shape[1:]) for name, x in train.items()}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train, validation = ({name: x.to(device) for name, x in part.items()} for part in (train, validation))
+    train, validation = (
+        {name: x.to(device, torch.float32) for name, x in part.items()} for part in (train, validation)
+    )
     with _forked_generators(device):
         torch.manual_seed(seed)
         loss = build_networks(

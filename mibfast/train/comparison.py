@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from mibfast import _check
+from mibfast.data import DataError, MultimodalData
+from mibfast.data.file_names import why_no_file_name
 from mibfast.data.multimodal import nearest
 from mibfast.data.sources import absolute_name
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
-from mibfast.train.evaluation import evaluate
+from mibfast.train.evaluation import evaluate, probed_task
 from mibfast.train.fitting import (
     Run,
     estimated_beta,
@@ -27,10 +30,11 @@ from mibfast.train.fitting import (
     refuse_settings,
 )
 from mibfast.train.folder import RunFolder
+from mibfast.train.json_files import NUMBER
 from mibfast.train.methods import Fusion, Method, method
 from mibfast.train.pictures import draw_comparison, draw_sweep
 from mibfast.train.progress import Report, Task, reported
-from mibfast.train.targets import target_of
+from mibfast.train.targets import Target, class_notes, target_of
 
 TEMPERATURES = (0.05, 0.1, 0.2)
 BETAS = (0.1, 1.0)
@@ -38,6 +42,17 @@ BETAS = (0.1, 1.0)
 LEARNING_RATES = (1e-4, 1e-3)
 BETA_MULTIPLES = (0.1, 1.0, 10.0)
 _PLAN = "plan.json"
+# Of files that are kept: OMIB's beta, and what an evaluation found.
+_BETA = {
+    "beta": NUMBER,
+    "lower": NUMBER,
+    "upper": NUMBER,
+    "entropies": {str: {"value": NUMBER}},
+    "estimator": str,
+    "samples": int,
+    "indistinct": [str],
+}
+_ROWS = [{"task": str, "modalities": str, "metric": str, "value": NUMBER}]
 # What is tuned or varied and is no argument of the loss.
 _WARM_UP = "warm_up_epochs"
 _OF_RUN = ("learning_rate", _WARM_UP)
@@ -123,6 +138,10 @@ class Comparison:
 def _short(value: Any) -> str:
     """Return a setting as rows and folders of runs are named by it: a number by six digits."""
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def _run_name(name: str, settings: Mapping[str, Any], seed: int) -> str:
+    return ",".join([name, *(f"{key}={_short(value)}" for key, value in settings.items()), f"seed={seed}"])
 
 
 def _size(modalities: str) -> int:
@@ -273,7 +292,17 @@ def compare(
         of_run, loss = _apart(given)
         its = RunConfig(**{**_settings_of(name, settings), **of_run, "method": name, "data": config.data, "loss": loss})
         refuse_settings(its)
-        fitting_target(its, found_data)
+        target = fitting_target(its, found_data)
+    notes = _notes(found_data, target)
+    settings_of = {
+        variant: grid(method(name), tune, settings.get("learning_rate"), **given)
+        for variant, (name, given) in variants.items()
+    }
+    for variant, (name, _) in variants.items():
+        for each in settings_of[variant]:
+            why = why_no_file_name(_run_name(name, each, seeds - 1))
+            if why is not None:
+                raise RunError(f"the runs of {variant!r} are named by its settings, which cannot be: {why}")
     plan = {
         "methods": list(methods),
         "seeds": seeds,
@@ -286,10 +315,8 @@ def compare(
     }
     folder = RunFolder(Path(output))
     _claim(folder, plan)
-    settings_of = {
-        variant: grid(method(name), tune, settings.get("learning_rate"), **given)
-        for variant, (name, given) in variants.items()
-    }
+    for note in notes:
+        report.say(note)
     total = sum(seeds + (len(each) if len(each) > 1 else 0) for each in settings_of.values())
     tried: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
@@ -323,14 +350,27 @@ def compare(
     return comparison
 
 
+def _notes(data: MultimodalData, target: Target | None) -> list[str]:
+    """Say what cannot be trained or scored of the first seed's data."""
+    if target is not None:
+        return class_notes(target, data)
+    try:
+        probed_task(data)
+    except DataError as error:
+        return [f"no probes: {error}"]
+    return []
+
+
 def _kept_beta(folder: RunFolder, config: RunConfig, report: Report) -> dict[str, Any]:
     """Return OMIB's beta for a seed, and its bounds: estimated once, and kept in the comparison's folder."""
     name = f"beta,seed={config.seed}.json"
-    if not (folder.path / name).exists():
+    if not os.path.lexists(folder.path / name):
         data = open_data(config)
         target = target_of(data, config.task, config.normal_class)
         folder.write_json(name, estimated_beta(config, data, target, report))
-    found: dict[str, Any] = folder.read_json(name)
+    found: dict[str, Any] = folder.read_json(name, _BETA)
+    if not set(found["indistinct"]) <= set(found["entropies"]):
+        raise RunError(f"{folder.path / name} is damaged: it has no entropy of what is indistinct")
     return found
 
 
@@ -358,8 +398,8 @@ def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _claim(folder: RunFolder, plan: Mapping[str, Any]) -> None:
-    if (folder.path / _PLAN).exists():
-        if folder.read_json(_PLAN) != plan:
+    if os.path.lexists(folder.path / _PLAN):
+        if folder.read_json(_PLAN, object) != plan:
             raise RunError(f"{folder.path} is of another comparison or other data; choose another folder")
         return
     folder.create()
@@ -383,8 +423,7 @@ class _Runner:
         self._report, self._task = report, task
 
     def _path(self, loss: Mapping[str, float], seed: int) -> Path:
-        parts = [self._name, *(f"{key}={_short(value)}" for key, value in loss.items()), f"seed={seed}"]
-        return self._folder.path / "runs" / ",".join(parts)
+        return self._folder.path / "runs" / _run_name(self._name, loss, seed)
 
     def _run(self, loss: Mapping[str, float], seed: int) -> Run:
         path = self._path(loss, seed)
@@ -442,8 +481,8 @@ class _Runner:
         """Return the rows of an evaluation, kept with the run once it was made."""
         place = RunFolder(self._path(loss, seed))
         file = place.path / f"{name}.json"
-        if file.exists():
-            rows: list[dict[str, Any]] = place.read_json(file.name)
+        if os.path.lexists(file):
+            rows: list[dict[str, Any]] = place.read_json(file.name, _ROWS)
             return rows
         rows = evaluate(self._run(loss, seed), progress=self._report, **how).rows
         place.write_json(file.name, rows)

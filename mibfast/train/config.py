@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import Any
 
 from mibfast.data.multimodal import FRACTIONS, nearest
 from mibfast.train.errors import RunError
+from mibfast.train.json_files import read_json
+
+_MOST_FEATURES, _MOST_LAYERS = 2**20, 1000
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class RunConfig:
         Epochs without a lower validation loss, of a fusion's predictions alone, after which training stops. The weights
         of the best epoch are kept.
     features : int
-        Length of representations and of embeddings.
+        Length of representations and of embeddings; 2**20 at most.
     depth : int
-        Number of linear layers of MLP encoders, and of convolutions.
+        Number of linear layers of MLP encoders, and of convolutions; 1000 at most.
     dropout : float
         The share of MLP encoders' hidden units that training leaves out, in [0, 1). Other encoders have none.
     encoders : mapping from a modality's name to an encoder's name or "module:callable"
@@ -89,6 +92,9 @@ class RunConfig:
         """Check types and ranges."""
         for name in ("epochs", "batch_size", "patience", "features", "depth"):
             self._check_integer(name, 1)
+        for name, most in (("features", _MOST_FEATURES), ("depth", _MOST_LAYERS)):
+            if getattr(self, name) > most:
+                raise RunError(f"{name} must be at most {most}, got {getattr(self, name)}")
         self._check_integer("seed", 0)
         if self.seed >= 2**32:
             raise RunError(f"seed must be less than 2**32, got {self.seed}")
@@ -121,7 +127,7 @@ class RunConfig:
                 continue
             if not isinstance(value, (list, tuple)) or not all(isinstance(x, kind) for x in value):
                 raise RunError(f"{name} must be a list, got {value!r}")
-            if name == "split" and not all(math.isfinite(x) for x in value):
+            if name == "split" and not all(map(_is_finite, value)):
                 raise RunError(f"split must hold finite numbers, got {list(value)}")
             # JSON has lists only.
             object.__setattr__(self, name, tuple(value))
@@ -133,7 +139,7 @@ class RunConfig:
 
     def _check_number(self, name: str, *, positive: bool) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value) or value < 0:
             raise RunError(f"{name} must be a finite number of at least 0, got {value!r}")
         if positive and not value:
             raise RunError(f"{name} must be positive, got {value!r}")
@@ -151,6 +157,11 @@ class RunConfig:
         return [f"{name} {mine[name]!r} and not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
+def _is_finite(value: float) -> bool:
+    # An int can be larger than any float.
+    return abs(value) <= sys.float_info.max
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read settings from a JSON file: an object of a :class:`RunConfig`'s fields, or a run's own `config.json`.
 
@@ -160,9 +171,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         For a file that cannot be read, is no such object, or names a setting that there is not.
     """
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("settings"), dict):

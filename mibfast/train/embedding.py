@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast import _check
+from mibfast.data.file_names import why_no_file_name
 from mibfast.data.multimodal import PRESENCE
 from mibfast.train.errors import RunError
 from mibfast.train.fitting import Run
@@ -52,7 +53,8 @@ def write_embeddings(
     Raises
     ------
     RunError
-        Where `output` exists as a folder, or cannot be written; for a fusion, which has representations only.
+        Where `output` exists as a folder, or cannot be written, or a modality's name cannot be a file's; for a fusion,
+        which has representations only.
     DataError
         For NaN or infinity among the samples.
     """
@@ -74,6 +76,11 @@ def write_embeddings(
     if output.suffix == ".safetensors":
         apart = {name: array for name, array in apart.items() if array.dtype.kind != "U"}
     shapes.update({name: array.shape for name, array in apart.items()})
+    for name in shapes:
+        # In an archive too: who unpacks it writes files of these names.
+        why = why_no_file_name(f"{name}.npy")
+        if why is not None:
+            raise RunError(f"no embeddings can be written under the name {name!r}: {why}")
     in_file = output.suffix in (".npz", ".safetensors")
     if in_file:
         RunFolder(output.parent).check()

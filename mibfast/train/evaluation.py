@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mibfast
 from mibfast import _check
-from mibfast.data import DataError
+from mibfast.data import DataError, MultimodalData
 from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
 from mibfast.train.alignment import AlignmentModule
@@ -116,7 +116,8 @@ def evaluate(
 
     Where samples lack modalities, a probe is fitted to and scored on those that have all of its combination, and
     queries and candidates have both the context and what is missing; a row's `samples` says how many were scored. Rows
-    of too few are left out (fewer than 10 in fitting or 2 in scoring, labels that do not vary), which is said.
+    of too few are left out (fewer than 10 in fitting or 2 in scoring, labels that do not vary), which is said. So are
+    all probes where labels fit no task, as ids do: retrieval needs none.
 
     Parameters
     ----------
@@ -165,7 +166,17 @@ def evaluate(
     fusions = first.target is not None
     if first.target is not None and task not in ("auto", first.target.task):
         raise RunError(f"{first.method.title} was trained for {first.target.task}, not for {task}")
-    tasks = [None if fusions else _task(run, task) for run in found]
+    left_out: dict[tuple[str, str], None] = {}
+    tasks: list[str | None] = [None] * len(found)
+    if probes and not fusions:
+        try:
+            tasks = [probed_task(run.data, task) for run in found]
+        except DataError as error:
+            if task != "auto":
+                raise
+            # Retrieval needs no labels, nor do labels that are ids stand in its way.
+            report.say(f"no probes: {error}")
+            left_out["probes:", str(error)] = None
     retrieval = retrieval and not fusions
     total = sum(
         fusions
@@ -174,12 +185,11 @@ def evaluate(
         for run, each in zip(found, tasks, strict=True)
     )
     results: list[dict[tuple[str, str], Probed | Scored]] = []
-    left_out: dict[tuple[str, str], None] = {}
     with report.task("evaluating", max(total, 1)) as bar:
         for run, each in zip(found, tasks, strict=True):
             result: dict[tuple[str, str], Probed | Scored] = {}
             parts: list[Iterator[tuple[tuple[str, str], Probed | Scored | None]]] = [
-                _predicted(run, split) if fusions else iter(()),
+                _predicted(run, split, report) if fusions else iter(()),
                 _probed(run, each, probes, split, combinations) if each else iter(()),
                 _retrieved(run, pool, split, combinations) if retrieval else iter(()),
             ]
@@ -193,11 +203,13 @@ def evaluate(
             results.append(result)
     # Of several runs, what too few samples of any have.
     results = [{key: each for key, each in result.items() if key not in left_out} for result in results]
-    if left_out:
-        report.say(f"left out, since too few samples have the modalities: {', '.join(map(' '.join, left_out))}")
+    too_few = [" ".join(key) for key in left_out if key[0] != "probes:"]
+    if too_few:
+        report.say(f"left out, since too few samples have the modalities: {', '.join(too_few)}")
     rows = _rows(results)
     if not rows:
-        why = "too few samples have the modalities" if left_out else "no labels to probe, and no retrieval asked for"
+        why = "too few samples have the modalities" if too_few else "no labels to probe, and no retrieval asked for"
+        why = "; ".join(" ".join(key) for key in left_out if key[0] == "probes:") or why
         raise DataError(f"{first.data.name}: nothing to evaluate: {why}")
     interval = (
         f"95% bootstrap intervals over {split} samples ({_RESAMPLES} resamples)"
@@ -217,7 +229,7 @@ def evaluate(
     return Evaluation(rows, title, interval, about)
 
 
-def _predicted(run: Run, split: str) -> Iterator[tuple[tuple[str, str], Scored | None]]:
+def _predicted(run: Run, split: str, report: Report) -> Iterator[tuple[tuple[str, str], Scored | None]]:
     assert run.target is not None
     names = list(run.data.views)
     indices = run.data.indices(split)
@@ -229,20 +241,28 @@ def _predicted(run: Run, split: str) -> Iterator[tuple[tuple[str, str], Scored |
         yield key, None
         return
     try:
-        yield key, scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
+        found = scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
     except DataError as error:
         raise DataError(f"{run.data.name}: {error}") from error
+    unlearned = len(indices) - len(found.prediction)
+    if unlearned:
+        report.say(f"left out: {unlearned} of {len(indices)} {split} samples, of classes that training had not")
+    yield key, found
 
 
-def _task(run: Run, wanted: str) -> str | None:
-    if run.data.labels is None:
+def probed_task(data: MultimodalData, wanted: str = "auto") -> str | None:
+    """Return the task of probes, None where there are no labels; DataError where they do not fit, or do not vary."""
+    if data.labels is None:
         if wanted != "auto":
-            raise DataError(f"{run.data.name}: {wanted} needs labels, and there are none")
+            raise DataError(f"{data.name}: {wanted} needs labels, and there are none")
         return None
     try:
-        return task_of(run.data.labels, wanted)
+        task = task_of(data.labels, wanted)
     except DataError as error:
-        raise DataError(f"{run.data.name}: {error}") from error
+        raise DataError(f"{data.name}: {error}") from error
+    if _constant(data.labels[data.indices("train").numpy()], task):
+        raise DataError(f"{data.name}: labels do not vary in the training split, so there is nothing to probe")
+    return task
 
 
 def _combinations(names: Sequence[str], which: str) -> list[tuple[str, ...]]:
@@ -277,7 +297,6 @@ def _probed(
     run: Run, task: str, probes: Sequence[str], scored: str, which: str
 ) -> Iterator[tuple[tuple[str, str], Probed | None]]:
     assert run.data.labels is not None
-    _refuse_labels_without_spread(run.data.name, run.data.labels[run.data.indices("train").numpy()], task)
     splits = {}
     for split in ("train", scored):
         chosen = run.data.sample(split, _PROBED_SAMPLES)
@@ -293,7 +312,9 @@ def _probed(
                 for chosen, x, labels in splits.values()
                 for at in [run.data.has(chosen, names)]
             )
-            too_few = not set(names).isdisjoint(run.data.presence) and _too_few(train[1], test[1], task)
+            missing = not set(names).isdisjoint(run.data.presence)
+            # Of many samples those that are drawn may be of one class.
+            too_few = _too_few(train[1], test[1], task) if missing else _constant(train[1], task)
             yield (title, "+".join(names)), None if too_few else probe(kind, task, train, test, run.config.seed)
 
 
@@ -301,11 +322,6 @@ def _too_few(fitted: NDArray[Any], scored: NDArray[Any], task: str) -> bool:
     if len(fitted) < _FEWEST_FITTED or len(scored) < 2:
         return True
     return _constant(fitted, task) or (task == "regression" and _constant(scored, task))
-
-
-def _refuse_labels_without_spread(data: str, labels: NDArray[Any], task: str) -> None:
-    if _constant(labels, task):
-        raise DataError(f"{data}: labels do not vary in the training split, so there is nothing to probe")
 
 
 def _constant(labels: NDArray[Any], task: str) -> bool:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import mibfast
 from mibfast import _check, omib
 from mibfast._termination import deferred
 from mibfast.data import DataError, MultimodalData, load
+from mibfast.data.multimodal import channel_axes, why_no_modality
 from mibfast.data.sources import absolute_name
 from mibfast.train.alignment import AlignmentModule
 from mibfast.train.config import RunConfig, checked_names
@@ -29,12 +31,13 @@ from mibfast.train.encoders import build_encoders
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, STEPS_TABLE, RunFolder
 from mibfast.train.fusion import FusionModule
+from mibfast.train.json_files import NUMBER, check_form
 from mibfast.train.methods import Alignment, Fusion, method
-from mibfast.train.module import MultimodalModule
+from mibfast.train.module import MultimodalModule, refuse_more_than_memory, sketched
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves, draw_modality_weights
 from mibfast.train.progress import Report, Task, reported
 from mibfast.train.recording import EpochsOfData, Recording, usable
-from mibfast.train.targets import Target, target_of
+from mibfast.train.targets import Target, class_notes, target_of
 
 # In this many samples of every modality, pictures show what there is to see.
 _PICTURED_POINTS = 900
@@ -228,18 +231,46 @@ def fit(
     return _Fitting(given, data, folder, report, pictures).run()
 
 
+@dataclass(frozen=True)
+class _Described:
+    """What a run's `config.json` says of it."""
+
+    config: RunConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    fingerprint: str
+    target: Target | None
+    beta: Mapping[str, Any] | None
+
+
+def _described(folder: RunFolder) -> _Described:
+    """Read what a run's folder says of it; RunError where that is damaged, or nothing that a run has said."""
+    place, found = folder.path / CONFIG, folder.read_config()
+    config_of_file = checked_names(found["settings"], str(place))
+    try:
+        config = RunConfig(**config_of_file)
+        check_form(found, {"data": {"shapes": {str: [int]}, "fingerprint": str}})
+        shapes = {name: tuple(shape) for name, shape in found["data"]["shapes"].items()}
+        for name, shape in shapes.items():
+            why = why_no_modality(name)
+            if why is not None:
+                raise ValueError(f"a modality cannot be called {name!r}: {why}")
+            if not all(1 <= size < 2**63 for size in shape):
+                raise ValueError(f"samples of modality {name!r} cannot be of shape {list(shape)}")
+        target = Target.from_json(found["target"]) if "target" in found else None
+        beta = found.get("beta")
+        if beta is not None:
+            check_form(beta, {"beta": NUMBER}, "its beta")
+        if not shapes or isinstance(method(config.method), Fusion) != (target is not None):
+            raise ValueError("it does not say of what modalities and for what target it is")
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{place} is damaged: {error}") from error
+    return _Described(config, shapes, found["data"]["fingerprint"], target, beta)
+
+
 def _refuse_another_config(folder: RunFolder, given: RunConfig) -> None:
-    differences = _described_config(folder).differences(given)
+    differences = _described(folder).config.differences(given)
     if differences:
         raise RunError(f"{folder.path} is a run of another config: it has {', '.join(differences)}")
-
-
-def _described_config(folder: RunFolder) -> RunConfig:
-    place = folder.path / CONFIG
-    try:
-        return RunConfig(**checked_names(folder.read_config()["settings"], str(place)))
-    except TypeError as error:
-        raise RunError(f"{place} is damaged: {error}") from error
 
 
 class _Fitting:
@@ -267,10 +298,21 @@ class _Fitting:
         _refuse_few_samples(self.data, config, self.target)
         self.fingerprint = self.data.fingerprint()
 
+    def _say_what_is_trained(self) -> None:
+        parts = ", ".join(
+            f"{len(usable(self.data, self.config, split, self.target))} {title}"
+            for split, title in (("train", "training"), ("validation", "validation"))
+        )
+        what = "alignment, without labels" if self.target is None else self.target.title
+        self.report.say(f"{self.method.title}: {what}, of {', '.join(self.data.views)}; {parts} samples")
+        if self.target is not None:
+            for note in class_notes(self.target, self.data):
+                self.report.say(note)
+
     def run(self) -> Run:
         folder = self.folder
         if folder and folder.begun:
-            if folder.read_config().get("data", {}).get("fingerprint") != self.fingerprint:
+            if _described(folder).fingerprint != self.fingerprint:
                 raise RunError(f"{self.data.name} does not hold the data that the run in {folder.path} began with")
             if folder.ended:
                 self.report.say(f"the run in {folder.path} has ended already")
@@ -297,7 +339,11 @@ class _Fitting:
             recording.save = save
             state = folder.read_state()
             if state is not None:
-                recording.restore(state)
+                batches = len(usable(self.data, self.config, "train", self.target)) // self.config.batch_size
+                try:
+                    recording.restore(state, module, batches)
+                except RunError as error:
+                    raise RunError(f"{folder.path / RESUME} is damaged: {error}") from error
                 _load_weights(module, recording.weights, f"{folder.path / RESUME}")
                 self.report.say(f"going on after step {recording.step}, in epoch {len(recording.epochs) + 1}")
             try:
@@ -317,6 +363,7 @@ class _Fitting:
 
     def _trained(self, module: AlignmentModule | FusionModule, recording: Recording) -> Run:
         if not recording.over:
+            self._say_what_is_trained()
             self._train(module, recording)
         return self._kept(module, recording)
 
@@ -331,7 +378,7 @@ class _Fitting:
         with self.report.task("reading the data", len(data) * len(data.views)) as task:
             statistics = data.statistics(lambda _, done, total: task.reach(done))
         if folder and folder.begun:
-            self.beta = folder.read_config().get("beta")
+            self.beta = _described(folder).beta
         elif isinstance(self.method, Fusion) and self.method.needs_beta(config.loss):
             self.beta = estimated_beta(config, data, self.target, self.report)
             refuse_beta(self.beta)
@@ -447,6 +494,21 @@ def _build_module(
     statistics: Mapping[str, tuple[Tensor, Tensor]],
     target: Target | None = None,
     beta: Mapping[str, Any] | None = None,
+) -> AlignmentModule | FusionModule:
+    """Build what is trained; RunError where it takes more memory than is free."""
+    # Encoders of a user's own are asked for their size by nobody.
+    named = {name: encoder for name, encoder in config.encoders.items() if ":" not in encoder}
+    own = dataclasses.replace(config, encoders=named, dropout=0.0)
+    refuse_more_than_memory(sketched(partial(_assembled, own, shapes, statistics, target, beta)))
+    return _assembled(config, shapes, statistics, target, beta)
+
+
+def _assembled(
+    config: RunConfig,
+    shapes: Mapping[str, Sequence[int]],
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+    target: Target | None,
+    beta: Mapping[str, Any] | None,
 ) -> AlignmentModule | FusionModule:
     chosen, optimizer = method(config.method), (config.learning_rate, config.weight_decay)
     # With biases encoders can map all samples to the centre that normal ones are to be near.
@@ -583,32 +645,27 @@ def open_run(
     """
     _check.boolean("open_run", "whole", whole)
     folder = RunFolder(Path(path))
-    described = folder.read_config()
+    described = _described(folder)
+    config, shapes, target, beta = described.config, described.shapes, described.target, described.beta
     metrics = folder.read_metrics()
-    config = _described_config(folder)
-    try:
-        shapes = {str(name): tuple(map(int, shape)) for name, shape in described["data"]["shapes"].items()}
-        if any(size < 1 for shape in shapes.values() for size in shape):
-            raise ValueError("shapes must be positive")
-        epochs, best_epoch, checksum = metrics["epochs"], metrics["best_epoch"], metrics["weights_sha256"]
-        fingerprint = described["data"]["fingerprint"]
-        target = Target.from_json(described["target"]) if "target" in described else None
-        beta = described.get("beta")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder.path / CONFIG} is damaged: {error}") from error
     for name, encoder in config.encoders.items():
         if ":" in encoder and (encoders or {}).get(name) != encoder:
             raise RunError(
                 f"{folder.path} was trained with an encoder of its own; to have it imported, "
                 f"give it once more: --encoder {name}={encoder}"
             )
-    weights = folder.read_weights(checksum)
+    weights = folder.read_weights(metrics["weights_sha256"])
+    statistics = _placeholders(config, shapes, weights)
     with isolate_rng():
-        module = _build_module(config, shapes, _placeholders(config, shapes, weights), target, beta)
+        if not any(":" in encoder for encoder in config.encoders.values()):
+            # Before there is memory for what a damaged config asks for.
+            sketch = sketched(partial(_assembled, config, shapes, statistics, target, beta))
+            _refuse_other_shapes(sketch.state_dict(), weights, str(folder.path))
+        module = _build_module(config, shapes, statistics, target, beta)
     _load_weights(module, weights, str(folder.path))
     if data is None:
         found = open_data(config)
-        if found.fingerprint() != fingerprint:
+        if found.fingerprint() != described.fingerprint:
             raise RunError(
                 f"{found.name} does not hold the data, or not in the splits, that the run in {folder.path} was "
                 "trained on; give the data to use"
@@ -619,17 +676,17 @@ def open_run(
     found = _fitting_data(found, shapes)
     if target is not None and len(found.views) < len(shapes):
         raise DataError(f"{found.name}: a fusion needs all of {', '.join(shapes)}; got {', '.join(found.views)}")
-    return Run(module.eval(), found, config, epochs, best_epoch, folder.path, target, beta)
+    return Run(module.eval(), found, config, metrics["epochs"], metrics["best_epoch"], folder.path, target, beta)
 
 
 def _placeholders(
     config: RunConfig, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     found, owner = {}, "" if isinstance(method(config.method), Alignment) else "model."
-    for name in shapes:
+    for name, shape in shapes.items():
         mean = weights.get(f"{owner}encoders.{name}.0.mean")
-        if mean is None:
-            raise RunError(f"the weights are damaged: none for modality {name!r}")
+        if mean is None or mean.shape != torch.Size(shape[len(channel_axes(1 + len(shape))) - 1 :]):
+            raise RunError(f"the weights are damaged: none fit modality {name!r} of shape {list(shape)}")
         found[name] = (mean, torch.ones_like(mean))
     return found
 
@@ -647,6 +704,15 @@ def _fitting_data(data: MultimodalData, shapes: Mapping[str, tuple[int, ...]]) -
                 f"and the run was trained on {list(shapes[name])}"
             )
     return data.only(names)
+
+
+def _refuse_other_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    for name, x in expected.items():
+        found = weights.get(name)
+        if found is None or (found.shape, found.dtype) != (x.shape, x.dtype):
+            there = "nothing" if found is None else f"{list(found.shape)} of {found.dtype}"
+            expected_one = f"{list(x.shape)} of {x.dtype}"
+            raise RunError(f"{source}: the weights do not fit the settings: {name} is {there}, expected {expected_one}")
 
 
 def _load_weights(module: MultimodalModule, weights: Mapping[str, Tensor], source: str) -> None:

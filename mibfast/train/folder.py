@@ -29,12 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mibfast.data.file_names import TEMPORARY, why_no_file_name
+from mibfast.data.opening import open_regular, read_bytes
 from mibfast.train.errors import RunError
+from mibfast.train.json_files import NUMBER, check_form, read_json
 
 FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
 STEPS_TABLE, BETA = "steps.csv", "beta.json"
+_METRICS = {"epochs": [{"validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
 
 
 class RunFolder:
@@ -51,18 +55,19 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a run has begun here."""
-        return (self.path / CONFIG).exists()
+        return os.path.lexists(self.path / CONFIG)
 
     @property
     def ended(self) -> bool:
         """Whether the run here has ended."""
-        return (self.path / METRICS).exists()
+        return os.path.lexists(self.path / METRICS)
 
     def create(self) -> None:
         """Make the folder; RunError where it holds something else, or cannot be made."""
         with self._writing(""):
             self.path.mkdir(parents=True, exist_ok=True)
-        if any(not name.startswith(".") for name in os.listdir(self.path)):
+            holds = any(not name.startswith(".") for name in os.listdir(self.path))
+        if holds:
             raise RunError(f"{self.path} exists and is not empty; choose another folder")
 
     def check(self) -> None:
@@ -90,8 +95,10 @@ class RunFolder:
 
     def _sweep(self) -> None:
         # What a killed process was writing.
-        for leftover in self.path.rglob(".*.partial"):
-            leftover.unlink()
+        with self._writing(""):
+            for leftover in self.path.rglob(TEMPORARY.format("*")):
+                if leftover.is_symlink() or leftover.is_file():
+                    leftover.unlink()
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -109,12 +116,19 @@ class RunFolder:
         Raises
         ------
         RunError
-            Where it cannot be written; the file that was there stays.
+            For a name that is none of a file in this folder or, with slashes, in folders of it; and where it cannot be
+            written; the file that was there stays.
         """
+        for part in name.split("/"):
+            why = why_no_file_name(part)
+            if why is not None:
+                raise RunError(f"nothing is written into {self.path} as {name!r}: {why}")
         target = self.path / name
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(TEMPORARY.format(target.name))
         with self._writing(name):
             target.parent.mkdir(parents=True, exist_ok=True)
+            # A link of that name would have what it points to overwritten.
+            partial.unlink(missing_ok=True)
             try:
                 fill(partial)
                 with open(partial, "rb+") as file:
@@ -160,11 +174,11 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         """Return what `config.json` holds; RunError where it is not there, damaged or of another version."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             raise RunError(f"{self.path} is not a folder; expected that of a run")
         if not self.begun:
             raise RunError(f"{self.path} is not a run's folder: it has no {CONFIG}")
-        found = self.read_json(CONFIG)
+        found = self.read_json(CONFIG, object)
         if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
             raise RunError(f"{self.path / CONFIG} is damaged: it holds no settings")
         if found.get("format") != FORMAT:
@@ -174,22 +188,29 @@ class RunFolder:
         return found
 
     def read_metrics(self) -> dict[str, Any]:
-        """Return what `metrics.json` holds; RunError where the run has not ended."""
+        """Return what `metrics.json` holds; RunError where the run has not ended, or the file is damaged."""
         if not self.ended:
             raise RunError(f"the run in {self.path} has not ended; `mibfast fit ... --resume` goes on with it")
-        found = self.read_json(METRICS)
-        if not isinstance(found, dict):
-            raise RunError(f"{self.path / METRICS} is damaged")
+        found: dict[str, Any] = self.read_json(METRICS, _METRICS)
+        if not 1 <= found["best_epoch"] <= len(found["epochs"]):
+            raise RunError(
+                f"{self.path / METRICS} is damaged: the best epoch is {found['best_epoch']} of {len(found['epochs'])}"
+            )
         return found
 
-    def read_json(self, name: str) -> Any:
-        """Return what a JSON file holds; RunError where it cannot be read or is damaged."""
+    def read_json(self, name: str, form: Any) -> Any:
+        """Return what a JSON file holds; RunError where it cannot be read, is damaged or of another form.
+
+        The form is as :func:`mibfast.train.json_files.check_form` takes it.
+        """
         try:
-            return json.loads((self.path / name).read_text())
+            found = read_json(self.path / name)
+            check_form(found, form)
         except OSError as error:
-            raise RunError(f"cannot read {self.path / name}: {error.strerror}") from error
+            raise RunError(f"cannot read {self.path / name}: {error.strerror or error}") from error
         except ValueError as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from error
+        return found
 
     def read_weights(self, sha256: str | None = None) -> dict[str, Tensor]:
         """Return the weights; RunError where they are not there, or damaged: of another SHA-256."""
@@ -197,29 +218,39 @@ class RunFolder:
         from safetensors.torch import load
 
         path = self.path / WEIGHTS
-        if not path.exists():
+        if not os.path.lexists(path):
             raise RunError(f"{self.path} has no {WEIGHTS}: the run has not ended, or the file was removed")
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
                 raise RunError(f"{path} is damaged: its bytes are not those that were written")
             found: dict[str, Tensor] = load(content)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            # A dtype that torch has not is a KeyError.
+            if isinstance(error, RunError):
+                raise
             raise RunError(f"{path} is damaged: {error}") from error
         return found
 
     def read_state(self) -> dict[str, Any] | None:
         """Return the state to resume from, or None where none was written; RunError where it is damaged."""
         path = self.path / RESUME
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+                # torch.save compresses nothing; what is compressed may become larger than memory.
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise RunError(f"{path} is damaged: it is compressed")
                 # torch does not compare checksums.
                 hurt = archive.testzip()
             if hurt is not None:
                 raise RunError(f"{path} is damaged: {hurt} has another checksum")
             found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:
             # What a damaged file makes torch raise depends on where the damage is.
             if isinstance(error, RunError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ from mibfast.nn import fusion
 from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
 from mibfast.omib import OMIB
 from mibfast.train.errors import RunError
+from mibfast.train.module import built
+
+# What a value that does not fit makes a loss or a model raise: one that is no number, one beyond all numbers, one that
+# leaves no memory.
+_MISFIT = (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ class Alignment(Method):
         sizes = {"modalities": modalities, "features": features} if self.sized else {}
         settings = {**self.settings, **(self.settings_beyond_three if modalities > 3 else {})}
         try:
-            return self.loss_class(**sizes, **{**settings, **options})
-        except (TypeError, ValueError) as error:
+            return built(partial(self.loss_class, **sizes, **{**settings, **options}))
+        except _MISFIT as error:
             raise RunError(str(error)) from error
 
     def refuse_misfit(self, modalities: Sequence[str], features: int, /, **options: Any) -> None:
@@ -99,7 +105,7 @@ class Alignment(Method):
         try:
             with torch.no_grad():
                 loss({name: torch.randn(2, features) for name in modalities})
-        except (TypeError, ValueError, RuntimeError) as error:
+        except _MISFIT as error:
             raise RunError(str(error)) from error
 
 
@@ -143,8 +149,8 @@ class Fusion(Method):
         """Make the model, with arguments besides; RunError for those that it does not take."""
         self.refuse_options(options)
         try:
-            return self.model_class(encoders, features, task, **options)
-        except (TypeError, ValueError) as error:
+            return built(partial(self.model_class, encoders, features, task, **options))
+        except _MISFIT as error:
             raise RunError(str(error)) from error
 
     def refuse_misfit(self, modalities: Sequence[str], features: int, task: Task, /, **options: Any) -> None:
@@ -164,7 +170,7 @@ class Fusion(Method):
             with torch.no_grad():
                 for stage in self.stages:
                     model.terms(views, target, stage)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except _MISFIT as error:
             raise RunError(str(error)) from error
 
 

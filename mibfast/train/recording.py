@@ -19,12 +19,28 @@ from mibfast.data import MultimodalData
 from mibfast.train.batches import Batches, shuffled
 from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
+from mibfast.train.json_files import NUMBER, check_form
 from mibfast.train.methods import Alignment, method
 from mibfast.train.module import MultimodalModule
 from mibfast.train.targets import PREDICTION, Target
 
 # Longer ones let branches learn their samples by heart: docs/fusion-comparison.md.
 _WARM_UP_EPOCHS = 1
+# Of a state, as torch.load returns it.
+_MEANS = {"sums": {str: NUMBER}, "count": int}
+_EPOCH = {"epoch": int, "step": int, "train_loss": NUMBER, "validation_loss": NUMBER, "skipped_batches": int}
+_STATE = {
+    "weights": {str: Tensor},
+    "optimizer": {"state": Mapping, "param_groups": list},
+    "best_weights": {str: Tensor},
+    "epochs": [{**_EPOCH, "seconds": NUMBER, "loading_seconds": NUMBER}],
+    "step": int,
+    "means": _MEANS,
+    "steps": {"rows": [{str: NUMBER}], "stride": int, "open": _MEANS},
+    "skipped": int,
+    "spent": NUMBER,
+    "waited": NUMBER,
+}
 # Rows of the table of steps, at most.
 _STEPS = 4096
 
@@ -202,21 +218,46 @@ class Recording(Checkpoint):
             "waited": self._waited + self.batches.waited,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; RunError where a part of it is missing."""
+    def restore(self, state: Any, module: MultimodalModule, batches: int) -> None:
+        """Take over a state.
+
+        Parameters
+        ----------
+        state
+            What :meth:`state` has returned, or anything else that was in a file.
+        module : MultimodalModule
+            That goes on: whether the state is one of its own.
+        batches : int
+            Of an epoch.
+
+        Raises
+        ------
+        RunError
+            For what is no state of such a module.
+        """
         try:
-            if not isinstance(state["step"], int) or not all(
-                row["validation_loss"] >= -math.inf for row in state["epochs"]
-            ):
-                raise TypeError("epochs or step")
-            self.weights, self._optimizer_state = state["weights"], state["optimizer"]
-            self.best_weights, self.epochs, self.step = state["best_weights"], state["epochs"], state["step"]
-            self._means.restore(state["means"])
-            self.steps.restore(state["steps"])
-            self._skipped = state["skipped"]
-            self._spent, self._waited = state["spent"], state["waited"]
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise RunError(f"the state to resume from is damaged: {error}") from error
+            check_form(state, _STATE)
+            epochs, step = state["epochs"], state["step"]
+            stages = (str,) if len(self._stages) > 1 else (str, type(None))
+            check_form([row.get("stage") for row in epochs], [stages], "its stages")
+            done = state["means"]["count"] + state["skipped"]
+            if divmod(step, batches) != (len(epochs), done) or min(state["means"]["count"], state["skipped"]) < 0:
+                raise ValueError(f"step {step} is not {len(epochs)} epochs of {batches} batches and {done}")
+            if len(epochs) > self.total_epochs or state["steps"]["stride"] < 1:
+                raise ValueError("there are more epochs or steps than the run has")
+            weights = module.state_dict()
+            _check_alike(state["weights"], weights)
+            self.epochs = epochs
+            _check_alike(state["best_weights"], weights if self.best_epoch else {})
+            _check_optimizer(module.configure_optimizers(), state["optimizer"])
+        except ValueError as error:
+            raise RunError(f"{error}") from error
+        self.weights, self._optimizer_state = state["weights"], state["optimizer"]
+        self.best_weights, self.step = state["best_weights"], step
+        self._means.restore(state["means"])
+        self.steps.restore(state["steps"])
+        self._skipped = state["skipped"]
+        self._spent, self._waited = state["spent"], state["waited"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Bring the optimizer into the state that was restored, and start the clock."""
@@ -327,6 +368,35 @@ class Recording(Checkpoint):
             raise Terminated
 
 
+def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where weights are not such as a module's."""
+    if list(found) != list(expected):
+        raise ValueError(f"it holds {len(found)} weights, or others than the module's {len(expected)}")
+    for name, x in expected.items():
+        there = found[name]
+        if (there.shape, there.dtype, there.layout) != (x.shape, x.dtype, torch.strided):
+            raise ValueError(f"its weights {name} are {list(there.shape)} of {there.dtype}, expected {list(x.shape)}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise ValueError where a state is none of such an optimizer with its settings."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(dict(state))
+    except Exception as error:
+        # What torch raises depends on what is wrong.
+        raise ValueError(f"its optimizer: {str(error) or type(error).__name__}") from error
+    for group, of_group in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in of_group.items():
+            if group.get(key, value) != value:
+                raise ValueError(f"its optimizer's {key} is {group[key]} and not {value}")
+    for parameter, of_parameter in optimizer.state.items():
+        check_form(of_parameter, {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}, "its optimizer's state")
+        for key, x in of_parameter.items():
+            if x.shape != (torch.Size() if key == "step" else parameter.shape):
+                raise ValueError(f"its optimizer's {key} is {list(x.shape)} for weights {list(parameter.shape)}")
+
+
 def choosing_loss(row: Mapping[str, Any]) -> float:
     """Return the validation loss by which an epoch is chosen: of a fusion that of its predictions alone."""
     return float(row.get(f"validation_{PREDICTION}", row["validation_loss"]))
@@ -341,16 +411,17 @@ def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
 def usable(data: MultimodalData, config: RunConfig, split: str, target: Target | None = None) -> Tensor:
     """Return the indices of a split's samples that training takes anything of.
 
-    Of an alignment those with two modalities, or with all; of a fusion those with all, and where anomalies are to be
-    detected the normal ones alone. Batches are of these alone, so that they hold as many as their size says.
+    Of an alignment those with two modalities, or with all; of a fusion those with all, of a class that it learns, and
+    where anomalies are to be detected the normal ones alone. Batches are of these alone, so that they hold as many as
+    their size says.
     """
     chosen = method(config.method)
     fewest = 2 if isinstance(chosen, Alignment) and not chosen.joint else None
     indices = data.indices(split)
     indices = indices[data.has(indices, list(data.views), fewest)]
-    if target is not None and target.task == "anomaly-detection":
+    if target is not None:
         assert data.labels is not None
-        indices = indices[torch.from_numpy(target.is_normal(data.labels[indices.numpy()]))]
+        indices = indices[torch.from_numpy(target.learns(data.labels[indices.numpy()]))]
     return indices
 
 

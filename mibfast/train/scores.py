@@ -64,21 +64,28 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     prediction : Tensor [n, outputs]
         As :meth:`mibfast.train.fitting.Run.predict` returns them.
     labels : array [n] or [n, targets]
+        Samples of classes that the run's own data had, and its training had not, are left out.
 
     Raises
     ------
     DataError
-        For labels of another kind or shape than the run's, classes that it was not trained on, and where there are no
-        anomalies or nothing else.
+        For labels of another kind or shape than the run's, other classes that it was not trained on, and where there is
+        nothing to score, or there are no anomalies or nothing else.
     """
     _check_kind(target, labels)
     if target.task == "regression":
         found = torch.from_numpy(labels.astype(np.float64)).reshape(prediction.shape)
         return Scored(_regression_metrics(target.sentiment), prediction.double(), found)
+    if target.unlearned:
+        kept = ~np.isin(labels, np.asarray(target.unlearned))
+        if not kept.any():
+            raise DataError("no sample to score is of a class that training had")
+        prediction, labels = prediction[torch.from_numpy(kept)], labels[kept]
     encoded = target.encoded(labels)
     if target.task == "classification":
         if bool((encoded < 0).any()):
-            raise DataError(f"labels hold class {labels[int((encoded < 0).nonzero()[0])]}, which training had not")
+            unknown = labels[int((encoded < 0).nonzero()[0])].item()
+            raise DataError(f"labels hold class {unknown!r}, which training had not")
         return Scored(_classification_metrics(len(target.classes)), prediction, encoded)
     if len(set(encoded.tolist())) < 2:
         raise DataError("to score anomalies, some samples must be anomalies and some not")

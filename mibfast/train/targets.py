@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from mibfast.data import DataError, MultimodalData
 from mibfast.data.multimodal import SPLITS
 from mibfast.nn import fusion
 from mibfast.train.errors import RunError
-from mibfast.train.probes import task_of
+from mibfast.train.json_files import NUMBER, check_form
+from mibfast.train.probes import refuse_no_classes, task_of
 
+_LISTED_CLASSES = 5
 TASKS = ("classification", "regression", "anomaly-detection")
 # The name of a batch's targets; a modality's name holds no dot.
 TARGET = ".target"
@@ -33,7 +35,9 @@ class Target:
     ----------
     task : {"classification", "regression", "anomaly-detection"}
     classes : tuple
-        Of a classification, in the order of its logits.
+        Of a classification, in the order of its logits: those of the training samples.
+    unlearned : tuple
+        Other classes of the data, of which no sample was trained on: nothing is scored of theirs.
     mean, deviation : tuple of float
         Of a regression's targets in the training split. Losses are of standardised targets, so that a learning rate and
         a bottleneck's weight mean the same whatever unit the targets have; predictions are in the targets' own.
@@ -46,6 +50,7 @@ class Target:
 
     task: str
     classes: tuple[Any, ...] = ()
+    unlearned: tuple[Any, ...] = ()
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     normal: str | None = None
@@ -55,6 +60,15 @@ class Target:
     def unit(self) -> str:
         """Of the task's loss."""
         return "nats" if self.task == "classification" else ""
+
+    @property
+    def title(self) -> str:
+        """The task and what it is about, for people."""
+        if self.task == "classification":
+            return f"classification of {len(self.classes)} classes"
+        if self.task == "regression":
+            return f"regression of {len(self.mean)} target{'s' * (len(self.mean) > 1)}"
+        return f"anomaly detection, class {self.normal!r} normal"
 
     def of(self, features: int) -> fusion.Task:
         """Return the task, for representations of a length."""
@@ -79,6 +93,12 @@ class Target:
             return torch.from_numpy(standardised.astype(np.float32))
         return torch.from_numpy((~self.is_normal(labels)).astype(np.int64))
 
+    def learns(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return of which samples, by their labels [N], a loss is taken: those of its classes, or the normal ones."""
+        if self.task == "classification":
+            return np.isin(labels, np.asarray(self.classes))
+        return self.is_normal(labels) if self.task == "anomaly-detection" else np.ones(len(labels), np.bool_)
+
     def in_units(self, prediction: Tensor) -> Tensor:
         """Return a regression's predictions [N, targets] in the targets' own units; others as they are."""
         if self.task != "regression":
@@ -99,17 +119,32 @@ class Target:
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Target:
+    def from_json(cls, found: Any) -> Target:
         """Make a target of what a run's config holds; TypeError or ValueError where that is none."""
+        check_form(found, {"task": str}, "its target")
         given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
         target = cls(**given)
         if target.task not in TASKS:
             raise ValueError(f"unknown task {target.task!r}")
+        for name in ("classes", "unlearned"):
+            kind = str if target.classes and isinstance(target.classes[0], str) else NUMBER
+            check_form(list(getattr(target, name)), [kind], f"its target's {name}")
+        check_form([list(target.mean), list(target.deviation)], [[NUMBER]], "its target's mean and deviation")
+        check_form([target.normal, target.sentiment], [(str, type(None), bool)], "its target's normal and sentiment")
+        whole = {
+            "classification": len(set(target.classes)) == len(target.classes) >= 2,
+            "regression": len(target.mean) == len(target.deviation) >= 1 and min(target.deviation) > 0,
+            "anomaly-detection": isinstance(target.normal, str),
+        }
+        if not whole[target.task]:
+            raise ValueError(f"its target is none of {target.task}")
         return target
 
 
 def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None) -> Target:
     """Return what a data set's labels are to a fusion, of the samples that have all modalities.
+
+    Classes are those of the training samples; see :attr:`Target.unlearned` for others.
 
     Parameters
     ----------
@@ -124,7 +159,8 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
     RunError
         For a task that there is not, or a normal class that is missing or not called for.
     DataError
-        Where there are no labels, labels do not fit the task, or a class is missing from a split.
+        Where there are no labels, labels do not fit the task, there are less than two classes to train, or no normal
+        sample is in a split.
     """
     if task not in ("auto", *TASKS):
         raise RunError(f"task must be one of {', '.join(('auto', *TASKS))}, got {task!r}")
@@ -138,7 +174,12 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
     if labels is None:
         raise DataError(f"{data.name}: a fusion is trained to predict labels, and there are none")
     try:
-        kind = task_of(labels, "classification" if task == "anomaly-detection" else task)
+        if task == "anomaly-detection":
+            # Anomalies may each be of a class of their own.
+            refuse_no_classes(labels)
+            kind = "classification"
+        else:
+            kind = task_of(labels, task)
     except DataError as error:
         raise DataError(f"{data.name}: {error}") from error
     parts = {split: labels[_complete(data, split).numpy()] for split in SPLITS}
@@ -154,13 +195,12 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
         )
     classes = np.unique(labels)
     if task != "anomaly-detection":
-        for split, found in parts.items():
-            missing = classes[~np.isin(classes, found)]
-            if len(missing):
-                raise DataError(
-                    f"{data.name}: no sample of the {split} split is of class {missing[0]}{_of_complete(data)}"
-                )
-        return Target("classification", classes=tuple(classes.tolist()))
+        trained = np.unique(parts["train"])
+        if len(trained) < 2:
+            found = f"class {trained.tolist()[0]!r} alone" if len(trained) else "no class"
+            raise DataError(f"{data.name}: the training split is of {found}{_of_complete(data)}; expected two or more")
+        unlearned = classes[~np.isin(classes, trained)]
+        return Target("classification", classes=tuple(trained.tolist()), unlearned=tuple(unlearned.tolist()))
     if str(normal_class) not in _texts(classes):
         listed = ", ".join(_texts(classes)[:20])
         raise DataError(f"{data.name}: no sample is of the normal class {normal_class}; there are {listed}")
@@ -171,6 +211,34 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
                 f"{data.name}: no sample of the {split} split is of the normal class {normal_class}{_of_complete(data)}"
             )
     return target
+
+
+def class_notes(target: Target, data: MultimodalData) -> list[str]:
+    """Say of which classes something is left out of a classification, and what: they have few samples, as a rule."""
+    if target.task != "classification" or data.labels is None:
+        return []
+    found = []
+    parts = {split: data.labels[_complete(data, split).numpy()] for split in SPLITS}
+    if target.unlearned:
+        left = sum(int(np.isin(part, np.asarray(target.unlearned)).sum()) for part in parts.values())
+        found.append(
+            f"no training sample is of {_named(target.unlearned)}: {_samples(left)} of validation and test left out"
+        )
+    for split, without in (("validation", "chooses no epoch"), ("test", "is not scored")):
+        missing = [each for each in target.classes if not (parts[split] == each).any()]
+        if missing:
+            found.append(f"no {split} sample is of {_named(missing)}, which is trained on and {without}")
+    return found
+
+
+def _named(classes: Sequence[Any]) -> str:
+    listed = ", ".join(map(repr, classes[:_LISTED_CLASSES]))
+    more = f" and {len(classes) - _LISTED_CLASSES} more" if len(classes) > _LISTED_CLASSES else ""
+    return f"class{'es' * (len(classes) > 1)} {listed}{more}"
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'s' * (count != 1)}"
 
 
 def _complete(data: MultimodalData, split: str) -> Tensor:

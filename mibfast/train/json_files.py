@@ -1,0 +1,79 @@
+"""JSON that others may have written or damaged: read without trust, and checked for its form before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mibfast._check import described
+from mibfast.data.opening import read_bytes
+
+NUMBER = (int, float)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; OSError where it cannot be read, ValueError where it is no JSON."""
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says; ValueError where it says nothing, in whatever depth."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def check_form(found: Any, form: Any, what: str = "it") -> None:
+    """Raise ValueError where something that was read does not have the form that it was written in.
+
+    Parameters
+    ----------
+    found
+    form : type, tuple, list or mapping
+        A type, or a tuple of types, of which a bool is none but `bool` itself; a list of one form, for a list of any
+        length; a mapping from `str` or `int` to a form, for a mapping with keys of that type; or from names to forms,
+        for a mapping that has these and perhaps others.
+    what : str
+        For the message.
+
+    Examples
+    --------
+    >>> from mibfast.train.json_files import NUMBER, check_form
+    >>> check_form({"step": 3, "losses": [0.5, 1], "more": None}, {"step": int, "losses": [NUMBER]})
+    >>> check_form({"losses": [0.5, "1"]}, {"losses": [NUMBER]})
+    Traceback (most recent call last):
+        ...
+    ValueError: its 'losses' [1] must be int or float, got str '1'
+    """
+    if isinstance(form, Mapping):
+        _check_kind(found, Mapping, what)
+        for key, each in form.items():
+            if isinstance(key, type):
+                for name, value in found.items():
+                    _check_kind(name, key, f"a key of {what}")
+                    check_form(value, each, _part(what, repr(name)))
+            elif key not in found:
+                raise ValueError(f"{what} has no {key!r}")
+            else:
+                check_form(found[key], each, _part(what, repr(key)))
+    elif isinstance(form, list):
+        _check_kind(found, list, what)
+        for position, value in enumerate(found):
+            check_form(value, form[0], _part(what, f"[{position}]"))
+    else:
+        _check_kind(found, form, what)
+
+
+def _part(what: str, name: str) -> str:
+    return f"its {name}" if what == "it" else f"{what} {name}"
+
+
+def _check_kind(found: Any, kinds: Any, what: str) -> None:
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+        names = {Mapping: "a mapping", type(None): "null"}
+        listed = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+        raise ValueError(f"{what} must be {listed}, got {described(found)}")
