@@ -362,11 +362,11 @@ def test_a_config_with_encoders_of_ones_own_is_refused_until_they_are_named(npz,
     refused(["fit", "clip", "--output", path, "--resume"], capsys, "give it once more")
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".x", "a\0", "a\nb", "", "a//b", "n" * 250, "a\\b"])
+@pytest.mark.parametrize("name", ["../x", "{}/x", "a/../../x", ".x", "a\0", "a\nb", "", "a//b", "n" * 250, "a\\b"])
 def test_a_folder_writes_into_itself_alone(tmp_path, name) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(train.RunError, match="nothing is written into") as caught:
-        folder.write_json(name, {})
+        folder.write_json(name.format(tmp_path), {})
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -399,10 +399,14 @@ def test_embeddings_stay_in_their_place_whatever_modalities_are_called(whole, tm
     assert np.array_equal(np.load(tmp_path / "precious.npy"), np.arange(3))
 
 
-@pytest.mark.parametrize("split", ["../../../elsewhere", "/tmp/elsewhere", "test\n"])
+@pytest.mark.parametrize("split", ["../../../elsewhere", "{}/elsewhere", "test\n"])
 def test_a_split_is_no_path(whole, tmp_path, capsys, split) -> None:
     before = sorted(tmp_path.rglob("*"))
-    refused(["evaluate", whole["clip"], "--split", split], capsys, "--split must be one of test, validation")
+    refused(
+        ["evaluate", whole["clip"], "--split", split.format(tmp_path)],
+        capsys,
+        "--split must be one of test, validation",
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
