@@ -29,7 +29,7 @@ class NothingPresentError(MibfastError, ValueError):
 
 
 class BackendError(MibfastError, RuntimeError):
-    """A backend asked for by name that is missing, has no kernel of an operation, or cannot take its arguments."""
+    """What a backend cannot do: it is missing, has no kernel or derivative of an operation, or cannot take arguments."""
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

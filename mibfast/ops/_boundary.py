@@ -204,7 +204,7 @@ class Operation:
             if backend != "triton" or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
                 raise
             given = ", ".join(_check.described(x) for x in _tensors(arguments))
-            raise RuntimeError(f"{self.name}: its Triton kernels failed on {given}: {error}") from error
+            raise _check.BackendError(f"{self.name}: its Triton kernels failed on {given}: {error}") from error
         return [results] if isinstance(results, Tensor) else list(results)
 
 
@@ -432,7 +432,9 @@ def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
     instead = 'or backend="reference"'
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        raise RuntimeError(f"{name}: torch.jit.trace cannot record the compiled backends; use torch.export, {instead}")
+        raise _check.BackendError(
+            f"{name}: torch.jit.trace cannot record the compiled backends; use torch.export, {instead}"
+        )
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
     for x in tensors:
         if type(x).__name__ == "DTensor":
@@ -442,7 +444,7 @@ def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
             )
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
         if not (transformed or wrapped or torch._C._has_storage(x)) and type(x) in _PLAIN:
-            raise RuntimeError(
+            raise _check.BackendError(
                 f"{name}: gradients in batches, of is_grads_batched=True or vectorize=True, need torch.func.vjp or "
                 f"torch.func.jacrev, {instead}"
             )
@@ -504,7 +506,7 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(f"{ctx.operation.name}: the forward-mode derivative {_FIRST_ORDER_ONLY}")
+        raise _check.BackendError(f"{ctx.operation.name}: the forward-mode derivative {_FIRST_ORDER_ONLY}")
 
 
 class _Recomputed(_FirstOrder):
@@ -605,11 +607,11 @@ class _Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        raise RuntimeError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
+        raise _check.BackendError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
+        raise _check.BackendError(f"{ctx.name}: the second derivative {_FIRST_ORDER_ONLY}")
 
 
 _refuse = _apply_of(_Refused)
