@@ -29,7 +29,7 @@ class NothingPresentError(MibfastError, ValueError):
 
 
 class BackendError(MibfastError, RuntimeError):
-    """What a backend cannot do: it is missing, has no kernel or derivative of an operation, or cannot take arguments."""
+    """What a backend cannot do: it is missing, lacks a kernel or a derivative, or cannot take the arguments."""
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
