@@ -8,11 +8,11 @@ from __future__ import annotations
 import builtins
 import errno
 import io
-import itertools
 import os
 import random
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,17 +138,21 @@ def findings(place: Place, seed: int, only: int | None = None) -> Iterator[Findi
         if done.status != 0:
             raise RuntimeError(f"{what} of {folder}, without a fault: {done.said}")
         right, total = made(what, run, output), int(counted.read_text())
-        # Memory is asked for thousands of times.
-        moments = list(range(1, total + 1)) if code else sorted({rng.randint(1, total) for _ in range(40)})
-        rng.shuffle(moments)
+        # Some, of which there are hundreds, and thousands of arrays.
+        moments = rng.sample(range(1, total + 1), min(total, 24 if code else 12))
         yield from ((number, at, right) for at in moments if only is None or only % 10_000 == at)
 
     order = [number for number in range(len(kinds)) if only is None or only // 10_000 == number]
     rng.shuffle(order)
-    # One of each kind, then another.
-    for number, at, right in (
-        case for cases in itertools.zip_longest(*map(of_a_kind, order)) for case in cases if case is not None
-    ):
+    waiting = deque(map(of_a_kind, order))
+    while waiting:
+        # One of each kind, then another.
+        case = next(waiting[0], None)
+        waiting.rotate(-1)
+        if case is None:
+            waiting.pop()
+            continue
+        number, at, right = case
         method, folder, what, code = kinds[number]
         run = prepared(method, folder)
         arguments = place.commands(method, run, output)[what]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ _Malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _Calloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
 _Realloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _MOST_FREED = 2**16
+_CAPSULE = b"mem_handler"
 
 
 @numba.cfunc("void(CPointer(intp), intp, uintp)")  # type: ignore[untyped-decorator]
@@ -79,8 +80,7 @@ class GuardedMemory:
         )
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-        self._name = b"mem_handler"
-        self._capsule = new(ctypes.addressof(self._handler), self._name, None)
+        self._capsule = new(ctypes.addressof(self._handler), _CAPSULE, None)
 
     def _allocate(self, size: int, fill: int) -> int | None:
         self.release()
@@ -127,25 +127,33 @@ class GuardedMemory:
     def used(self) -> Iterator[None]:
         """Allocate so in this block; arrays may outlive it, and this object must outlive them."""
         before = _set_handler()(self._capsule)
-        empty, empty_like = torch.empty, torch.empty_like
-
-        @functools.wraps(empty)
-        def guarded_empty(*size: Any, dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
-            if options or (device is not None and torch.device(device).type != "cpu"):
-                return empty(*size, dtype=dtype, device=device, **options)
-            shape = tuple(size[0]) if size and not isinstance(size[0], int) else size
-            return contiguous(shape, dtype or torch.get_default_dtype())
-
-        @functools.wraps(empty_like)
-        def guarded_like(x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-            return guarded_empty(x.shape, dtype=dtype or x.dtype) if not options else empty_like(x, dtype=dtype)
-
-        torch.empty, torch.empty_like = guarded_empty, guarded_like
+        originals = [(place, name, getattr(place, name)) for place, name in _MADE_BY_TORCH]
+        for place, name, original in originals:
+            setattr(place, name, _guarded(original))
         try:
             yield
         finally:
-            torch.empty, torch.empty_like = empty, empty_like
+            for place, name, original in originals:
+                setattr(place, name, original)
             _set_handler()(before)
+
+
+# What kernels' launchers call for memory: results, workspace, and copies of another dtype or of unit stride.
+_MADE_BY_TORCH = ((torch, "empty"), (torch, "empty_like"), (Tensor, "to"), (Tensor, "contiguous"))
+
+
+def _guarded(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(make)
+    def guarded(*arguments: Any, **options: Any) -> Tensor:
+        x = make(*arguments, **options)
+        if x.device.type != "cpu" or x.requires_grad or not x.is_contiguous() or not x.numel():
+            return x
+        if isinstance(first := arguments[0], Tensor) and first.data_ptr() == x.data_ptr():
+            return x
+        result = contiguous(tuple(x.shape), x.dtype)
+        return result if make.__name__.startswith("empty") else result.copy_(x)
+
+    return guarded
 
 
 def _set_handler() -> Any:

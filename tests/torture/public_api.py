@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import mibfast
-from mibfast import _check, bottleneck, functional, information, losses, omib
+import mibfast.omib
+from mibfast import _check, information
 from mibfast.nn import fusion
 from torture.judgement import judged
 from torture.supervision import Case
@@ -37,7 +38,7 @@ class _Draw:
     def __init__(self, rng: random.Random, dtypes: tuple[torch.dtype, ...]) -> None:
         self.rng, self.one_of = rng, lambda *values: rng.choice(values)
         self.generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        self.n, self.d = self.one_of(1, 2, 3, 5, 8, 33, 70), self.one_of(1, 2, 3, 4, 7, 16, 33)
+        self.n, self.d = self.one_of(1, 2, 3, 5, 8, 33, 70), self.one_of(2, 3, 4, 7, 16, 33)
         self.m, self.k, self.dtype = self.one_of(2, 2, 3, 3, 4, 5), rng.randint(1, 4), rng.choice(dtypes)
         self.scale = self.one_of(*(1.0,) * 12, 0.0, 1e-20, 1e-4, 1e4, 1e20)
         self.holds = self.one_of(*(None,) * 20, math.nan, math.inf)
@@ -68,7 +69,7 @@ class _Draw:
 
     def number(self, *values: float) -> Any:
         value = self.rng.choice(values)
-        return value if self.rng.random() < 0.8 else torch.tensor(value, requires_grad=self.one_of(True, False))
+        return value if self.rng.random() < 0.8 else torch.tensor(float(value)).requires_grad_(self.one_of(True, False))
 
     def bad(self) -> Any:
         x = self.matrix().detach()
@@ -89,7 +90,7 @@ class _Draw:
             lambda: torch.nested.nested_tensor([x, x[:1]]),
             lambda: x.to(torch.float64 if x.dtype != torch.float64 else torch.float32),
             lambda: nn.Parameter(x),
-            lambda: x.float().numpy(),
+            lambda: x.float().resolve_neg().numpy(),
             lambda: torch.full_like(x, math.nan),
             lambda: torch.tensor(math.nan),
             lambda: torch.ones(1),
@@ -117,7 +118,7 @@ def _choices(*values: Any) -> Callable[[_Draw], Any]:
     return lambda s: s.rng.choice(values)
 
 
-# By the argument's name, several of which have one meaning wherever they appear.
+# By the argument's name, for those without a default and those whose default says little.
 _GOOD: dict[str, Callable[[_Draw], Any]] = {
     name: draw
     for names, draw in (
@@ -129,63 +130,40 @@ _GOOD: dict[str, Callable[[_Draw], Any]] = {
         ("prior_mean prior_logvar", lambda s: s.one_of(None, s.matrix(), s.tensor(s.d))),
         ("scores", lambda s: s.tensor(s.n, s.n)),
         ("presence", lambda s: s.one_of(None, torch.rand(s.n, s.m, generator=s.generator) < 0.8)),
-        ("weight", lambda s: s.one_of(None, s.tensor(s.d))),
-        ("center", lambda s: s.tensor(s.d)),
-        ("permutations group generator progress device buffer hidden likelihoods head_features", _choices(None)),
-        ("bias", lambda s: s.number(0.5, -3.0)),
-        ("temperature scale", lambda s: s.number(0.07, 0.5, 1.0, 10.0, 3)),
+        ("weight center", lambda s: s.tensor(s.d)),
+        ("bias temperature scale", lambda s: s.number(0.07, 0.5, 1.0, 10.0, 3)),
         ("ridge", _choices(1e-8, 0.3, 1, 0)),
         ("off_diagonal_weight label_smoothing", _choices(0.0, 0.1, 1)),
-        ("positive_in_denominator symmetric squared positive positives columns log_mean_exp", _choices(True, False)),
-        ("clip_joint normalize learnable_temperature learnable_scale learnable bottleneck", _choices(True, False)),
-        ("dynamic_weights detach_xi_in_trb detach_z_in_omf released scale_invariant", _choices(True, False)),
         ("reduction", _choices("mean", "none", "batchmean")),
         ("offset", _choices(0, 0, 1)),
         ("keys", _choices("per_sample", "pairwise")),
         ("negatives", _choices("all", "shuffled")),
-        ("score", _choices("inner_product", "inner_product", "additive")),
+        ("score", _choices("inner_product", "additive")),
         ("estimator", _choices("smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "clip")),
         ("clip", _choices(None, 5.0, 1)),
-        ("momentum", _choices(0.9, 0.0)),
         ("k", lambda s: s.one_of(1, s.n)),
-        ("logvar_bounds", _choices((-10.0, 4.0), (-1, 1))),
         ("backend", _choices(None, None, "auto", "cpu")),
         ("beta", _choices(1.0, 0.1, 3)),
         ("modalities", lambda s: s.m),
         ("features x_features y_features in_features latent_features embedding_features", lambda s: s.d),
         ("hidden_features feedforward_features", _choices(4, 7)),
-        ("depth hidden_layers heads", _choices(1, 1, 2)),
-        ("activation", _choices(nn.ReLU)),
+        ("depth hidden_layers heads epochs patience seeds", _choices(1)),
         ("critic", lambda s: s.one_of(information.CosineCritic(), information.BilinearCritic(s.d, s.d))),
         ("encoders", lambda s: {f"v{i}": nn.Linear(s.d, s.d) for i in range(s.m)}),
         ("views", lambda s: {f"v{i}": s.matrix() for i in range(s.m)}),
         ("task", lambda s: s.one_of(fusion.Classification(3), fusion.Regression(1))),
-        ("stage", _choices("main")),
         ("labels", lambda s: torch.arange(s.n) % 2),
-        ("quantile minimum", _choices(0.95, 0.5)),
         ("fused_logits", lambda s: s.tensor(s.n, 3)),
         ("logits_by_modality", lambda s: [s.tensor(s.n, 3) for _ in range(s.m)]),
-        ("ratio", _choices("ratio_of_means")),
         ("task_loss", lambda s: s.tensor()),
         ("divergences", lambda s: [s.tensor() for _ in range(s.m)]),
         ("weights", lambda s: s.one_of(None, s.tensor(s.m - 1))),
         ("entropies", lambda s: [1.0 + i for i in range(s.m)]),
         ("pairwise_mutual_information", lambda s: {(i, j): 0.3 for j in range(s.m) for i in range(j)}),
-        ("fusion", _choices("cross_attention", "concatenation")),
-        ("out_features condition gate", _choices(None)),
         ("encoder", _choices("X -> Z", "X -> ZX, Y -> ZY")),
         ("decoder", _choices("Z -> X", "ZX -- ZY", "ZX -> X, ZX -- ZY")),
-        ("compression", _choices("standard_normal")),
-        ("moments", _choices(1, 5)),
-        ("classes targets", _choices(2, 5)),
-        ("error", _choices("squared", "absolute")),
+        ("classes", _choices(2, 5)),
         ("operation", _choices("encoder")),
-        ("task_weight sufficiency_weight modality_weight difference_weight", _choices(0.5, 2)),
-        ("similarity_weight reconstruction_weight alignment_weight", _choices(0.5, 2)),
-        ("held_out", _choices(0.2)),
-        ("batch_size evaluation_batch_size", _choices(8)),
-        ("epochs patience seeds", _choices(1)),
-        ("learning_rate", _choices(1e-3)),
     )
     for name in names.split()
 }
@@ -197,35 +175,41 @@ _SPECIAL: dict[str, dict[str, Callable[[_Draw], Any]]] = {
         "score": _choices("inner_product", "cosine", "ridge_projection", "gram_volume", "triangle_area", "symile"),
     },
     **{
-        f"functional.critic_{name}": {"bias": lambda s: s.one_of(None, s.tensor())}
+        f"functional.critic_{name}": {"bias": lambda s: s.one_of(None, s.tensor()), "hidden": _choices(None)}
         for name in ("log_mean_exp", "log_sum_exp", "mean_softplus", "softplus")
     },
     **{f"omib.{name}": {"scores": lambda s: s.tensor(s.n)} for name in ("anomaly_threshold", "f1_at_true_count")},
-    "omib.modality_weights": {"task": _choices("classification", fusion.Classification(3))},
-    "omib.CrossAttention": {"bias": _choices(True, False)},
-    "nn.fusion.CrossAttention": {"bias": _choices(True, False)},
+    **{f"{place}.CrossAttention": {"bias": _choices(True, False)} for place in ("omib", "nn.fusion")},
     "nn.fusion.StochasticEncoder": {"bias": _choices(True, False)},
-    "information.estimate": {"x": lambda s: s.tensor(40, s.d), "y": lambda s: s.tensor(40, s.d),
-                             "critic": _choices("separable", "bilinear")},
-}  # fmt: skip
-_METHODS = {"Bottleneck": ("__str__",), "BottleneckLoss": (), "Classification": ("loss",), "Regression": ("loss",)}
-_LEFT_OUT = {"Estimate", "CLIPTerms", "BetaEstimate", "Term", "Task", "FusionModel", "Predictor", "BottleneckLoss",
-             "GaussianHeads", "METHODS", "losses", "methods", "collapse_risks",
-             "estimate_beta", "AnomalyDetection"}  # fmt: skip
-_MODULES = {"functional": functional, "losses": losses, "information": information, "bottleneck": bottleneck,
-            "omib": omib, "nn.fusion": fusion, "nn.fusion.losses": fusion.losses}  # fmt: skip
+    "information.estimate": dict.fromkeys("xy", lambda s: s.tensor(40, s.d)) | {"critic": _choices("bilinear")},
+}
+_MODULES = {
+    **{place: getattr(mibfast, place) for place in ("functional", "losses", "information", "bottleneck", "omib")},
+    "nn.fusion": fusion,
+    "nn.fusion.losses": fusion.losses,
+}
+_METHODS: dict[str, tuple[str | None, ...]] = {
+    "Bottleneck": ("__str__",),
+    **dict.fromkeys(("Classification", "Regression"), ("loss",)),
+    # Results, bases of classes, and what is made of another's modules.
+    **dict.fromkeys(("Estimate", "CLIPTerms", "BetaEstimate", "Term", "Task", "FusionModel", "Predictor"), ()),
+    **dict.fromkeys(("BottleneckLoss", "GaussianHeads", "collapse_risks", "estimate_beta", "AnomalyDetection"), ()),
+}
+# The parameters of modules, or noise that they draw, are of one dtype.
+_FLOAT64_ONLY = (
+    *("nn.fusion", "omib", "bottleneck", "losses.LearnedProjector"),
+    *(f"information.{name}" for name in ("Bilinear", "Separable", "Concatenated", "Mutual", "clip")),
+)
 
 
 def _targets() -> Iterator[tuple[str, Any, str | None]]:
     for place, module in _MODULES.items():
-        names = getattr(module, "__all__", None) or ["difference", "central_moment_discrepancy", "reconstruction",
-                                                      "self_distillation"]  # fmt: skip
-        for name in set(names) - _LEFT_OUT:
-            what = getattr(module, name)
-            methods: tuple[str | None, ...] = (None,)
-            if inspect.isclass(what):
-                both = tuple(m for m in ("forward", "terms") if getattr(what, m, None) not in (None, nn.Module.forward))
-                methods = _METHODS.get(name, both)
+        for name, what in vars(module).items():
+            listed = name in module.__all__ if hasattr(module, "__all__") else inspect.isfunction(what)
+            if not listed or name[0] == "_" or not callable(what):
+                continue
+            own = tuple(m for m in ("forward", "terms") if getattr(what, m, None) not in (None, nn.Module.forward))
+            methods = _METHODS.get(name, own if inspect.isclass(what) else (None,))
             yield from ((f"{place}.{name}", what, method) for method in methods)
 
 
@@ -273,30 +257,41 @@ def _described(x: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {_described(y)}" for key, y in x.items()) + "}"
     if isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested:
         strides = "" if x.is_contiguous() else f" strides {x.stride()}"
+        strides += " negative bit" * x.is_neg() + " conjugate bit" * x.is_conj()
         return f"{str(x.dtype)[6:]}{list(x.shape)}{strides}{'' if x.device.type == 'cpu' else ' meta'}"
     return repr(x).replace("\n", " ")[:60]
 
 
 _written: list[str] | None = None
+_CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link", "os.truncate")
+_TEMPORARY = tempfile.gettempdir()
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    changes = event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link", "os.truncate")
-    opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    # Numba's and Python's caches, and what torch's compiler makes ready.
-    place = os.path.abspath(str(arguments[0])) if _written is not None else ""
-    cache = "__pycache__" in place or (place.startswith(tempfile.gettempdir()) and not place.startswith(os.getcwd()))
-    if _written is not None and (changes or opened) and not cache:
-        _written.append(f"{event} {arguments[0]}")
+    if _written is None or (event not in _CHANGES and event != "open"):
+        return
+    if event == "open" and not (
+        isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    ):
+        return
+    # Numba's and Python's caches, and what torch's compiler makes ready, are no call's.
+    place = os.path.abspath(str(arguments[0]))
+    if "__pycache__" not in place and (not place.startswith(_TEMPORARY) or place.startswith(os.getcwd())):
+        _written.append(f"{event} {place}")
 
 
 sys.addaudithook(_watch)
 
 
 def _wrong_error(error: Exception) -> tuple[str, str] | None:
-    text = str(error)
+    text, trace = str(error), error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # Python's own text in a line of ours, "'int' object is not iterable", is foreign as well.
+    place = "" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('mibfast/')[2]}:{trace.tb_lineno}"
+    said = f"{type(error).__name__}: {text[:160]!r} (in {place})"
     if "\n" in text:
-        return "error of several lines", f"{type(error).__name__}: {text[:200]!r}"
+        return "error of several lines", said
     if isinstance(error, (_check.InputError, _check.NothingPresentError)):
         return None
     begins = re.match(r"(\w+)(\.\w+)*[:(]", text)
@@ -304,12 +299,7 @@ def _wrong_error(error: Exception) -> tuple[str, str] | None:
         (begins and begins[1] in _NAMES) or text.startswith("unknown backend")
     ):
         return None
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    # Python's own text in a line of ours, "'int' object is not iterable", is foreign as well.
-    place = "" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('mibfast/')[2]}:{trace.tb_lineno}"
-    return "foreign text", f"{type(error).__name__}: {text[:160]} (in {place})"
+    return "foreign text", said
 
 
 def draw(seed: int, number: int) -> Case:
@@ -318,23 +308,20 @@ def draw(seed: int, number: int) -> Case:
     name, what, method = TARGETS[(number + seed) % len(TARGETS)]
     values = _Draw(rng, (torch.float64,) if name.startswith(_FLOAT64_ONLY) else _DTYPES)
     torch.manual_seed(number)
-    special = _SPECIAL.get(name, {})
+    drawn = _GOOD | _SPECIAL.get(name, {})
     arguments: dict[str, dict[str, Any]] = {}
-    signatures = {"": inspect.signature(what)} | (
-        {} if method is None else {method: inspect.signature(getattr(what, method))}
-    )
-    for step, signature in signatures.items():
-        arguments[step] = {}
-        for argument, parameter in signature.parameters.items():
+    for step, called in {"": what, **({method: getattr(what, method)} if method else {})}.items():
+        given = arguments[step] = {}
+        for argument, parameter in inspect.signature(called).parameters.items():
             optional = parameter.default is not parameter.empty
             if argument == "self" or (optional and rng.random() < 0.5):
                 continue
-            if argument == "target" and step:
-                arguments[step][argument] = torch.arange(values.n) % 2
+            if step and argument == "target":
+                given[argument] = torch.arange(values.n) % 2
+            elif isinstance(parameter.default, bool):
+                given[argument] = rng.random() < 0.5
             else:
-                arguments[step][argument] = (
-                    (special | {})[argument](values) if argument in special else _GOOD[argument](values)
-                )
+                given[argument] = drawn[argument](values) if argument in drawn else parameter.default
     places = [(step, argument) for step, given in arguments.items() for argument in given]
     for step, argument in rng.sample(places, min(len(places), rng.choice((0, 0, 1, 1, 1, 2)))):
         arguments[step][argument] = values.bad()

@@ -150,9 +150,9 @@ def _work(tool: str, seed: int, first: int, last: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (LARGEST_MEMORY, -1))
     draw = importlib.import_module(f"torture.{tool}").draw
     for number in range(first, last):
-        case: Case = draw(seed, number)
-        print(json.dumps(["begin", case.text]), file=out)
         try:
+            case: Case = draw(seed, number)
+            print(json.dumps(["begin", case.text]), file=out)
             found = case.run()
         except Exception:
             found = "tool", traceback.format_exc(limit=-3).replace("\n", " | ")
