@@ -28,7 +28,7 @@ def described(x: object) -> str:
     """Say what came in: shape, dtype and device of a tensor, the type and value of anything else."""
     if isinstance(x, Tensor):
         return f"a tensor of shape {list(x.shape)}, {x.dtype}, on {x.device}"
-    text = repr(x)
+    text = " ".join(repr(x).split())
     return f"{type(x).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -60,6 +60,13 @@ def size(operation: str, argument: str, x: Tensor, dimension: int, expected: int
         raise ValueError(
             f"{operation}: {argument} must have the size {expected} in dimension {dimension}, got {described(x)}"
         )
+
+
+def fits(operation: str, argument: str, x: Any, features: int, parameter: Tensor) -> None:
+    """Check vectors [N, features] that a layer takes: of the dtype and device of its parameter, see :func:`alike`."""
+    tensor(operation, argument, x, "N d")
+    size(operation, argument, x, 1, features)
+    alike(operation, **{argument: x, "the module's parameters": parameter})
 
 
 def alike(operation: str, **tensors: Tensor) -> None:
