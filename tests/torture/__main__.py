@@ -36,17 +36,16 @@ _PRINTED = 3
 
 def _of_calls(tool: str, options: argparse.Namespace, calls: int, ends: float) -> Iterator[Finding | int]:
     """Cases of a tool that works in processes of its own, as many at a time as there are jobs."""
+    # Freed memory is given back at once, so that a guard page stands where it ended.
+    os.environ.update(MIBFAST_BUFFER_CACHE="0", OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
     first, last = (0, calls) if options.only is None else (options.only, options.only + 1)
     jobs = min(options.jobs, last - first)
-    # Freed memory is given back at once, so that a guard page stands where it ended.
-    environment = {"MIBFAST_BUFFER_CACHE": "0", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     found: queue.Queue[Finding | int | None] = queue.Queue()
 
     def work(job: int) -> None:
         bounds = [first + (last - first) * each // jobs for each in (job, job + 1)]
-        settings = {"limit": options.limit, "ends": ends, "environment": environment}
         try:
-            for each in supervision.findings(tool, options.seed, *bounds, **settings):
+            for each in supervision.findings(tool, options.seed, *bounds, limit=options.limit, ends=ends):
                 found.put(each)
         finally:
             found.put(None)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from torture.runs import RUNS, Place, command, contents, copied, in_child, made
-from torture.supervision import Finding, reproducing
+from torture.supervision import Finding
 
 Hurt = Callable[[Path, random.Random], object]
 
@@ -282,5 +282,5 @@ def findings(place: Place, seed: int, only: int | None = None) -> Iterator[Findi
             if done.status == 2 and changed:
                 wrong = "changed by a refusal", ", ".join(changed)
         if wrong is not None:
-            yield Finding(wrong[0], f"{text}: {wrong[1]}", reproducing("corruption", seed, number))
+            yield Finding(wrong[0], f"{text}: {wrong[1]}", "corruption", seed, number)
         yield number

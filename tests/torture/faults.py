@@ -19,7 +19,7 @@ from typing import Any
 
 from torture.guarded_memory import GuardedMemory
 from torture.runs import RUNS, Place, command, contents, copied, in_child, made
-from torture.supervision import Finding, reproducing
+from torture.supervision import Finding
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate", "shutil.rmtree")
 
@@ -174,5 +174,5 @@ def findings(place: Place, seed: int, only: int | None = None) -> Iterator[Findi
         elif made(what, run, output) != right:
             wrong = "run lost", "the same command ends with other numbers"
         if wrong is not None:
-            yield Finding(wrong[0], f"{text}: {wrong[1]}", reproducing("faults", seed, number * 10_000 + at))
+            yield Finding(wrong[0], f"{text}: {wrong[1]}", "faults", seed, number * 10_000 + at)
         yield number

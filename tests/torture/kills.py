@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 
 from torture.runs import RUNS, Place, command, in_child, made
-from torture.supervision import Finding, reproducing
+from torture.supervision import Finding
 
 
 def findings(place: Place, seed: int, only: int | None = None, kills: int = 60) -> Iterator[Finding | int]:
@@ -33,5 +33,5 @@ def findings(place: Place, seed: int, only: int | None = None, kills: int = 60) 
             wrong = "wrong number", "other weights or losses than those of the run that was not killed"
         if wrong is not None:
             text = f"{method} killed after {', '.join(f'{x:.2f} s' for x in moments)}: {wrong[1]}"
-            yield Finding(wrong[0], text, reproducing("kills", seed, number))
+            yield Finding(wrong[0], text, "kills", seed, number)
         yield number

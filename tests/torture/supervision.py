@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import json
+import multiprocessing
 import os
 import resource
-import selectors
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-TESTS = Path(__file__).parents[1]
 # Address space of a worker: a request for more is an error to be seen, and not the end of the machine.
 LARGEST_MEMORY = 16 * 2**30
+# Of seconds, beyond a case's own: before the first one come imports.
+_START = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,127 +38,74 @@ class Case:
 class Finding:
     kind: str
     text: str
-    reproduce: str
+    tool: str
+    seed: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.text}\n    {self.reproduce}"
+        call = f"python -m torture {self.tool} --seed {self.seed} --only {self.number}"
+        return f"{self.kind}: {self.text}\n    PYTHONPATH=.:tests .venv/bin/{call}"
 
 
-def reproducing(tool: str, seed: int, number: int) -> str:
-    return f"PYTHONPATH=.:tests .venv/bin/python -m torture {tool} --seed {seed} --only {number}"
+def findings(tool: str, seed: int, first: int, last: int, *, limit: float, ends: float) -> Iterator[Finding | int]:
+    """Run the cases from first to last, and yield findings, and the number of each case that is done.
+
+    A case has `limit` seconds. None is waited for once `time.monotonic()` is past `ends`.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    while first < last and time.monotonic() < ends:
+        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+            ours, theirs = spawn.Pipe(duplex=False)
+            worker = spawn.Process(target=_work, args=(tool, seed, first, last, folder, theirs))
+            worker.start()
+            theirs.close()
+            text = f"case {first}"
+            try:
+                while time.monotonic() < ends:
+                    if not ours.poll(limit + _START):
+                        kind, how = "hang", f"nothing for {limit:g} s"
+                        break
+                    what = ours.recv()
+                    if isinstance(what, str):
+                        text = what
+                        continue
+                    if what is not None:
+                        yield Finding(what[0], f"{text}: {what[1]}", tool, seed, first)
+                    yield first
+                    first += 1
+                else:
+                    return
+            except (EOFError, ConnectionError):
+                worker.join()
+                if first >= last:
+                    return
+                kind, how = "crash", signal_name(worker.exitcode or 0)
+            finally:
+                worker.kill()
+                worker.join()
+            stack = [line.strip() for line in Path(folder, "stack").read_text().splitlines() if "File" in line]
+            yield Finding(kind, f"{text}: {how} {' <- '.join(stack[:3])}", tool, seed, first)
+            yield first
+            first += 1
 
 
 def signal_name(status: int) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
-class _Worker:
-    def __init__(self, tool: str, seed: int, first: int, last: int, environment: dict[str, str]) -> None:
-        self.place = tempfile.TemporaryDirectory(prefix="torture-")
-        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "torture.supervision", tool, *map(str, (seed, first, last))],
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            # A folder of its own, in which no call may leave anything.
-            cwd=self.place.name,
-            env={**os.environ, **environment, "PYTHONPATH": paths},
-        )
-
-    def lines(self, limit: float) -> Iterator[list[str] | None]:
-        """Yield the worker's lines; None, at the end, where none comes within the limit in seconds."""
-        assert self.process.stdout is not None
-        descriptor, waiting = self.process.stdout.fileno(), b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while True:
-                if not selector.select(limit):
-                    yield None
-                    return
-                piece = os.read(descriptor, 65536)
-                if not piece:
-                    return
-                *whole, waiting = (waiting + piece).split(b"\n")
-                for line in whole:
-                    yield json.loads(line)
-
-    def close(self) -> tuple[int, str]:
-        """End the worker; its exit status and the last it said."""
-        assert self.process.stdout is not None
-        if self.process.stdout.closed is False:
-            self.process.stdout.close()
-        status = self.process.wait()
-        self.errors.seek(0)
-        # faulthandler's stack begins with its innermost frame.
-        said = [line.strip() for line in self.errors.read().splitlines() if line.strip()]
-        frames = [line for line in said if line.startswith("File")] or said[-1:]
-        self.errors.close()
-        self.place.cleanup()
-        return status, " <- ".join(frames[:3])
-
-
-def findings(
-    tool: str, seed: int, first: int, last: int, *, limit: float, ends: float, environment: dict[str, str]
-) -> Iterator[Finding | int]:
-    """Run the cases from first to last, and yield findings, and the number of each case that is done.
-
-    A case has `limit` seconds. None is begun once `time.monotonic()` is past `ends`.
-    """
-    while first < last and time.monotonic() < ends:
-        worker = _Worker(tool, seed, first, last, environment)
-        text, hung = "before the first case", False
-        try:
-            # A first case waits for imports.
-            for line in worker.lines(limit + 60):
-                if line is None:
-                    hung = True
-                    worker.process.kill()
-                    break
-                what, *rest = line
-                if what == "begin":
-                    text = rest[0]
-                else:
-                    if rest:
-                        yield Finding(rest[0], f"{text}: {rest[1]}", reproducing(tool, seed, first))
-                    yield first
-                    first += 1
-                    if time.monotonic() > ends:
-                        worker.process.kill()
-                        worker.close()
-                        return
-        except BaseException:
-            worker.process.kill()
-            raise
-        status, said = worker.close()
-        if first >= last and status == 0:
-            return
-        kind = "hang" if hung else "crash"
-        how = f"nothing for {limit:g} s" if hung else signal_name(status)
-        yield Finding(kind, f"{text}: {how} {said}", reproducing(tool, seed, first))
-        yield first
-        first += 1
-
-
-def _work(tool: str, seed: int, first: int, last: int) -> None:
-    # What libraries print does not mix with what the parent reads.
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    faulthandler.enable()
+def _work(tool: str, seed: int, first: int, last: int, folder: str, answers: Any) -> None:
+    faulthandler.enable(open(Path(folder, "stack"), "w"))  # noqa: SIM115 - open until the end
+    # A folder of its own, in which no call may leave anything.
+    os.mkdir(Path(folder, "empty"))
+    os.chdir(Path(folder, "empty"))
     resource.setrlimit(resource.RLIMIT_AS, (LARGEST_MEMORY, -1))
     draw = importlib.import_module(f"torture.{tool}").draw
     for number in range(first, last):
         try:
             case: Case = draw(seed, number)
-            print(json.dumps(["begin", case.text]), file=out)
-            found = case.run()
+            answers.send(case.text)
+            answers.send(case.run())
         except Exception:
-            found = "tool", traceback.format_exc(limit=-3).replace("\n", " | ")
-        print(json.dumps(["end", *(found or ())]), file=out)
-    out.flush()
+            answers.send(("tool", traceback.format_exc(limit=-3).replace("\n", " | ")))
     # Without the interpreter's tidying up: allocators of arrays that still live are callbacks.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1], *map(int, sys.argv[2:]))
