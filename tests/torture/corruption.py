@@ -251,7 +251,10 @@ def findings(place: Place, seed: int, only: int | None = None) -> Iterator[Findi
             arguments = place.commands(method, run, output)[what]
             if (folder, what) not in right:
                 whole = in_child(command(*arguments))
+                # A run that was stopped is not evaluated.
                 right[folder, what] = made(what, run, output) if whole.status == 0 else ""
+                if whole.wrong() is not None:
+                    raise RuntimeError(f"{what} of {folder}, undamaged: {whole}")
                 run = copied(place.path / folder, scratch)
                 shutil.rmtree(output)
                 output.mkdir()
@@ -275,7 +278,13 @@ def findings(place: Place, seed: int, only: int | None = None) -> Iterator[Findi
         done = in_child(command(*arguments))
         wrong = done.wrong()
         if wrong is None and method in RUNS:
-            if done.status == 0 and (not right[folder, what] or made(what, run, output) != right[folder, what]):
+            # Numbers that are others by intent, and have the right checksum, are as good as any.
+            crafted = way.startswith("other weights")
+            if (
+                done.status == 0
+                and not crafted
+                and (not right[folder, what] or made(what, run, output) != right[folder, what])
+            ):
                 wrong = "wrong number", "success, with other numbers than of the whole folder"
             after = contents(run) if before else {}
             changed = sorted(x for x in before if after.get(x) != before[x])

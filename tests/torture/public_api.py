@@ -364,8 +364,8 @@ def draw(seed: int, number: int) -> Case:
         except Exception as raised:
             error = raised
         written, _written = _written, None
-        if written or os.listdir("."):
-            return "write outside", ", ".join([*written, *os.listdir(".")])
+        if written:
+            return "write outside", ", ".join(written)
         wrong = None if error is None else _wrong_error(error)
         if wrong is not None:
             return wrong

@@ -58,8 +58,24 @@ class Outcome:
         return None
 
 
-def in_child(action: Callable[[], int], limit: float = 60.0, kill_after: float | None = None) -> Outcome:
-    """Fork a child that does something and ends with the status it returns, or is killed."""
+def _processor_seconds(child: int) -> float:
+    # Its name, in parentheses, may hold spaces.
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _ends(child: int, watched: int) -> bool:
+    """Wait for a child, and return whether it ends: not where it rests for 20 s, or works for longer than 120 s."""
+    used = -1.0
+    while not select.select([watched], [], [], 20.0)[0]:
+        before, used = used, _processor_seconds(child)
+        if used - before < 0.05 or used > 120:
+            return False
+    return True
+
+
+def in_child(action: Callable[[], int], kill_after: float | None = None) -> Outcome:
+    """Fork a child that does something and ends with the status it returns, or is killed where it hangs, or after."""
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
         if child == 0:
@@ -80,7 +96,7 @@ def in_child(action: Callable[[], int], limit: float = 60.0, kill_after: float |
                 os._exit(status)
         watched = os.pidfd_open(child)
         try:
-            ended, _, _ = select.select([watched], [], [], limit if kill_after is None else kill_after)
+            ended = _ends(child, watched) if kill_after is None else select.select([watched], [], [], kill_after)[0]
             if not ended:
                 os.kill(child, signal.SIGKILL)
         finally:
@@ -89,7 +105,7 @@ def in_child(action: Callable[[], int], limit: float = 60.0, kill_after: float |
         said.seek(0)
         text = said.read()
     if not ended and kill_after is None:
-        return Outcome(None, f"nothing for {limit:g} s {text[-200:]}")
+        return Outcome(None, text[-200:])
     return Outcome(os.waitstatus_to_exitcode(code), text)
 
 
