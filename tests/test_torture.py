@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent
     ("tools", "calls"),
     [
         pytest.param(["kernels", "public_api"], 240, id="calls"),
-        pytest.param(["corruption", "faults", "kills"], 9, id="runs"),
+        pytest.param(["corruption", "faults", "kills"], 4, id="runs"),
     ],
 )
 def test_nothing_is_found(tools, calls) -> None:
