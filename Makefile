@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.up-to-date
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu bench lint format clean
+.PHONY: help setup demo test test-gpu torture bench lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ test: $(STAMP)  ## run the tests and the examples in docstrings
 
 test-gpu: $(STAMP)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+torture: $(STAMP)  ## try to break the package, for an hour or two; `TORTURE="kernels --seed 1"` chooses
+	PYTHONPATH=.:tests $(BIN)/python -m torture $(TORTURE)
 
 bench: $(STAMP)  ## measure against the peers and the floors
 	$(BIN)/mibfast bench

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mibfast import _env
+from mibfast import _check, _env
 from mibfast._check import BackendError
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
@@ -61,8 +61,10 @@ _MISSING = {name: _missing_reason(name) for name in ("cpu", "triton", "cuda")}
 
 def check_name(backend: str) -> str:
     """Return the name of a backend; ValueError with the valid ones where it is none."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    # A tensor or an array, compared with names, is no True or False.
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        got = repr(backend) if isinstance(backend, str) else _check.described(backend)
+        raise ValueError(f"unknown backend {got}; expected one of {', '.join(map(repr, BACKENDS))}")
     return backend
 
 

@@ -49,9 +49,9 @@ def described(x: object) -> str:
 
 
 def _written(x: object, how: Callable[[object], str] = str) -> str:
-    """Write a value in 60 characters at most."""
+    """Write a value in one line of 60 characters at most."""
     try:
-        text = how(x)
+        text = " ".join(how(x).split())
     except ValueError:
         return "of more digits than Python writes"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -85,6 +85,13 @@ def size(operation: str, argument: str, x: Tensor, dimension: int, expected: int
         raise ValueError(
             f"{operation}: {argument} must have the size {expected} in dimension {dimension}, got {described(x)}"
         )
+
+
+def fits(operation: str, argument: str, x: Any, features: int, parameter: Tensor) -> None:
+    """Check vectors [N, features] that a layer takes: of the dtype and device of its parameter, see :func:`alike`."""
+    tensor(operation, argument, x, "N d")
+    size(operation, argument, x, 1, features)
+    alike(operation, **{argument: x, "the module's parameters": parameter})
 
 
 def alike(operation: str, **tensors: Tensor) -> None:

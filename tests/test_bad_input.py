@@ -58,6 +58,14 @@ ERRORS = [
     (lambda: F.one_vs_all_info_nce([A, B], keys="both"), ValueError, r"keys must be one of 'per_sample', 'pairwise'"),
     (lambda: F.one_vs_all_info_nce([A, B], reduction="sum"), ValueError, r"reduction must be one of 'mean', 'none'"),
     (lambda: F.one_vs_all_info_nce([A, B], backend="gpu"), ValueError, r"unknown backend 'gpu'; .*'reference', 'cpu'"),
+    (lambda: F.info_nce(A, B, backend=A), ValueError, r"unknown backend a tensor of shape \[6, 4\].*; expected one of"),
+    (lambda: F.info_nce(A, B, backend=A.numpy()), ValueError, r"unknown backend ndarray array.*; expected one of"),
+    (lambda: F.info_nce(A, [A]), TypeError, r"info_nce: key must be a tensor \[N', d\], got list \[tensor\(\[\["),
+    (
+        lambda: F.symile_info_nce([A, B], 1.0, negatives="shuffled", generator=3),
+        TypeError,
+        r"generator must be .* int 3",
+    ),
     (lambda: F.one_vs_all_minimality([A.to_sparse(), B]), TypeError, r"must be a dense tensor"),
     (lambda: F.one_vs_all_minimality([A[:0], B[:0]]), ValueError, r"must not be empty, got a tensor of shape \[0, 4\]"),
     (lambda: F.info_nce(A, B[:5]), ValueError, r"info_nce: .*offset must be in \[0, N' - N\].*N = 6 rows and N' = 5"),
@@ -350,8 +358,9 @@ ERRORS = [
 
 @pytest.mark.parametrize(("call", "kind", "message"), ERRORS, ids=range(len(ERRORS)))
 def test_errors(call, kind, message) -> None:
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         call()
+    assert "\n" not in str(caught.value)
 
 
 # Functions by a number that float32 holds with its inverse, and by any other, each argument of each operation.

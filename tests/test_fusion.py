@@ -529,7 +529,7 @@ def test_what_does_not_fit_is_refused(method) -> None:
     encoders = {"image": nn.Linear(3, 4), "text": nn.Linear(4, 4)}
     with pytest.raises(ValueError, match=f"{name}: encoders must be a mapping of at least 2 modalities"):
         kind({"image": nn.Linear(3, 4)}, 4, Classification(3))
-    with pytest.raises(TypeError, match=re.escape(f"{name}: task must be a mibfast.nn.fusion.Task, got 3")):
+    with pytest.raises(TypeError, match=re.escape(f"{name}: task must be a mibfast.nn.fusion.Task, got int 3")):
         kind(encoders, 4, 3)
     with pytest.raises(ValueError, match=f"{name}: features must be at least 1, got 0"):
         kind(encoders, 0, Classification(3))
@@ -541,6 +541,8 @@ def test_what_does_not_fit_is_refused(method) -> None:
             with pytest.raises(ValueError, match=f"{name}: {option} must be finite and at least 0, got -1"):
                 kind(encoders, 4, Classification(3), **{option: -1})
     model = made(method)
+    with pytest.raises(TypeError, match=f"{name}: views must be a mapping .*, got a tensor of shape"):
+        model(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=f"{name}: views must hold image, text; text are missing"):
         model({"image": torch.zeros(2, 3)})
     narrow = kind({"image": nn.Linear(3, 4), "text": nn.Linear(4, 2)}, 4, Classification(3)).double()

@@ -229,6 +229,28 @@ BAD_MODULES = [
     (lambda: information.CosineCritic(0.0), ValueError, r"CosineCritic: temperature must be positive and finite"),
     (lambda: information.CosineCritic(S[0, 0]), TypeError, r"learnable_temperature=True makes it a parameter"),
     (lambda: CRITIC(S[0], S), ValueError, r"BilinearCritic: x must be \[N, dx\]"),
+    (lambda: CRITIC(S[:, :1], S), ValueError, r"BilinearCritic: x must have the size 4 in dimension 1, got .*\[4, 1\]"),
+    (lambda: CRITIC(S, S.double()), TypeError, r"BilinearCritic: y and the module's parameters must have one dtype"),
+    (
+        lambda: information.clip_terms(information.ConcatenatedCritic(4, 4), S.double(), S.double()),
+        TypeError,
+        r"ConcatenatedCritic: x and the module's parameters must have one dtype",
+    ),
+    (
+        lambda: information.SeparableCritic(2, 3)(torch.zeros(4, 2), torch.zeros(4, 2)),
+        ValueError,
+        r"SeparableCritic: y must have the size 3 in dimension 1",
+    ),
+    (
+        lambda: information.CosineCritic()(torch.zeros(4, 2), torch.zeros(4, 3)),
+        ValueError,
+        r"CosineCritic: x and y must have one last dimension",
+    ),
+    (
+        lambda: information.clip_terms(S, S, S),
+        TypeError,
+        r"clip_terms: critic must be one of mibfast.information's, got",
+    ),
     (lambda: information.club(S, S, S[:3]), ValueError, r"club: mean and y must have one shape"),
     (lambda: information.club(S[:1], S[:1], S[:1]), ValueError, r"club: a batch of N = 1"),
     (lambda: information.leave_one_out(S, S, S.double()), TypeError, r"leave_one_out: mean and y must have one dtype"),

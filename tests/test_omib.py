@@ -271,10 +271,14 @@ def test_bounds_of_consistent_informations_are_in_order(entropies, share, data) 
         (([0.0, 0.0], {(0, 1): 0.0}), "must hold information"),
         (([1.0, 1.0], {(0, 1): 0.1}, [1.0, 1.0]), "1 numbers, got 2"),
         (([1.0, 1.0], {(0, 1): 0.1}, [2.5]), r"in \[0, 2\]"),
+        ((1.0, {(0, 1): 0.1}), "entropies must be a sequence of numbers, got float 1.0"),
+        ((torch.ones(()), {(0, 1): 0.1}), "entropies must be a sequence of numbers, got a tensor"),
+        (([1.0, 1.0], {(0, 1): 0.1}, 1.0), "weights must be a sequence of numbers, got float 1.0"),
+        (([1.0, 1.0], [0.1]), "pairwise_mutual_information must be a mapping from every pair"),
     ],
 )
 def test_bounds_refuse(arguments, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         omib.beta_bounds(*arguments)
 
 
@@ -453,6 +457,8 @@ def test_threshold_lets_the_share_of_training_samples_pass() -> None:
     scores = torch.from_numpy(np.random.default_rng(0).random(1000))
     assert (scores > omib.anomaly_threshold(scores, 0.9)).double().mean() == 0.1
     assert omib.anomaly_threshold(scores, 1.0) == scores.max()
+    negated = torch._neg_view(-scores)
+    assert omib.anomaly_threshold(negated, 0.9) == omib.anomaly_threshold(scores, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -463,6 +469,8 @@ def test_threshold_lets_the_share_of_training_samples_pass() -> None:
         (lambda: omib.f1_at_true_count([1.0, 2.0], [0, 0]), "at least one anomaly"),
         (lambda: omib.f1_at_true_count([1.0, 2.0], [0]), r"labels must be \[2\]"),
         (lambda: omib.f1_at_true_count([[1.0], [2.0]], [[0], [1]]), r"scores must be numbers \[N\]"),
+        (lambda: omib.f1_at_true_count([1.0, 2.0], torch.eye(2).to_sparse()), "labels must be a dense tensor"),
+        (lambda: omib.anomaly_threshold(torch.zeros(3, device="meta")), "scores must be a dense tensor with numbers"),
         (lambda: omib.anomaly_threshold([], 0.5), r"scores must be numbers \[N\]"),
         (lambda: omib.anomaly_threshold([1.0], 1.5), r"in \[0, 1\]"),
     ],
@@ -826,6 +834,21 @@ def test_attention_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             omib.CrossAttention(**options)
+    with pytest.raises(TypeError, match="CrossAttention: out_features must be an int, got float 3.0"):
+        omib.CrossAttention(2, 4, out_features=3.0)
+    module, z = omib.CrossAttention(2, 4), torch.zeros(5, 4)
+    for latents, message in (
+        (z, r"latents must be \[M, N, k\], got a tensor of shape \[5, 4\]"),
+        (torch.zeros(3, 5, 4), "latents must have the size 2 in dimension 0"),
+        (torch.zeros(2, 5, 3), "latents must have the size 4 in dimension 2"),
+        ([z], r"latents must be 2 tensors \[N, 4\], got list"),
+        ([z, z[:4]], r"latents\[0\] and latents\[1\] must have one shape"),
+        ([z, z.double()], r"latents\[1\] and the module's parameters must have one dtype"),
+        ([z, None], r"latents\[1\] must be a tensor"),
+        (3, r"latents must be 2 tensors \[N, 4\], got int 3"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"CrossAttention: {message}"):
+            module(latents)
 
 
 # --- training

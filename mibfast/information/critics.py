@@ -106,6 +106,12 @@ def _counts(critic: nn.Module, **sizes: int) -> None:
         _check.count(type(critic).__name__, argument, size)
 
 
+def _fit(critic: nn.Module, x: Tensor, y: Tensor, x_features: int, y_features: int) -> None:
+    name, parameter = type(critic).__name__, next(critic.parameters())
+    _check.fits(name, "x", x, x_features, parameter)
+    _check.fits(name, "y", y, y_features, parameter)
+
+
 class SeparableCritic(Critic):
     r"""The inner product of two networks' embeddings: s(x, y) = g(x) . h(y).
 
@@ -155,6 +161,7 @@ class SeparableCritic(Critic):
             hidden_features=hidden_features,
             depth=depth,
         )
+        self.x_features, self.y_features = x_features, y_features
         inner = [hidden_features] * (depth - 1)
         make = partial(_made_by, activation, type(self).__name__)
         self.x_network = _perceptron([x_features, *inner, embedding_features], make)
@@ -162,6 +169,7 @@ class SeparableCritic(Critic):
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the embeddings of x and of y."""
+        _fit(self, x, y, self.x_features, self.y_features)
         return Factors(self.x_network(x), self.y_network(y))
 
 
@@ -192,10 +200,12 @@ class BilinearCritic(Critic):
     def __init__(self, x_features: int, y_features: int) -> None:
         super().__init__()
         _counts(self, x_features=x_features, y_features=y_features)
+        self.x_features, self.y_features = x_features, y_features
         self.map = nn.Linear(x_features, y_features, bias=False)
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return x W and y."""
+        _fit(self, x, y, self.x_features, self.y_features)
         return Factors(self.map(x), y)
 
 
@@ -243,6 +253,7 @@ class CosineCritic(Critic):
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return unit vectors, x's divided by the temperature."""
+        _check.same_dimension(type(self).__name__, x=x, y=y)
         learned = self.log_temperature
         temperature = self.initial_temperature if learned is None else learned.exp()
         return Factors(_unit(x) / temperature, _unit(y))
@@ -287,14 +298,15 @@ class ConcatenatedCritic(Critic):
         _counts(self, x_features=x_features, y_features=y_features, hidden_features=hidden_features)
         if hidden_layers not in (1, 2):
             raise ValueError(f"ConcatenatedCritic: hidden_layers must be 1 or 2, got {hidden_layers!r}")
-        self.x_features = x_features
+        self.x_features, self.y_features = x_features, y_features
         self.first = nn.Linear(x_features + y_features, hidden_features)
         self.second = nn.Linear(hidden_features, hidden_features) if hidden_layers == 2 else None
         self.last = nn.Linear(hidden_features, 1)
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the first layer's part of x, its part of y, and the other layers."""
-        of_x, of_y = torch.split(self.first.weight, [self.x_features, self.first.in_features - self.x_features], 1)
+        _fit(self, x, y, self.x_features, self.y_features)
+        of_x, of_y = torch.split(self.first.weight, [self.x_features, self.y_features], 1)
         hidden = None if self.second is None else (self.second.weight, self.second.bias)
         return Factors(
             nn.functional.linear(x, of_x, self.first.bias),

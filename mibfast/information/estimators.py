@@ -255,6 +255,8 @@ def clip_terms(critic: Critic, x: Tensor, y: Tensor, *, backend: str | None = No
     [0.6298, 0.5824, 0.0474]
     """
     name = "clip_terms"
+    if not isinstance(critic, Critic):
+        raise TypeError(f"{name}: critic must be one of mibfast.information's, got {_check.described(critic)}")
     _check.tensor(name, "x", x, "N dx")
     _check.tensor(name, "y", y, "N dy")
     _check.size(name, "y", y, 0, x.shape[0])

@@ -71,6 +71,9 @@ def beta_bounds(
     (0.0667, 0.0741)
     """
     name = "beta_bounds"
+    for argument, x in (("entropies", entropies), ("weights", () if weights is None else weights)):
+        if not isinstance(x, (Mapping, Sequence)) or isinstance(x, (str, bytes)):
+            raise TypeError(f"{name}: {argument} must be a sequence of numbers, got {_check.described(x)}")
     names = list(entropies) if isinstance(entropies, Mapping) else None
     values = list(entropies.values()) if isinstance(entropies, Mapping) else list(entropies)
     M = len(values)

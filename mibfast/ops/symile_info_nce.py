@@ -121,6 +121,8 @@ def symile_info_nce(
 def _permutations(z: Sequence[Tensor], generator: torch.Generator | None, permutations: Tensor | None) -> Tensor:
     """The permutations [M, M - 1, N]: those given, checked, or drawn in their order."""
     m, n, device = len(z), z[0].shape[0], z[0].device
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{_NAME}: generator must be a torch.Generator, got {_check.described(generator)}")
     if permutations is None:
         where = device if generator is None else generator.device
         drawn = [torch.randperm(n, generator=generator, device=where) for _ in range(m * (m - 1))]

@@ -62,6 +62,8 @@ class CrossAttention(ResettableModule):
             raise ValueError(f"{name}: modalities must be at least 2, got {modalities}")
         self.fusion = _check.choice(name, "fusion", fusion, FUSIONS)
         _check.boolean(name, "bias", bias)
+        if out_features is not None:
+            _check.count(name, "out_features", out_features)
         self.modalities, self.features = modalities, features
         together = modalities * features
         if fusion == "cross_attention":
@@ -72,7 +74,22 @@ class CrossAttention(ResettableModule):
 
     def forward(self, latents: Sequence[Tensor] | Tensor) -> Tensor:
         """Return the fused latent [N, out_features] of M latents [N, k], or of one tensor [M, N, k]."""
-        tokens = latents.transpose(0, 1) if isinstance(latents, Tensor) else torch.stack(tuple(latents), dim=1)
+        name, weight = type(self).__name__, self.out.weight
+        if isinstance(latents, Tensor):
+            _check.tensor(name, "latents", latents, "M N k")
+            _check.size(name, "latents", latents, 0, self.modalities)
+            _check.size(name, "latents", latents, 2, self.features)
+            _check.alike(name, latents=latents, **{"the module's parameters": weight})
+            tokens = latents.transpose(0, 1)
+        else:
+            if not isinstance(latents, Sequence) or len(latents) != self.modalities:
+                expected = f"{self.modalities} tensors [N, {self.features}]"
+                raise ValueError(f"{name}: latents must be {expected}, got {_check.described(latents)}")
+            named = {f"latents[{k}]": z for k, z in enumerate(latents)}
+            for argument, z in named.items():
+                _check.fits(name, argument, z, self.features, weight)
+            _check.same_shape(name, **named)
+            tokens = torch.stack(tuple(latents), dim=1)
         if self.fusion == "cross_attention":
             attended = F.token_attention(self.query(tokens), self.key(tokens), self.value(tokens)).flatten(1)
         else:

@@ -41,9 +41,11 @@ class FusionModel(ResettableModule):
         super().__init__()
         name = type(self).__name__
         if not isinstance(encoders, Mapping) or len(encoders) < 2:
-            raise ValueError(f"{name}: encoders must be a mapping of at least 2 modalities, got {encoders!r}")
+            raise ValueError(
+                f"{name}: encoders must be a mapping of at least 2 modalities, got {_check.described(encoders)}"
+            )
         if not isinstance(task, Task):
-            raise TypeError(f"{name}: task must be a mibfast.nn.fusion.Task, got {task!r}")
+            raise TypeError(f"{name}: task must be a mibfast.nn.fusion.Task, got {_check.described(task)}")
         _check.count(name, "features", features)
         self.encoders = nn.ModuleDict(encoders)
         self.features, self.task = features, task
@@ -64,12 +66,17 @@ class FusionModel(ResettableModule):
 
     def encode(self, views: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the representation [N, features] of each modality, in order."""
+        operation, representations = type(self).__name__, {}
+        if not isinstance(views, Mapping):
+            raise TypeError(
+                f"{operation}: views must be a mapping from a modality's name to its samples, "
+                f"got {_check.described(views)}"
+            )
         missing = [name for name in self.encoders if name not in views]
         if missing:
             raise ValueError(
-                f"{type(self).__name__}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
+                f"{operation}: views must hold {', '.join(self.modalities)}; {', '.join(missing)} are missing"
             )
-        operation, representations = type(self).__name__, {}
         for name, encoder in self.encoders.items():
             argument = f"the output of encoders[{name!r}]"
             z = representations[argument] = _check.tensor(operation, argument, encoder(views[name]), "N features")

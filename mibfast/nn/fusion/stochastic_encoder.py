@@ -47,6 +47,7 @@ class StochasticEncoder(ResettableModule):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        self.operation, self.in_features = operation, _check.count(operation, "in_features", in_features)
         _check.count(operation, "latent_features", latent_features)
         _check.boolean(operation, "bias", bias)
         self.hidden: nn.Module = nn.Identity()
@@ -59,6 +60,7 @@ class StochasticEncoder(ResettableModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, latent_features] of inputs [N, in_features]."""
+        _check.fits(self.operation, "x", x, self.in_features, self.mean.weight)
         hidden = self.hidden(x)
         h = self.deviation(hidden) - 5
         # ln softplus(h) is h to 1e-9 below -20, where the softplus would go to zero and its logarithm to -inf.

@@ -1,0 +1,63 @@
+"""Whether numbers are right: against the plain formulas, within bounds that follow from the dtype and the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Run = Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]
+
+
+def judged(found: Sequence[Tensor], reference: Run, degenerate: bool = False) -> tuple[str, str] | None:
+    """Return what is wrong with results, given the plain formulas on inputs that a function changes.
+
+    Allowed is three times the error of plain PyTorch in the same dtype, what rounding the inputs makes of the result,
+    and a few roundings of the result, in the largest numbers of a tensor; and of the largest of all, since what cancels
+    leaves nothing but roundings. Where only the ridge of 1e-8 separates vectors, `degenerate`, the reference has lost
+    half of float64's digits itself.
+    """
+    plain = reference(lambda x: x)
+    exact = reference(lambda x: x.double())
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(x: Tensor) -> Tensor:
+        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+        noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5
+        return x.double() * (1 + 8 * eps * noise)
+
+    moved = [reference(rounded) for _ in range(2)]
+    if not len(found) == len(plain) == len(exact):
+        return "wrong number", f"{len(found)} results, and the reference has {len(plain)}"
+    problem = max((float(x[x.isfinite()].abs().max()) for x in exact if bool(x.isfinite().any())), default=0.0)
+    for i, (a, b, c) in enumerate(zip(found, plain, exact, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return "wrong shape or dtype", f"result {i}: {a.dtype} {list(a.shape)}, not {b.dtype} {list(b.shape)}"
+        if not a.dtype.is_floating_point or not a.numel():
+            continue
+        others = [m[i].double() for m in moved]
+        a, b, c = a.double(), b.double(), c.double()
+        finite = c.isfinite() & b.isfinite() & torch.stack([m.isfinite() for m in others]).all(0)
+        lost = a.isfinite() & c.isnan() & b.isnan()
+        if bool(lost.any()):
+            return "NaN lost", f"result {i}: {a[lost][0]:.6g} where the reference is NaN"
+        if not bool(finite.any()):
+            continue
+        eps = torch.finfo(found[i].dtype).eps
+        largest = c[finite].abs().max()
+        allowed = (
+            3 * (b - c)[finite].abs().max()
+            + 8 * max((m - c)[finite].abs().max() for m in others)
+            + 8 * eps * largest
+            + (1e-6 if eps > 1e-10 or degenerate else 1e-11) * problem
+            + 16 * (2.3e-16 if eps < 1e-10 else 1.2e-7)
+        )
+        error = (a - c)[finite].abs()
+        # Not `error > allowed`: NaN is wrong.
+        if not bool((error <= allowed).all()):
+            worst = error.nan_to_num(torch.inf).argmax()
+            return "wrong number", (
+                f"result {i}: {a[finite][worst]:.9g} where {c[finite][worst]:.9g} is right, allowed {allowed:.2g}"
+            )
+    return None
