@@ -14,7 +14,6 @@ import select
 import shutil
 import signal
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Outcome:
     def wrong(self) -> tuple[str, str] | None:
         """Return what is wrong with an end that is neither success nor one line and exit status 2."""
         if self.status is None:
-            return "hang", self.said
+            return "hang", self.said[-200:]
         if self.status < 0:
             return "crash", f"{signal_name(self.status)} {self.said[-200:]}"
         lines = [line for line in self.said.splitlines() if line.strip()]
@@ -74,8 +73,8 @@ def _ends(child: int, watched: int) -> bool:
     return True
 
 
-def in_child(action: Callable[[], int], kill_after: float | None = None) -> Outcome:
-    """Fork a child that does something and ends with the status it returns, or is killed where it hangs, or after."""
+def in_child(action: Callable[[], int]) -> Outcome:
+    """Fork a child that does something and ends with the status it returns; it is killed where it hangs."""
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
         if child == 0:
@@ -96,7 +95,7 @@ def in_child(action: Callable[[], int], kill_after: float | None = None) -> Outc
                 os._exit(status)
         watched = os.pidfd_open(child)
         try:
-            ended = _ends(child, watched) if kill_after is None else select.select([watched], [], [], kill_after)[0]
+            ended = _ends(child, watched)
             if not ended:
                 os.kill(child, signal.SIGKILL)
         finally:
@@ -104,9 +103,7 @@ def in_child(action: Callable[[], int], kill_after: float | None = None) -> Outc
         _, code = os.waitpid(child, 0)
         said.seek(0)
         text = said.read()
-    if not ended and kill_after is None:
-        return Outcome(None, text[-200:])
-    return Outcome(os.waitstatus_to_exitcode(code), text)
+    return Outcome(os.waitstatus_to_exitcode(code) if ended else None, text)
 
 
 def command(*arguments: str) -> Callable[[], int]:
@@ -141,9 +138,7 @@ class Place:
         (path / "arrays").mkdir()
         for name, array in {**views, "labels": labels}.items():
             np.save(path / "arrays" / f"{name}.npy", array)
-        self.seconds = {}
         for method in RUNS:
-            started = time.monotonic()
             for folder, action in (
                 (method, command(*self.fit(method, path / method))),
                 (f"{method}-stopped", self._stopping(method)),
@@ -151,8 +146,6 @@ class Place:
                 done = in_child(action)
                 if done.status != (0 if folder == method else -signal.SIGKILL):
                     raise RuntimeError(f"{folder} ended with {done.status}: {done.said}")
-                self.seconds[method] = time.monotonic() - started
-                started = time.monotonic()
 
     def fit(self, method: str, output: Path, data: str | None = None) -> tuple[str, ...]:
         data = data or f"npz:{self.path / 'small.npz'}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 # Address space of a worker: a request for more is an error to be seen, and not the end of the machine.
-LARGEST_MEMORY = 16 * 2**30
+LARGEST_MEMORY = 6 * 2**30
 # Of seconds, beyond a case's own: before the first one come imports.
 _START = 60.0
 
