@@ -201,37 +201,65 @@ def test_the_module_normalises_where_asked() -> None:
 
 
 def _in_slabs(views, scale, samples):
-    """The loss of three unit views, a slab [N, N] of scores at a time, and its gradients in rows `samples` of each."""
-    n = len(views[0])
+    """The loss of unit views, a slab [N] * (M - 1) of scores at a time, and its gradients in rows `samples` of each."""
+    m, n = len(views), len(views[0])
+    axes = "abc"[: m - 1]
+    rows_of_slab = ",".join(f"{axis}z" for axis in axes)
+
+    def slab(x, others):
+        return scale * torch.einsum(f"{rows_of_slab}->{axes}", x * others[0], *others[1:])
+
     # No score of unit views exceeds the scale in size.
-    sums, positives = torch.zeros(3, n, dtype=torch.float64), scale * (views[0] * views[1] * views[2]).sum(1)
+    sums = torch.zeros(m, n, dtype=torch.float64)
     for i, x in enumerate(views[0]):
-        e = torch.exp_(scale * ((x * views[1]) @ views[2].T) - scale)
-        rows = e.sum(1)
-        sums[0, i] = rows.sum()
-        sums[1] += rows
-        sums[2] += e.sum(0)
+        e = torch.exp_(slab(x, views[1:]) - scale)
+        sums[0, i] = e.sum()
+        for axis in range(m - 1):
+            sums[axis + 1] += e.sum([k for k in range(m - 1) if k != axis])
     lse = sums.log() + scale
     gradients = []
-    for m in range(3):
-        first, second = (views[k] for k in range(3) if k != m)
-        of_first, of_second = (lse[k] for k in range(3) if k != m)
+    for k, view in enumerate(views):
+        others, lse_others = [*views[:k], *views[k + 1 :]], [*lse[:k], *lse[k + 1 :]]
         rows = []
         for i in samples:
-            s = scale * ((views[m][i] * first) @ second.T)
-            weights = (s - lse[m, i]).exp() + (s - of_first[:, None]).exp() + (s - of_second).exp()
-            rows.append(((weights @ second) * first).sum(0) - 3 * first[i] * second[i])
-        gradients.append(scale / (3 * n) * torch.stack(rows))
+            s = slab(view[i], others)
+            weights = (s - lse[k, i]).exp()
+            for axis, lse_axis in enumerate(lse_others):
+                weights += (s - lse_axis.view([-1 if j == axis else 1 for j in range(m - 1)])).exp()
+            positive = torch.stack([x[i] for x in others]).prod(0)
+            rows.append(torch.einsum(f"{axes},{rows_of_slab}->z", weights, *others) - m * positive)
+        gradients.append(scale / (m * n) * torch.stack(rows))
+    positives = scale * torch.stack(views).prod(0).sum(1)
     return (lse.mean(0) - positives).mean(), gradients
 
 
-def test_a_billion_combinations() -> None:
-    """Beyond what the reference holds in memory: many blocks of rows, each sum of a million exponentials."""
-    n, scale, samples = 1024, 6.0, [0, 1, 511, 700, 1023]
-    views = [torch.nn.functional.normalize(torch.randn(n, 8), dim=1).requires_grad_() for _ in range(3)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("m", "n"), [(3, 250), (4, 60)])
+def test_more_combinations_than_are_kept(m, n, dtype) -> None:
+    """Blocks of the size that large batches get, many and the last one short, their scores formed again for gradients.
+
+    More samples only add blocks of this kind, which are summed in float64: what grows with N stays in this many.
+    """
+    scale, d, samples = 6.0, 8, [0, 1, n // 2, n - 1]
+    views = [torch.nn.functional.normalize(torch.randn(n, d, dtype=dtype), dim=1).requires_grad_() for _ in range(m)]
+    sweep = cpu._Sweep(views, scale, keep=True)
+    blocks = len(sweep.blocks())
+    assert not sweep.kept
+    assert sweep.size % n != 0
+    assert blocks > 10
+    assert sweep.blocks()[-1][1] < sweep.size
     loss = F.symile_info_nce(views, scale, backend="cpu")
     loss.backward()
     truth, exact = _in_slabs([z.detach().double() for z in views], scale, samples)
-    assert abs(loss.item() - truth.item()) <= 1e-6 * truth.item()
+    # In roundings u, and for sums in any order: a score of unit views is a sum of d products of m numbers and a factor,
+    # its exponential is within 16. A log-sum-exp sums n of them at a time, or a block's rows for columns.
+    score = scale * (d + m)
+    lse = score + 16 + max(n, sweep.size)
+    # Doubled, since in float64 the truth rounds as much.
+    u = torch.finfo(dtype).eps
+    assert abs(loss.item() - truth.item()) <= u * (lse + score + truth.item())
+    # The softmaxes of all anchors, m in all, times numbers of at most one; they are summed over n columns and n rows a
+    # modality, or over a block's rows and then over blocks.
+    weight = score + lse + 16 + max(m * n, sweep.size + blocks)
     for z, expected in zip(views, exact, strict=True):
-        assert (z.grad[samples].double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert (z.grad[samples].double() - expected).abs().max() <= u * scale / n * weight
