@@ -22,7 +22,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from mibfast._threads import run_compiled
-from mibfast.kernels.compilation import c_function, named_by_sources
+from mibfast.kernels.compilation import INLINED, c_function, named_by_sources
 from mibfast.kernels.vector_math import float32_at, float64_at
 
 # Of a callback's arguments the first are a counter of slots, how many there are, and the address of the counter.
@@ -66,7 +66,7 @@ def integers_at(address: int, count: int) -> Any:
     raise NotImplementedError("called from kernels only")
 
 
-@overload(integers_at, strict=False)  # type: ignore[untyped-decorator]
+@overload(integers_at, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _integers_at(address: Any, count: Any) -> Any:
     return lambda address, count: carray(_int64_at(address), (count,))
 
@@ -76,7 +76,7 @@ def arguments_at(pointer: Any, count: int) -> Any:
     raise NotImplementedError("called from kernels only")
 
 
-@overload(arguments_at, strict=False)  # type: ignore[untyped-decorator]
+@overload(arguments_at, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _arguments_at(pointer: Any, count: Any) -> Any:
     return lambda pointer, count: carray(_int64_at(_address_of(pointer)), (count,))
 
@@ -86,7 +86,7 @@ def array_at(address: int, shape: tuple[int, ...], pointer: Any) -> Any:
     raise NotImplementedError("called from kernels only")
 
 
-@overload(array_at, strict=False)  # type: ignore[untyped-decorator]
+@overload(array_at, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _array_at(address: Any, shape: Any, pointer: Any) -> Any:
     if pointer.dtype == types.float32:
         return lambda address, shape, pointer: carray(float32_at(address), shape)

@@ -50,6 +50,9 @@ _FINGERPRINT = _fingerprint()
 # Inlined by force: of a function that stays one, the process that compiles it has two copies, optimised apart, and
 # calls the first; a process that finds the kernel in the cache has the other, whose last bits differ.
 
+# Of what an overload returns, which Numba compiles as a function too.
+INLINED: dict[str, Any] = {"fastmath": FASTMATH, "forceinline": True}
+
 
 def inline(function: _Function) -> _Function:
     """Compile a function that only other kernels call: part of its callers, so not cached by itself."""

@@ -17,6 +17,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from mibfast import _buffers
+from mibfast.kernels.compilation import INLINED
 from mibfast.kernels.vector_math import float32_at, float64_at
 
 
@@ -25,7 +26,7 @@ def row_at(address: int, row: int, stride: int, d: int, like: Any) -> Any:
     raise NotImplementedError("called from kernels only")
 
 
-@overload(row_at, strict=False)  # type: ignore[untyped-decorator]
+@overload(row_at, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _row_at(address: Any, row: Any, stride: Any, d: Any, like: Any) -> Any:
     if like.dtype == types.float32:
         return lambda address, row, stride, d, like: carray(float32_at(address + 4 * row * stride), (d,))

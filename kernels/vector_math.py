@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from mibfast.kernels.compilation import FASTMATH
+from mibfast.kernels.compilation import FASTMATH, INLINED
 
 _f32 = np.float32
 
@@ -32,7 +32,7 @@ _LOWEST = _f32(-87.3)
 _OVERFLOWING, _LARGEST_EXPONENT, _TWO = _f32(89.0), _f32(127.0), _f32(2.0)
 _HALF, _HALF_OVERFLOWING, _LARGEST_EXPONENT_OF_TWICE = _f32(0.5), _f32(89.7), _f32(128.0)
 # Reordered, 2 (y 2^127) would be y (2 2^127), and (x / 2) x the half of x^2, which may be inf.
-_IN_ORDER = {"fastmath": FASTMATH - {"reassoc"}}
+_IN_ORDER = INLINED | {"fastmath": FASTMATH - {"reassoc"}}
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -120,7 +120,7 @@ def exp_of_negative(x: float) -> float:
     return math.exp(x)
 
 
-@overload(exp_of_negative, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+@overload(exp_of_negative, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _exp_of_negative(x: Any) -> Any:
     if x == types.float32:
 
@@ -241,7 +241,7 @@ def weight_scale(x: float) -> float:
     return 2.0**WEIGHT_EXPONENT
 
 
-@overload(weight_scale, strict=False)  # type: ignore[untyped-decorator]
+@overload(weight_scale, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _weight_scale(x: Any) -> Any:
     scale = 2.0**WEIGHT_EXPONENT if x == types.float32 else 1.0
     return lambda x: scale
@@ -252,7 +252,7 @@ def exp_weight(x: float) -> float:
     return math.exp(x) * weight_scale(x)
 
 
-@overload(exp_weight, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+@overload(exp_weight, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _exp_weight(x: Any) -> Any:
     if x == types.float32:
 
@@ -283,7 +283,7 @@ def softplus_and_sigmoid(x: float) -> tuple[float, float]:
     return max(x, 0.0) + math.log1p(u), (1.0 if x > 0.0 else u) / (1.0 + u)
 
 
-@overload(softplus_and_sigmoid, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+@overload(softplus_and_sigmoid, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _softplus_and_sigmoid(x: Any) -> Any:
     if x == types.float32:
 
@@ -314,7 +314,7 @@ def softplus_sigmoid_and_exp(x: float) -> tuple[float, float, float]:
     return *softplus_and_sigmoid(x), math.exp(x)
 
 
-@overload(softplus_sigmoid_and_exp, jit_options={"fastmath": FASTMATH}, strict=False)  # type: ignore[untyped-decorator]
+@overload(softplus_sigmoid_and_exp, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
 def _softplus_sigmoid_and_exp(x: Any) -> Any:
     if x == types.float32:
 

@@ -111,7 +111,8 @@ def test_a_process_that_compiles_and_one_that_does_not_give_the_same_bits(tmp_pa
         "kl = F.gaussian_kl(a, b, reduction='none');"
         "sample, divergence = F.reparameterised_gaussian(a, a, b); tokens = a.view(150, 2, 64);"
         "attended = F.token_attention(tokens, tokens, tokens);"
-        "results = [sample.square(), divergence, attended.square(), kl, F.info_nce(a, b, symmetric=True)];"
+        "scores = F.projection_score(a, b.view(150, 2, 64), ridge=0.3);"
+        "results = [sample.square(), divergence, attended.square(), kl, scores, F.info_nce(a, b, symmetric=True)];"
         "sum(x.sum() for x in results).backward();"
         "print(*(x.detach().numpy().tobytes().hex() for x in (*results, a.grad)))"
     )

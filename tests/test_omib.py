@@ -834,7 +834,7 @@ def test_attention_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             omib.CrossAttention(**options)
-    with pytest.raises(TypeError, match="CrossAttention: out_features must be an int, got float 3.0"):
+    with pytest.raises(TypeError, match=r"CrossAttention: out_features must be an int, got float 3\.0"):
         omib.CrossAttention(2, 4, out_features=3.0)
     module, z = omib.CrossAttention(2, 4), torch.zeros(5, 4)
     for latents, message in (

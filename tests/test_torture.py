@@ -10,6 +10,8 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+# On a machine that is busy with something else, and with kernels still to be compiled.
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("tools", "calls"),
     [

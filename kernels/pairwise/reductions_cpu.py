@@ -29,7 +29,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from mibfast.kernels.compilation import inline, inline_maximum
+from mibfast.kernels.compilation import INLINED, inline, inline_maximum
 from mibfast.kernels.vector_math import (
     exp,
     exp_weight,
@@ -636,7 +636,7 @@ def add_row(
     raise NotImplementedError("called from kernels only")
 
 
-@overload(add_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(add_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _add_row(
     reduction: Any, scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
 ) -> Any:
@@ -666,7 +666,7 @@ def weigh_added_row(
     raise NotImplementedError("called from kernels only")
 
 
-@overload(weigh_added_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(weigh_added_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _weigh_added_row(
     reduction: Any, scores: Any, positive: Any, flags: Any, total: Any, upstream: Any, label_smoothing: Any
 ) -> Any:
@@ -697,7 +697,7 @@ def weigh_merged_row(
     raise NotImplementedError("called from kernels only")
 
 
-@overload(weigh_merged_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(weigh_merged_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _weigh_merged_row(
     reduction: Any,
     scores: Any,
@@ -736,7 +736,7 @@ def weigh_row(
     raise NotImplementedError("called from kernels only")
 
 
-@overload(weigh_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(weigh_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _weigh_row(
     reduction: Any, scores: Any, row: Any, positive: Any, flags: Any, row_weights: Any, column_weights: Any
 ) -> Any:

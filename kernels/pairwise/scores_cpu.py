@@ -25,7 +25,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import overload
 
-from mibfast.kernels.compilation import inline
+from mibfast.kernels.compilation import INLINED, inline
 from mibfast.kernels.pairwise.reductions_cpu import sum_of
 
 INNER_PRODUCT = 0
@@ -335,7 +335,7 @@ def score_row(score: int, tiles: Any, squared_norm: Any, column_statistics: Any,
     raise NotImplementedError("called from kernels only")
 
 
-@overload(score_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(score_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _score_row(score: Any, tiles: Any, squared_norm: Any, column_statistics: Any, scratch: Any) -> Any:
     if not isinstance(score, types.IntegerLiteral):
         return None  # the engine gives a constant; Numba also tries without
@@ -364,7 +364,7 @@ def score_gradient_row(
     raise NotImplementedError("called from kernels only")
 
 
-@overload(score_gradient_row, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
+@overload(score_gradient_row, jit_options=INLINED, prefer_literal=True, strict=False)  # type: ignore[untyped-decorator]
 def _score_gradient_row(
     score: Any,
     tiles: Any,
