@@ -64,6 +64,15 @@ def test_standardisation_keeps_the_digits_of_large_features() -> None:
     assert found.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.bfloat16], ids=str)
+def test_standardisation_of_integers_and_short_floats_is_that_of_float64(dtype) -> None:
+    """Means and scales in the input's own dtype would be whole numbers, or infinite beyond 65,504."""
+    x = torch.tensor([[64.0, 3.0], [72.0, 4.0], [96.0, 3.0]], dtype=torch.float64)
+    mean, deviation = torch.tensor([70.3, 1e6], dtype=torch.float64), torch.tensor([16.5, 1e6], dtype=torch.float64)
+    found = nn.Standardisation(mean, deviation)(x.to(dtype))
+    torch.testing.assert_close(found, ((x - mean) / deviation).float())
+
+
 def test_the_demonstration_leaves_a_whole_folder_and_repeats(tmp_path) -> None:
     metrics = demonstrate(tmp_path / "demo", epochs=2, seed=1, report=Report(False))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo"]

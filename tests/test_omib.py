@@ -368,6 +368,21 @@ def test_beta_warns_of_what_cannot_be_trusted(monkeypatch, entropies, informatio
     assert 0 < found.lower <= found.upper
 
 
+def test_beta_warns_of_tails_once_for_a_modality() -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 200, 1))
+    a[3] = 1e8
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = omib.estimate_beta({"a": a.astype(">f8"), "b": b}, estimator="infonce", seeds=1, epochs=40)
+        ranked = omib.estimate_beta({"a": a, "b": b}, estimator="infonce", seeds=1, epochs=40, transform="ranks")
+    tails = [doubt for doubt in found.doubts if "standard deviations from its mean" in doubt]
+    assert len(tails) == 1
+    assert tails[0].startswith("a[:, 0] reaches 14.1")
+    assert not any("standard deviations" in doubt for doubt in ranked.doubts)
+    assert ranked.entropies["a"].value > found.entropies["a"].value + 1
+    assert [str(each.message) for each in caught] == [f"estimate_beta: {d}" for d in found.doubts + ranked.doubts]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_beta_of_estimates_that_give_no_bounds(monkeypatch, value) -> None:
     monkeypatch.setattr(bounds, "estimate", lambda *arguments, **options: _estimate(value))

@@ -1,7 +1,7 @@
 """Mutual information, in nats: critics, estimators that stream over all pairs, upper bounds, and an exact case."""
 
 from mibfast.information.critics import BilinearCritic, ConcatenatedCritic, CosineCritic, SeparableCritic
-from mibfast.information.estimation import Estimate, estimate
+from mibfast.information.estimation import Estimate, EstimateWarning, estimate
 from mibfast.information.estimators import CLIPTerms, MutualInformation, clip_terms
 from mibfast.information.gaussian import gaussian_mutual_information
 from mibfast.information.upper_bounds import club, leave_one_out
@@ -12,6 +12,7 @@ __all__ = [
     "ConcatenatedCritic",
     "CosineCritic",
     "Estimate",
+    "EstimateWarning",
     "MutualInformation",
     "SeparableCritic",
     "clip_terms",

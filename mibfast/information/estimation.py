@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -21,13 +22,47 @@ from mibfast.information.critics import BilinearCritic, ConcatenatedCritic, Sepa
 from mibfast.information.estimators import MutualInformation
 
 _NAME = "estimate"
+
+
+def _bilinear_from_zero(x_features: int, y_features: int) -> BilinearCritic:
+    """Return a bilinear critic that scores all pairs 0.
+
+    From its own random start, scores of d features have a deviation of sqrt(d / 3), and with hundreds of features
+    training would begin at minus dozens of nats.
+    """
+    critic = BilinearCritic(x_features, y_features)
+    nn.init.zeros_(critic.map.weight)
+    return critic
+
+
 _CRITICS: dict[str, Callable[[int, int], nn.Module]] = {
     # Deep rather than wide: what is twisted into a spiral, a hidden layer of any width learns slowly. GELU learns more
     # of it than ReLU: 0.91 against 0.87 of 1.02 nats, from 5,000 samples.
     "separable": partial(SeparableCritic, hidden_features=64, depth=5, activation=nn.GELU),
-    "bilinear": BilinearCritic,
+    "bilinear": _bilinear_from_zero,
     "concatenated": ConcatenatedCritic,
 }
+# Estimators whose gradient a single pair of a large score can take whole. By its usual second moment, which decays by
+# 0.999 a step, Adam divides such a gradient by a mean that has hardly seen it, and goes on in its direction for ten
+# steps: all scores are pushed down until the critic tells nothing apart, for dozens of steps, in which it may be
+# stopped. So for these the moment decays by 0.95, and gradients are cut to this norm.
+_EXPONENTIAL, _SECOND_DECAY, _LARGEST_GRADIENT = ("nwj", "tuba", "dv", "mine"), 0.95, 1.0
+# Of those and of bilinear critics: steps over which the learning rate rises. Adam's first are of full length whatever
+# the gradient; MINE's moving average lags behind the scores that they make, and a bilinear critic's of hundreds of
+# features are noise.
+_WARM_UP_STEPS = 24
+# Nats below zero that are more than the sampling of held-out pairs makes where there is nothing to find.
+_NEGATIVE, _NEGATIVE_OF_A_SEED = -0.01, -0.1
+# Deviations over seeds that are doubtful: beyond this share of the value, and so many nats.
+_LARGEST_SPREAD, _LEAST_SPREAD = 0.25, 0.1
+# What is this near to a cap tells only that the truth is larger.
+_NEAR = 0.95
+# Correlation of a feature with the normal scores of its ranks (Shapiro and Francia, 1972), below which tails hide the
+# rest. From 2,000 samples it is 1 for a Gaussian or a rare event, 0.9 for an exponential distribution, 0.5 for the
+# exponential of 2 x, 0.25 for sinh(4 x) and 0.08 with an outlier of 1e8, of a Gaussian x.
+_LEAST_CORRELATION = 0.5
+# A critic whose scores of so many held-out rows with one another deviate by no more, relative to 1 or the largest.
+_ROWS_COMPARED, _ALIKE = 64, 1e-5
 # Fewer leave a part of the data with no pairs.
 _FEWEST_SAMPLES = 20
 # Nats; a smaller rise of the objective does not put off the end: it is a tenth of what the parts' sampling makes.
@@ -41,6 +76,10 @@ _AVERAGING, _DECAY = 0.98, 8
 Samples: TypeAlias = "NDArray[np.floating] | Tensor"
 
 
+class EstimateWarning(UserWarning):
+    """An estimate is not to be taken as it stands; the text says why."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What :func:`estimate` found.
@@ -48,19 +87,23 @@ class Estimate:
     Attributes
     ----------
     value : float
-        The estimate in nats, on samples that neither trained nor stopped a critic: the mean over seeds.
+        The estimate in nats, on samples that neither trained nor stopped a critic: the mean over seeds. NaN where a
+        seed's training diverged.
     spread : float
         The standard deviation over seeds, which differ in the split, the critic and the batches; NaN for a single one.
     by_seed : tuple of float
-        Each seed's value.
+        Each seed's value; NaN where its training diverged.
     history : tuple of tuple of dict
         For each seed and epoch what the critic maximises, in means over batches: `train`, of the weights of each step
-        before it is taken, and `validation`, of the averaged weights at the epoch's end.
+        before it is taken, and `validation`, of the averaged weights at the epoch's end. It ends where training
+        diverged.
     cap : float
         What the estimator cannot exceed on these samples: ln of the size of a batch of evaluation for "infonce" and
         "clip"; 0 for "js_fgan"; infinite for others. A value near it says only that the truth is larger.
     samples : int
         How many each seed's value was read on.
+    doubts : tuple of str
+        Why the value may not be trusted; each was an :class:`EstimateWarning`.
     """
 
     value: float
@@ -69,11 +112,13 @@ class Estimate:
     history: tuple[tuple[dict[str, float], ...], ...]
     cap: float
     samples: int
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.spread) else f" ± {self.spread:.3f}"
         cap = f", capped at {self.cap:.3f}" if math.isfinite(self.cap) else ""
-        return f"{self.value:.3f}{spread} nats on {self.samples} held-out samples{cap}"
+        found = f"{self.value:.3f}{spread} nats on {self.samples} held-out samples{cap}"
+        return "\n".join([found, *(f"doubtful: {doubt}" for doubt in self.doubts)])
 
 
 def estimate(
@@ -82,6 +127,7 @@ def estimate(
     estimator: str = "smile",
     critic: str | Callable[[int, int], nn.Module] = "separable",
     *,
+    transform: str = "standardise",
     clip: float | None = 5.0,
     momentum: float = 0.9,
     held_out: float = 0.1,
@@ -99,17 +145,22 @@ def estimate(
 
     Samples are split three ways: a critic is trained on the first part, the epoch with the best objective on the second
     is kept, and the value is read on the third, so it is of no sample that the critic has seen and is not the largest
-    of many. Features are standardised by the first part's means and deviations, which changes no mutual information.
+    of many. Features are standardised by the first part's means and deviations, in float64 whatever their dtype, which
+    changes no mutual information.
 
     Parameters
     ----------
     x, y : array or Tensor [N, dx], [N, dy] or [N]
-        At least 20 samples, finite; a row of x belongs to the same row of y.
-    estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "clip"}
+        At least 20 samples, finite, real, of any dtype; a row of x belongs to the same row of y.
+    estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "js_tuba", "clip"}
         See :func:`mibfast.functional.mutual_information`.
     critic : {"separable", "concatenated", "bilinear"} or callable
         A class of :mod:`mibfast.information` by name, or what makes a critic for (dx, dy). The separable one has four
         hidden layers of 64, with GELU.
+    transform : {"standardise", "ranks"}
+        "ranks" takes each feature by the normal scores of its ranks among all samples, ties by their mean rank. No
+        strictly increasing map of a feature changes what it knows, so neither does this one; it makes an estimate the
+        same whatever the scale of a feature is, and heavy tails and outliers do no harm.
     clip, momentum
         Of "smile" and "mine".
     held_out : float
@@ -123,7 +174,10 @@ def estimate(
         nats.
     learning_rate : float
         Of Adam. What is evaluated is a running mean of the weights, of about the last ninth of the steps so far and of
-        the last fifty once there are more than 440.
+        the last fifty once there are more than 440. For "nwj", "tuba", "dv", "mine" and for the bilinear critic the
+        learning rate rises over the first 24 steps, which patience does not count. For those estimators Adam's second
+        moment decays by 0.95 a step, and gradients are cut to a norm of 1; for that critic it is one number for all
+        weights.
     seeds : int or sequence of int
         How many, 0 and up, or which.
     device : device, optional
@@ -143,6 +197,14 @@ def estimate(
     ------
     TypeError, ValueError
         For samples that are not finite, too few or not paired, or settings out of range.
+
+    Warns
+    -----
+    EstimateWarning
+        Where training diverged, which gives NaN; of a value that is negative, near its cap, above the logarithm of the
+        samples that it was read on, or far from seed to seed; of a critic that scores all pairs alike; and of features
+        with tails so heavy that a critic sees little else, which `transform="ranks"` mends. The result's `doubts` and
+        text say the same.
 
     Examples
     --------
@@ -185,8 +247,13 @@ def estimate(
     if not chosen:
         raise ValueError(f"{_NAME}: seeds must hold at least one, got none")
     make = critic if callable(critic) else _CRITICS[_check.choice(_NAME, "critic", critic, tuple(_CRITICS))]
+    doubts = []
+    if _check.choice(_NAME, "transform", transform, ("standardise", "ranks")) == "ranks":
+        rows_x, rows_y = normal_scores(rows_x), normal_scores(rows_y)
+    else:
+        doubts += [*heavy_tails("x", rows_x), *heavy_tails("y", rows_y)]
     data = _Data(rows_x, rows_y, held, batch_size, evaluation_batch_size)
-    values, history = [], []
+    values, history, alike = [], [], []
     with torch.random.fork_rng(devices=[rows_x.device] if rows_x.device.type == "cuda" else []):
         for seed in chosen:
             torch.manual_seed(seed)
@@ -194,17 +261,102 @@ def estimate(
                 make(rows_x.shape[1], rows_y.shape[1]), estimator, clip=clip, momentum=momentum, backend=backend
             )
             say = None if progress is None else _labelled(progress, f"seed {seed}, ")
-            value, epochs_of_seed = _trained(model.to(rows_x.device), data, seed, epochs, patience, learning_rate, say)
-            values.append(value)
-            history.append(epochs_of_seed)
+            found = _trained(model.to(rows_x.device), data, seed, epochs, patience, learning_rate, say)
+            values.append(found.value)
+            history.append(found.history)
+            alike += [seed] if found.scores_all_alike else []
+    cap = _cap(estimator, held, evaluation_batch_size)
+    diverged = [seed for seed, value in zip(chosen, values, strict=True) if math.isnan(value)]
+    if diverged:
+        doubts.append(
+            f"training diverged (NaN or infinity) for {_listed(diverged, chosen)}, so there is no estimate; a lower "
+            f"learning_rate than {learning_rate:g} may mend it"
+        )
+    if alike:
+        doubts.append(
+            f"the critic scores all pairs alike for {_listed(alike, chosen)}: it tells nothing, whatever x and y share"
+        )
+    value = statistics.fmean(values)
+    # `statistics.stdev` takes no NaN.
+    spread = math.nan if diverged or len(values) < 2 else statistics.stdev(values)
+    doubts += _doubts_of(value, spread, min(values), estimator, cap, held)
+    for doubt in doubts:
+        warnings.warn(f"{_NAME}: {doubt}", EstimateWarning, stacklevel=2)
     return Estimate(
-        value=statistics.fmean(values),
-        spread=statistics.stdev(values) if len(values) > 1 else math.nan,
+        value=value,
+        spread=spread,
         by_seed=tuple(values),
         history=tuple(history),
-        cap=_cap(estimator, held, evaluation_batch_size),
+        cap=cap,
         samples=held,
+        doubts=tuple(doubts),
     )
+
+
+def _listed(seeds: list[int], chosen: list[int]) -> str:
+    return f"{len(seeds)} of {len(chosen)} seeds ({', '.join(map(str, seeds))})"
+
+
+def _doubts_of(value: float, spread: float, least: float, estimator: str, cap: float, samples: int) -> list[str]:
+    """Say why a value is not to be trusted, from what it is alone; `least` is the smallest of a seed."""
+    doubts = []
+    # What a critic that scores all pairs alike reads at best.
+    nothing = -2 * math.log(2) if estimator == "js_fgan" else 0.0
+    if value < nothing + _NEGATIVE or least < nothing + _NEGATIVE_OF_A_SEED:
+        which = f"{value:.3g} nats" if value < nothing + _NEGATIVE else f"{least:.3g} nats of one seed"
+        what = "negative, which no information is" if estimator != "js_fgan" else f"below -2 ln 2 = {nothing:.3g}"
+        low = '; and "js" reads 1 / e = 0.37 nats low, unlike "js_tuba"' if estimator == "js" else ""
+        doubts.append(
+            f"{which} is {what}: on held-out samples the critic does worse than one that scores all pairs alike, which "
+            f"shows neither information nor that there is none{low}"
+        )
+    if estimator == "js_fgan":
+        return doubts
+    if value > _NEAR * cap:
+        doubts.append(f"{value:.3g} nats is at the cap, {cap:.3g}; the truth is larger")
+    elif value > math.log(samples):
+        doubts.append(
+            f"{value:.3g} nats is above ln N = {math.log(samples):.3g}, more than which the N = {samples} held-out "
+            "samples cannot vouch for"
+        )
+    if spread > max(_LARGEST_SPREAD * abs(value), _LEAST_SPREAD):
+        doubts.append(
+            f"seeds differ by {spread:.3g} nats, of {value:.3g}: samples are few, or some of the critics learned little"
+        )
+    return doubts
+
+
+def normal_scores(x: Tensor) -> Tensor:
+    """Return each feature of x [N, d] as normal quantiles at its ranks, equal values at their mean rank."""
+    columns = []
+    for column in x.unbind(1):
+        _, places, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        ranks = counts.cumsum(0) - 0.5 * (counts - 1).double()
+        columns.append(torch.special.ndtri((ranks - 0.5) / len(x))[places])
+    return torch.stack(columns, 1)
+
+
+def heavy_tails(name: str, given: Samples) -> list[str]:
+    """Return what to say of samples [N, d], a line, where features have tails that hide the rest."""
+    x = _samples(name, given, None)
+    z = _standardised(x, x)
+    largest = z.abs().amax(0)
+    # The mean of squares is 1: where nothing is large, no tail is heavy.
+    (candidates,) = torch.nonzero(largest > 3.0, as_tuple=True)
+    if not len(candidates):
+        return []
+    # Of x, for beside an outlier of 1e300 all others are one number after standardisation.
+    scores = normal_scores(x[:, candidates])
+    correlations = torch.nn.functional.cosine_similarity(z[:, candidates], scores - scores.mean(0), dim=0)
+    heavy = candidates[correlations < _LEAST_CORRELATION]
+    if not len(heavy):
+        return []
+    first = int(heavy[largest[heavy].argmax()])
+    others = f" (as {len(heavy) - 1} others do)" if len(heavy) > 1 else ""
+    return [
+        f"{name}[:, {first}] reaches {float(largest[first]):.3g} standard deviations from its mean{others}, beside "
+        f'which most samples hardly differ: the estimate may be far too low; transform="ranks" mends that'
+    ]
 
 
 def _cap(estimator: str, held: int, evaluation_batch_size: int) -> float:
@@ -219,17 +371,19 @@ def _labelled(progress: Callable[[str], object], label: str) -> Callable[[str], 
 
 
 def _samples(argument: str, given: Samples, device: torch.device | str | None) -> Tensor:
+    expected = f"{_NAME}: {argument} must be an array or a tensor of real numbers, got {_check.described(given)}"
     if isinstance(given, Tensor):
         x = given.detach()
+        if x.is_complex():
+            raise TypeError(expected)
+        # Integers are wider than float32, and most of them standardise to what is not: 1.7e9 seconds, give or take 60.
+        x = x if x.dtype.is_floating_point else x.double()
     else:
         array = np.asarray(given)
         if array.dtype.kind not in "fiub":
-            raise TypeError(
-                f"{_NAME}: {argument} must be an array or a tensor of numbers, got {_check.described(given)}"
-            )
-        x = torch.from_numpy(np.ascontiguousarray(array, np.float64 if array.dtype == np.float64 else np.float32))
-    if not x.dtype.is_floating_point:
-        x = x.float()
+            raise TypeError(expected)
+        short = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+        x = torch.from_numpy(np.ascontiguousarray(array, np.float32 if short else np.float64))
     x = x[:, None] if x.ndim == 1 else x
     _check.tensor(_NAME, argument, x, "N d")
     bad = int((~x.isfinite()).any(1).sum())
@@ -257,13 +411,54 @@ class _Data:
         """Return the pairs to train on, to stop by and to read the value on, standardised by the first."""
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         parts = torch.split(order, [len(order) - 2 * self.held, self.held, self.held])
-        views = []
-        for z in (self.x, self.y):
-            deviation, mean = torch.std_mean(z[parts[0]].double(), 0)
-            # A constant feature tells nothing.
-            scale = torch.where(deviation > 0, 1 / deviation, 0.0)
-            views.append(((z.double() - mean) * scale).float())
+        views = [_standardised(z, z[parts[0]]).float() for z in (self.x, self.y)]
         return tuple((views[0][part], views[1][part]) for part in parts)
+
+
+def _standardised(x: Tensor, reference: Tensor) -> Tensor:
+    """Return x [N, d] by the means and deviations of a reference [N', d], in float64; what is constant there is 0."""
+    # By a power of two, exactly, lest squares leave float64's range, up or down.
+    _, exponents = torch.frexp(x.double().abs().amax(0))
+    scale = torch.exp2(-exponents.double().clamp(min=-1000))
+    x, reference = x.double() * scale, reference.double() * scale
+    deviation, mean = torch.std_mean(reference, 0)
+    # A constant feature tells nothing.
+    return (x - mean) * torch.where(deviation > 0, 1 / deviation, 0.0)
+
+
+class _AdamByTensor(torch.optim.Optimizer):
+    """Adam with one second moment for all entries of a tensor, so that a step follows the gradient.
+
+    A step of Adam is as long in every entry: of a bilinear critic's dx dy weights most have a gradient of noise, and
+    held-out scores of hundreds of features become noise with them. This step does not change with a rotation of x or y.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                steps = state["steps"] = state.get("steps", 0) + 1
+                first = state.setdefault("first", torch.zeros_like(p)).lerp_(p.grad, 0.1)
+                second = state.setdefault("second", torch.zeros_like(p[..., :0].sum())).lerp_(
+                    p.grad.square().mean(), 1e-3
+                )
+                p -= group["lr"] * (first / (1 - 0.9**steps)) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A seed's value, its history, and whether its critic scores all pairs alike."""
+
+    value: float
+    history: tuple[dict[str, float], ...]
+    scores_all_alike: bool = False
 
 
 def _trained(
@@ -274,15 +469,24 @@ def _trained(
     patience: int,
     learning_rate: float,
     progress: Callable[[str], object] | None,
-) -> tuple[float, tuple[dict[str, float], ...]]:
-    """Train a critic; return its value on the last part of the data, and the history."""
+) -> _Trained:
+    """Train a critic, and read its value on the last part of the data."""
     generator = torch.Generator().manual_seed(seed)
     train, validation, test = data.split(generator)
     averaged = copy.deepcopy(model)
     weights = list(zip(averaged.parameters(), model.parameters(), strict=True))
     steps = 0
-    # Tens of small tensors: a step apart for each takes longer than the networks.
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=data.x.device.type in ("cpu", "cuda"))
+    bilinear = isinstance(model.critic, BilinearCritic)
+    exponential = model.estimator in _EXPONENTIAL
+    warm_up = _WARM_UP_STEPS if bilinear or exponential else 1
+    optimizer: torch.optim.Optimizer
+    if bilinear:
+        optimizer = _AdamByTensor(model.parameters(), lr=learning_rate)
+    else:
+        betas = (0.9, _SECOND_DECAY if exponential else 0.999)
+        # Tens of small tensors: a step apart for each takes longer than the networks.
+        fused = data.x.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=betas, fused=fused)
     best, mark, marked_epoch, marked_step, kept = -math.inf, -math.inf, 0, 0, copy.deepcopy(averaged)
     history: list[dict[str, float]] = []
     for epoch in range(epochs):
@@ -293,8 +497,11 @@ def _trained(
             objective = model.objective(x, y)
             optimizer.zero_grad()
             (-objective).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            if exponential:
+                nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
             steps += 1
+            optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, steps / warm_up)
+            optimizer.step()
             share = max(1.0 - _AVERAGING, (_DECAY + 1.0) / (_DECAY + 1.0 + steps))
             with torch.no_grad():
                 for mean, weight in weights:
@@ -310,13 +517,23 @@ def _trained(
         history.append(found)
         if progress is not None:
             progress(f"epoch {epoch + 1}: train {found['train']:.4f}, validation {found['validation']:.4f}")
+        if not all(map(math.isfinite, found.values())):
+            return _Trained(math.nan, tuple(history))
         if found["validation"] > best:
             best, kept = found["validation"], copy.deepcopy(averaged)
         if best > mark + _LEAST_RISE:
             mark, marked_epoch, marked_step = best, epoch, steps
-        if epoch - marked_epoch >= patience and steps - marked_step >= _FEWEST_STEPS:
+        if epoch - marked_epoch >= patience and steps - max(marked_step, warm_up) >= _FEWEST_STEPS:
             break
-    return _mean(kept, test, data, kept), tuple(history)
+    value = _mean(kept, test, data, kept)
+    return _Trained(value if math.isfinite(value) else math.nan, tuple(history), _scores_all_alike(kept.critic, test))
+
+
+def _scores_all_alike(critic: nn.Module, pairs: tuple[Tensor, Tensor]) -> bool:
+    """Say whether a critic has one score for all pairs of the first rows, but for rounding."""
+    with torch.no_grad():
+        scores = critic(*(z[:_ROWS_COMPARED] for z in pairs))
+    return bool(scores.std() <= _ALIKE * (1.0 + scores.abs().max()))
 
 
 def _mean(

@@ -92,7 +92,7 @@ class MutualInformation(ResettableModule):
     critic : Module
         A critic of :mod:`mibfast.information`, or any module that returns scores [N, N'] of x [N, dx] and y [N', dy],
         which then stand in memory.
-    estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "clip"}
+    estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "js_tuba", "clip"}
         See there.
     clip : float or None
         Of "smile".
@@ -168,7 +168,7 @@ class MutualInformation(ResettableModule):
     def objective(self, x: Tensor, y: Tensor, permutations: Tensor | None = None) -> Tensor:
         """Return what the gradient of the estimate is the gradient of, to be compared across batches.
 
-        For "smile" and "js" that is the value of "js_fgan", else the estimate.
+        For "smile", "js" and "js_tuba" that is the value of "js_fgan", else the estimate.
         """
         return self._estimate(x, y, OBJECTIVES.get(self.estimator, self.estimator), permutations)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Standardisation(nn.Module):
     """Shift and scale features to mean 0 and standard deviation 1; what is constant becomes 0.
 
-    The difference to the mean is taken in the input's dtype, so that float64 features which are large beside their
-    spread keep their digits; the result is float32.
+    The difference to the mean is taken in the input's dtype, in float64 of integers and in float32 of shorter floats:
+    features that are large beside their spread keep their digits. The result is float32.
 
     Parameters
     ----------
@@ -45,4 +45,5 @@ class Standardisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise features [..., *mean.shape]."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float64)
         return ((x - self.mean.to(x.dtype)) * self.scale.to(x.dtype)).float()

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast import _check
-from mibfast.information import Estimate, estimate
+from mibfast.information import Estimate, EstimateWarning, estimate
+from mibfast.information.estimation import heavy_tails
 
 Samples: TypeAlias = "NDArray[np.floating] | Tensor"
 # `information.estimate` splits no fewer.
@@ -134,7 +135,7 @@ class BetaEstimate:
     samples : int
         How many were drawn of the data. A part of them trains a critic, a part stops it, a part gives the value.
     doubts : tuple of str
-        Why the bounds may not be trusted; each was a warning.
+        Why the bounds may not be trusted; each was a :class:`mibfast.information.EstimateWarning`.
     """
 
     lower: float
@@ -182,7 +183,7 @@ class BetaEstimate:
             [
                 f"beta in [{self.lower:.3g}, {self.upper:.3g}]",
                 f"from {self.samples} samples by {self.estimator!r}, {cap}",
-                *(f"{label:<{width}}  {found}" for label, found in rows),
+                *(f"{label:<{width}}  {str(found).splitlines()[0]}" for label, found in rows),
                 *(f"doubtful: {doubt}" for doubt in self.doubts),
             ]
         )
@@ -213,6 +214,7 @@ def estimate_beta(
       which N samples cannot vouch for (McAllester and Stratos, 2020);
     - an entropy far below the logarithm of the held-out samples (below 0.1 of it): the critic told hardly any of them
       apart, and beta is too large;
+    - features with tails so heavy that a critic sees little else, which `transform="ranks"` mends;
     - values that differ much between seeds;
     - an information above either entropy. For the bounds it is lowered to the smaller one, and a negative one raised
       to 0, with which M_l <= M_u always.
@@ -234,7 +236,8 @@ def estimate_beta(
     progress : callable, optional
         Called with a line of text after every epoch, as `print` can be.
     **options
-        Others of :func:`mibfast.information.estimate`: `clip`, `batch_size`, `patience`, `device` and so on.
+        Others of :func:`mibfast.information.estimate`: `transform`, `clip`, `batch_size`, `patience`, `device` and so
+        on.
 
     Returns
     -------
@@ -269,7 +272,10 @@ def estimate_beta(
         label = f"H({first})" if first == second else f"I({first}; {second})"
         say = None if progress is None else _after(label, progress)
         x, y = drawn[first], drawn[second]
-        return estimate(x, y, estimator, critic, seeds=seeds, epochs=epochs, progress=say, **options)
+        with warnings.catch_warnings():
+            # What it doubts is said of all estimates together below.
+            warnings.simplefilter("ignore", EstimateWarning)
+            return estimate(x, y, estimator, critic, seeds=seeds, epochs=epochs, progress=say, **options)
 
     entropies = {each: information(each, each) for each in names}
     informations = {pair: information(*pair) for pair in combinations(names, 2)}
@@ -290,8 +296,10 @@ def estimate_beta(
     consistent = {(i, j): min(max(found.value, 0.0), H[i], H[j]) for (i, j), found in informations.items()}
     lower, upper = beta_bounds(H, consistent)
     doubts = _doubts(entropies, informations)
+    if options.get("transform", "standardise") == "standardise":
+        doubts += [doubt for each, x in drawn.items() for doubt in heavy_tails(each, x)]
     for doubt in doubts:
-        warnings.warn(f"{name}: {doubt}", stacklevel=2)
+        warnings.warn(f"{name}: {doubt}", EstimateWarning, stacklevel=2)
     return BetaEstimate(
         lower=lower,
         upper=upper,
