@@ -3,6 +3,9 @@
 import importlib.util
 import os
 
+# Read when torch is imported: threads that wait sleep, since those that spin take the cores from whoever computes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
@@ -26,14 +29,10 @@ def _seed() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: a worker a core up to eight, none on one core; threads of each share what is left of the cores.
-
-    Waiting threads sleep: those that spin take the cores of other workers.
-    """
+    """For `-n auto`: a worker a core up to eight, none on one core; threads of each share what is left of the cores."""
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, 8)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return workers if cores > 1 else 0
 
 

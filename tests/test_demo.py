@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("lightning")
 from mibfast import nn
 from mibfast.cli.commands import run
-from mibfast.train import RunError
+from mibfast.train import RunError, demonstration
 from mibfast.train.demonstration import demonstrate
 from mibfast.train.methods import method
 from mibfast.train.progress import Report
@@ -73,7 +73,9 @@ def test_standardisation_of_integers_and_short_floats_is_that_of_float64(dtype) 
     torch.testing.assert_close(found, ((x - mean) / deviation).float())
 
 
-def test_the_demonstration_leaves_a_whole_folder_and_repeats(tmp_path) -> None:
+def test_the_demonstration_leaves_a_whole_folder_and_repeats(tmp_path, monkeypatch) -> None:
+    # t-SNE of 330 samples takes longer than all else here.
+    monkeypatch.setattr(demonstration, "_PICTURED_SAMPLES", 20)
     metrics = demonstrate(tmp_path / "demo", epochs=2, seed=1, report=Report(False))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo"]
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [

@@ -187,7 +187,7 @@ def start(tmp_path: Path, npz: str, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], changed_since: int = 0) -> None:
-    for _ in range(12000):
+    for _ in range(60000):
         if process.poll() is not None or (path.exists() and path.stat().st_mtime_ns > changed_since):
             return
         time.sleep(0.01)
@@ -204,13 +204,13 @@ def test_kill_control_c_and_termination_at_any_moment(npz, tmp_path) -> None:
         wait_for(state, process, state.stat().st_mtime_ns if state.exists() else 0)
         time.sleep(generator.uniform(0, 0.3))
         process.send_signal(number)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate()
         if number != signal.SIGKILL and process.returncode != 0:
             assert process.returncode == 128 + number
             assert "the same command with --resume" in error
             assert "Traceback" not in error
     process = start(tmp_path, npz, *options)
-    _, error = process.communicate(timeout=240)
+    _, error = process.communicate()
     assert process.returncode == 0, error
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
