@@ -6,9 +6,9 @@ backends that this installation has.
 
 from importlib.metadata import version as _version
 
-from mibfast import bottleneck, functional, information, losses, omib
+from mibfast import bottleneck, functional, information, losses, nn, omib
 from mibfast._backend import info, use_backend
 
 __version__ = _version("mibfast")
 
-__all__ = ["__version__", "bottleneck", "functional", "info", "information", "losses", "omib", "use_backend"]
+__all__ = ["__version__", "bottleneck", "functional", "info", "information", "losses", "nn", "omib", "use_backend"]
