@@ -6,7 +6,7 @@ backends that this installation has, and :class:`mibfast.MibfastError` for the e
 
 from importlib.metadata import version as _version
 
-from mibfast import bottleneck, functional, information, losses, omib
+from mibfast import bottleneck, functional, information, losses, nn, omib
 from mibfast._backend import info, use_backend
 from mibfast._check import BackendError, InputError, MibfastError, NothingPresentError
 
@@ -23,6 +23,7 @@ __all__ = [
     "info",
     "information",
     "losses",
+    "nn",
     "omib",
     "use_backend",
 ]

@@ -261,6 +261,15 @@ def positive(operation: str, argument: str, x: Any, expected: str = "a positive 
     return value
 
 
+def initial(operation: str, argument: str, x: Any, flag: str) -> float:
+    """Check the initial value of a number that is learned where the argument `flag` is True."""
+    if isinstance(x, Tensor):
+        raise TypeError(
+            f"{operation}: {argument} must be a positive number, got {described(x)}; {flag}=True makes it a parameter"
+        )
+    return positive(operation, argument, x)
+
+
 def temperature(operation: str, x: Any, device: torch.device) -> float | Tensor:
     """Check a temperature: a positive number, or a 0-d floating-point tensor on `device` (not read back)."""
     if isinstance(x, Tensor):
@@ -305,8 +314,9 @@ def _permutations(
 
 def readable(x: Tensor) -> bool:
     """Whether the values of a tensor are there to be read: not where a graph is captured, nor of fake or meta ones."""
-    return not (
+    return type(x) in (Tensor, torch.nn.Parameter) and not (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or x.is_meta
@@ -370,6 +380,11 @@ def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     if not isinstance(x, str) or x not in valid:
         raise ValueError(f"{operation}: {argument} must be one of {', '.join(map(repr, valid))}, got {described(x)}")
     return x
+
+
+def reduction(operation: str, x: Any) -> str:
+    """Check how the losses of samples are reduced."""
+    return choice(operation, "reduction", x, ("mean", "sum", "none"))
 
 
 def positives(operation: str, rows: Tensor, columns: Tensor, offset: Any, excluded: bool, symmetric: bool) -> int:

@@ -1,6 +1,6 @@
-"""Operations on tensors, in nats, differentiable but for `top_k`.
+"""Operations on tensors. Losses and information are in nats; all but `top_k` are differentiable.
 
-Each is documented where it is defined, in `mibfast.ops`.
+Each operation is documented where it is defined, in `mibfast.ops`.
 """
 
 from mibfast.ops.barlow_twins import barlow_twins, barlow_twins_terms

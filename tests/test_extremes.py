@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mibfast import functional as F
-from mibfast import losses
+from mibfast import information, losses
+from mibfast.nn import fusion
 
 KEYS = pytest.mark.parametrize("keys", ["per_sample", "pairwise"])
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -67,6 +68,71 @@ def test_a_ridge_far_above_the_embeddings_cancels_no_cosine(ridge, backend) -> N
     gradients = torch.autograd.grad((found * weights).sum(), narrow)
     for a, b in zip(gradients, torch.autograd.grad((truth * weights).sum(), wide), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def _complete(count):
+    return torch.ones(12, count, dtype=torch.bool)
+
+
+# Everything that divides rows by their norms, as functions of two or three views and a backend.
+OF_DIRECTIONS = {
+    "info_nce": lambda z, b: losses.InfoNCELoss(0.3, backend=b)(*z[:2]),
+    "ova-ib": lambda z, b: losses.OVAIBLoss(0.3, backend=b)(z),
+    "ova-ib, presence": lambda z, b: losses.OVAIBLoss(0.3, backend=b)(z, _complete(3)),
+    "clip-ib": lambda z, b: losses.PairwiseCLIPIBLoss(0.3, backend=b)(z),
+    "clip-ib, presence": lambda z, b: losses.PairwiseCLIPIBLoss(0.3, backend=b)(z, _complete(3)),
+    "siglip": lambda z, b: losses.SigLIPLoss(3.0, -1.0, backend=b)(z),
+    "symile": lambda z, b: losses.SymileLoss(3.0, backend=b)(z),
+    "gram": lambda z, b: losses.GRAMLoss(0.3, backend=b)(z),
+    "triangle": lambda z, b: losses.TRIANGLELoss(0.3, backend=b)(z),
+    "one_vs_all_info_nce": lambda z, b: F.one_vs_all_info_nce(z, 0.3, 0.0, backend=b),
+    "one_vs_all_info_nce, pairwise": lambda z, b: F.one_vs_all_info_nce(z, 0.3, 0.0, keys="pairwise", backend=b),
+    "one_vs_all_info_nce, presence": lambda z, b: F.one_vs_all_info_nce(z, 0.3, 0.0, presence=_complete(3), backend=b),
+    "projection_score": lambda z, b: F.projection_score(z[0], torch.stack(z[1:], 1), 0.0, backend=b),
+    "top_k, cosine": lambda z, b: F.top_k(z[0].detach(), z[1].detach(), 3, score="cosine", backend=b)[0],
+    "top_k, gram": lambda z, b: F.top_k(
+        torch.stack(z[1:], 1).detach(), z[0].detach(), 3, score="gram_volume", backend=b
+    )[0],
+    "cosine critic": lambda z, b: information.CosineCritic(0.3)(*z[:2]),
+    "difference": lambda z, b: fusion.losses.difference(*z[:2]),
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("dtype", "exponents"), [(torch.float32, (-100, 66, 120)), (torch.float64, (-900, 600, 1000))], ids=str
+)
+@pytest.mark.parametrize("name", OF_DIRECTIONS)
+def test_rows_whose_squares_a_dtype_does_not_hold_keep_their_directions(name, dtype, exponents, backend) -> None:
+    """In float32 squares overflow from 1.8e19 and vanish below 1e-23; powers of two change nothing else."""
+    if dtype == torch.float64 and name.startswith(("one_vs_all", "projection", "top_k")):
+        pytest.skip("Gram matrices and kernels hold the squares of float64 in float64")
+    views = [torch.randn(12, 6, dtype=dtype).requires_grad_() for _ in range(3)]
+    truth = OF_DIRECTIONS[name](views, backend)
+    for exponent in exponents:
+        if name == "difference" and exponent < 0:
+            continue  # 1e-6 is added to its norms
+        # Of rows of all magnitudes at once.
+        powers = 2.0 ** torch.tensor([0.0] * 4 + [exponent] * 8, dtype=dtype)[:, None]
+        if name == "difference":
+            powers = powers[-1:]  # rows are centred first
+        scaled = [(z * powers).detach().requires_grad_() for z in views]
+        found = OF_DIRECTIONS[name](scaled, backend)
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
+        if found.requires_grad:
+            leaves = views[:2] if name in ("info_nce", "cosine critic", "difference") else views
+            upstream = torch.randn_like(truth)
+            expected = torch.autograd.grad(truth, leaves, upstream, retain_graph=True)
+            for a, b in zip(torch.autograd.grad(found, scaled[: len(leaves)], upstream), expected, strict=True):
+                torch.testing.assert_close(a * powers, b, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_infinity_and_nan_are_not_made_finite() -> None:
+    row = torch.tensor([math.inf, 1.0])
+    for bad in (row, -row, row.flip(0), torch.tensor([math.nan, 1e30])):
+        views = [torch.stack([bad, torch.ones(2)]), torch.eye(2)]
+        assert losses.PairwiseCLIPLoss()(views).isnan()
+        assert information.CosineCritic()(*views)[0].isnan().any()
 
 
 @BACKENDS

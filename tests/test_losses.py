@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+import mibfast
 from mibfast import functional as F
 from mibfast import losses
 
@@ -242,15 +243,23 @@ def test_two_modalities_of_pairwise_clip_are_info_nce() -> None:
     assert torch.equal(losses.PairwiseCLIPLoss(0.07)(views), expected)
 
 
+def test_only_losses_are_listed() -> None:
+    assert dir(losses) == losses.__all__
+    assert {"functional", "information", "losses", "nn"} <= set(mibfast.__all__)
+    assert all(hasattr(mibfast, name) for name in mibfast.__all__)
+
+
 def test_repr_tells_the_settings() -> None:
     assert repr(losses.OVAIBLoss()) == (
         "OVAIBLoss(temperature=0.01, ridge=1e-08, beta=1, keys='per_sample', normalize=True, "
-        "positive_in_denominator=False)"
+        "positive_in_denominator=False, reduction='mean')"
     )
-    assert "anchor='text', label_smoothing=0.1, normalize=True, squared=True" in repr(
+    assert "anchor='text', label_smoothing=0.1, squared=True, normalize=True" in repr(
         losses.TRIANGLELoss(anchor="text")
     )
-    assert repr(losses.SigLIPLoss()) == "SigLIPLoss(scale=10, bias=-10, learnable=True, normalize=True)"
+    assert repr(losses.SigLIPLoss()) == (
+        "SigLIPLoss(scale=10, bias=-10, learnable=True, normalize=True, reduction='mean')"
+    )
     assert "learnable=True" in repr(losses.PairwiseCLIPLoss(learnable_temperature=True))
 
 

@@ -24,7 +24,7 @@ def product_of_experts(means: Tensor, logvars: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_vs_all_minimality(embeddings: Sequence[Tensor]) -> Tensor:
-    """OVA-IB Eq. 18-19 of M embeddings [N, d], literally: [N], the mean over N still to be taken."""
+    """OVA-IB Eq. 18-19 of M embeddings [N, d], literally: [M, N], the mean over both still to be taken."""
     total = torch.stack(tuple(embeddings)).sum(0)
     m = len(embeddings)
-    return torch.stack([((z - (total - z) / (m - 1)) ** 2).sum(-1) for z in embeddings]).mean(0)
+    return torch.stack([((z - (total - z) / (m - 1)) ** 2).sum(-1) for z in embeddings])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mibfast._precision import unit
 from mibfast.kernels.autocast import without_autocast
 from mibfast.kernels.projection import reference as projection
 
@@ -15,13 +16,6 @@ from mibfast.kernels.projection import reference as projection
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which scores and log-sum-exps are formed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows of Euclidean norm 1; a row of zeros stays zero, with gradient zero."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    zero = norm == 0
-    return torch.where(zero, 0.0, x / norm.masked_fill(zero, 1.0))
 
 
 @without_autocast

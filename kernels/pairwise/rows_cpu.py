@@ -85,10 +85,11 @@ def _add_gradient(
         if into.shape[0] == 0:
             continue
         row = into[first + i]
-        across = factors[i] * inverse[i]
+        # In float64: the factor of a softmax not yet normalised and the inverse of a large norm may both be tiny.
+        across = np.float64(factors[i]) * np.float64(inverse[i])
         along = block.dtype.type(dot / (scale * scale)) if unit else block.dtype.type(0.0)
         for j in range(x.size):
-            row[j] += across * (g[j] - along * x[j])
+            row[j] += block.dtype.type(across * (g[j] - along * x[j]))
     return along_scale
 
 

@@ -7,19 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mibfast._precision import unit
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.kernels.volume import reference as volume
 
 
 def _cosine(query: Tensor, key: Tensor) -> Tensor:
     dtype = pairwise.accumulation_dtype(query.dtype)
-    return pairwise.inner_product(pairwise.unit(query.to(dtype)), pairwise.unit(key.to(dtype)))
+    return pairwise.inner_product(unit(query.to(dtype)), unit(key.to(dtype)))
 
 
 def _volumes(kind: str, query: Tensor, key: Tensor) -> Tensor:
     """In float64: the distances that volumes hold cancel where a candidate is near its context, which is best."""
-    contexts = pairwise.unit(query.double()).unbind(1)
-    return volume.volumes(kind, pairwise.unit(key.double()), contexts).mT.to(pairwise.accumulation_dtype(query.dtype))
+    contexts = unit(query.double()).unbind(1)
+    return volume.volumes(kind, unit(key.double()), contexts).mT.to(pairwise.accumulation_dtype(query.dtype))
 
 
 def _multilinear_inner_product(query: Tensor, key: Tensor) -> Tensor:

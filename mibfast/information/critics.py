@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast._modules import ResettableModule
+from mibfast._precision import at_least_float32, unit
 
 
 @dataclass(frozen=True)
@@ -256,13 +257,8 @@ class CosineCritic(Critic):
         _check.same_dimension(type(self).__name__, x=x, y=y)
         learned = self.log_temperature
         temperature = self.initial_temperature if learned is None else learned.exp()
-        return Factors(_unit(x) / temperature, _unit(y))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of Euclidean norm 1; a row of zeros stays zero, with gradient zero."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(norm == 0, 0.0, x / norm.masked_fill(norm == 0, 1.0))
+        x, y = (unit(at_least_float32(z)).to(z.dtype) for z in (x, y))
+        return Factors(x / temperature, y)
 
 
 class ConcatenatedCritic(Critic):

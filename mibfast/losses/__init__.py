@@ -1,4 +1,17 @@
-"""Losses as modules: `forward(embeddings)` gives a scalar, `terms(embeddings)` its named parts."""
+"""Losses as modules of PyTorch.
+
+`loss(embeddings)` gives the loss, `loss.terms(embeddings)` the named terms that make it up, before they are weighted;
+:class:`InfoNCELoss` takes queries and keys instead.
+
+**Reduction.** Losses that are made up of one value a sample take `reduction`: "none" gives these values, [N], or [M, N]
+where each modality of a sample has a loss of its own; "sum" gives their sum and "mean", the default, what the paper
+has. The others have no such values, and take none.
+
+**Missing modalities.** Every loss takes `presence`, a bool tensor [N, M], True where sample n has modality m. Its
+docstring says what it takes of samples that lack some. All else is not used, be it NaN, gets a gradient of exactly zero
+and has a loss of zero under "none". The values of `presence` are read back from its device, which breaks the graph of
+`torch.compile`: `fullgraph=True` takes none.
+"""
 
 from mibfast.losses.barlow_twins import BarlowTwinsLoss
 from mibfast.losses.info_nce import InfoNCELoss
@@ -21,3 +34,7 @@ __all__ = [
     "SymileLoss",
     "TRIANGLELoss",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,22 +6,21 @@ from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._modules import ResettableModule
-from mibfast.losses.normalisation import unit
-from mibfast.losses.presence import complete_embeddings
-from mibfast.losses.temperature import Temperature
+from mibfast.losses import _presence
+from mibfast.losses._learned import Temperature
+from mibfast.losses._loss import Loss
 
 
-class InfoNCELoss(ResettableModule):
-    r"""InfoNCE of queries and keys, the key of the same index being the positive.
+class InfoNCELoss(Loss):
+    r"""InfoNCE of queries and keys; the positive of a query is the key of the same index.
 
-    :func:`mibfast.functional.info_nce` of normalised embeddings; `symmetric=True` with a learnable temperature is
-    CLIP's loss (Radford et al. 2021).
+    .. math:: L = \frac1N \sum_i \Big( \log \sum_j e^{q_i \cdot k_j / \tau} - q_i \cdot k_i / \tau \Big)
 
-    With missing queries or keys (`presence`), the loss is over the samples that have both, which must be two at least
-    (one, with the positive in the denominator). What stands in the place of an absent embedding is not used and gets a
-    gradient of zero. The values of `presence` are read back, which breaks the graph of `torch.compile`:
-    `fullgraph=True` takes none.
+    :func:`mibfast.functional.info_nce` of normalised embeddings (van den Oord et al. 2018); `symmetric=True` with a
+    learnable temperature is CLIP's loss (Radford et al. 2021).
+
+    With missing queries or keys, the loss is over the samples that have both, of which it needs one, or two where the
+    positive is left out of the denominator.
 
     Parameters
     ----------
@@ -31,11 +30,13 @@ class InfoNCELoss(ResettableModule):
         Learn it, as its logarithm.
     positive_in_denominator : bool
     symmetric : bool
-        Half the sum of both directions.
+        Half the sum of both directions, for N' = N.
     label_smoothing : float
         In [0, 1].
     normalize : bool
         L2-normalise queries and keys first.
+    reduction : {"mean", "sum", "none"}
+        "none" gives [N].
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -62,45 +63,36 @@ class InfoNCELoss(ResettableModule):
         symmetric: bool = False,
         label_smoothing: float = 0.0,
         normalize: bool = True,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.temperature = Temperature(name, temperature, learnable_temperature)
-        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
-        self.label_smoothing = _check.smoothing(name, label_smoothing, positive_in_denominator)
-        self.symmetric = _check.boolean(name, "symmetric", symmetric)
-        self.normalize = _check.boolean(name, "normalize", normalize)
-        self.backend = backend
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+        self.temperature = Temperature(self._name, temperature, learnable_temperature)
+        self.positive_in_denominator = _check.boolean(self._name, "positive_in_denominator", positive_in_denominator)
+        self.label_smoothing = _check.smoothing(self._name, label_smoothing, positive_in_denominator)
+        self.symmetric = _check.boolean(self._name, "symmetric", symmetric)
 
     def forward(self, query: Tensor, key: Tensor, presence: Tensor | None = None) -> Tensor:
-        """Return the loss of queries [N, d] and keys [N', d], N' >= N: a scalar in nats.
+        """Return the loss of queries [N, d] and keys [N', d], N' >= N, in nats.
 
         `presence` is a bool Tensor [N, 2], True where sample n has a query and a key, and needs N' = N; None where none
         is missing.
         """
-        name = type(self).__name__
-        _check.tensor(name, "query", query, "N d")
-        _check.tensor(name, "key", key, "N' d")
+        pair = [_check.tensor(self._name, "query", query, "N d"), _check.tensor(self._name, "key", key, "N' d")]
         if presence is not None:
-            _check.same_shape(name, query=query, key=key)
-            fewest = 1 if self.positive_in_denominator else 2
-            (query, key), _ = complete_embeddings(name, [query, key], presence, normalize=False, fewest=fewest)
-        if self.normalize:
-            query, key = unit([query, key])
-        return F.info_nce(
+            _check.same_shape(self._name, query=query, key=key)
+            pair, _ = _check.embeddings(self._name, pair)
+            _check.presence(self._name, presence, pair)
+            pair, samples = _presence.complete(self._name, pair, presence, self._fewest)
+        query, key = self._normalized(pair)
+        loss = F.info_nce(
             query,
             key,
             self.temperature(),
             positive_in_denominator=self.positive_in_denominator,
             symmetric=self.symmetric,
             label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
             backend=self.backend,
         )
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return (
-            f"positive_in_denominator={self.positive_in_denominator}, symmetric={self.symmetric}, "
-            f"label_smoothing={self.label_smoothing:g}, normalize={self.normalize}"
-        )
+        return loss if presence is None else _presence.spread(loss, samples, len(presence))

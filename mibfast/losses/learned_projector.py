@@ -10,24 +10,25 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.normalisation import unit
-from mibfast.losses.presence import complete_embeddings
+from mibfast._precision import at_least_float32, unit
+from mibfast.losses._loss import EmbeddingsLoss
 
 
-class LearnedProjectorOVAIBLoss(ResettableModule):
+class LearnedProjectorOVAIBLoss(EmbeddingsLoss):
     r"""OVA-IB's loss with a multilayer perceptron in place of the projection: the paper's ablation.
 
     .. math:: L = L_S + \beta L_M, \qquad L_S = \frac1M \sum_m \frac1N \sum_n \Big( -\frac{s_{nn}^{(m)}}{\tau}
         + \log \sum_{n' \ne n} e^{s_{nn'}^{(m)} / \tau} \Big), \qquad
         s_{nn'}^{(m)} = \cos\big( z_n^{(m)}, t_m(z_{n'}^{(k)}, k \ne m) \big)
 
-    with a :math:`t_m` of its own for each modality, which maps the other embeddings, concatenated, to
-    :math:`\mathbb{R}^d` (OVA-IB, arXiv 2605.29900, Section 3 and Table 4). The paper gives no layer sizes; here one
-    hidden layer of d with ReLU, whose :math:`M d^2` products are the :math:`O(d^2 M)` that it states. All else is as in
-    :class:`OVAIBLoss`. Unlike that, the loss has parameters, which must be trained with the encoders, and knows
-    modalities by their order, which must be the same in every call.
+    with a perceptron :math:`t_m` for each modality, which maps the concatenated embeddings of the others to
+    :math:`\mathbb{R}^d` (OVA-IB, arXiv 2605.29900, Section 3 and Table 4). The paper gives no layer sizes. The default
+    here is one hidden layer of width d with ReLU, whose :math:`M d^2` multiplications agree with the paper's
+    :math:`O(d^2 M)`. The terms are those of :class:`OVAIBLoss`. Unlike that, the loss has parameters, which must be
+    trained with the encoders, and modalities must come in the same order in every call.
+
+    With missing modalities, the loss is over the samples that have all, since a perceptron takes all the others. It
+    needs two of them, or one with the positive in the denominator.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class LearnedProjectorOVAIBLoss(ResettableModule):
     features : int
         d.
     hidden_features : int, optional
-        Width of the hidden layers; d without.
+        Width of the hidden layers, d by default.
     depth : int
         Number of linear layers, >= 1.
     temperature : float
@@ -44,16 +45,19 @@ class LearnedProjectorOVAIBLoss(ResettableModule):
     beta : float
         Weight of the minimality, >= 0. At 0 it is not computed.
     normalize : bool
-        L2-normalise embeddings first, as the perceptrons and :math:`L_M` see them; the cosines need none.
+        L2-normalise embeddings before the perceptrons and :math:`L_M` take them.
     positive_in_denominator : bool
         False in the paper.
+    reduction : {"mean", "sum", "none"}
+        "none" gives [M, N].
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
     Raises
     ------
     TypeError, ValueError
-        For settings out of range; in `forward`, for embeddings that do not fit together or are not M of length d.
+        For settings out of range; in `forward`, for embeddings that do not fit together or are not M of length d, or a
+        presence that does not fit or leaves too few samples.
 
     Examples
     --------
@@ -63,6 +67,8 @@ class LearnedProjectorOVAIBLoss(ResettableModule):
     >>> sum(p.numel() for p in loss.parameters())
     168
     """
+
+    takes_complete_samples = True
 
     def __init__(
         self,
@@ -75,10 +81,11 @@ class LearnedProjectorOVAIBLoss(ResettableModule):
         beta: float = 1.0,
         normalize: bool = True,
         positive_in_denominator: bool = False,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+        name = self._name
         if _check.count(name, "modalities", modalities) < 2:
             raise ValueError(f"{name}: modalities must be at least 2, got {modalities}")
         self.features = _check.count(name, "features", features)
@@ -88,63 +95,45 @@ class LearnedProjectorOVAIBLoss(ResettableModule):
         self.depth = _check.count(name, "depth", depth)
         self.temperature = _check.positive(name, "temperature", temperature)
         self.beta = _check.number(name, "beta", beta, 0.0)
-        self.normalize = _check.boolean(name, "normalize", normalize)
         self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
-        self.backend = backend
         sizes = [(modalities - 1) * features, *[self.hidden_features] * (depth - 1), features]
         self.projectors = nn.ModuleList(_perceptron(sizes) for _ in range(modalities))
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        Where modalities can be missing, `presence` is a bool [N, M]; the loss is that of the samples that have all,
-        since a perceptron takes all the others.
-        """
-        terms = self.terms(embeddings, presence)
-        if "minimality" not in terms:
-            return terms["alignment"]
-        return terms["alignment"] + self.beta * terms["minimality"]
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return `alignment` and, where `beta` is not 0, `minimality` (before it is multiplied by `beta`)."""
-        name = type(self).__name__
-        fewest = 1 if self.positive_in_denominator else 2
-        z, _ = complete_embeddings(name, embeddings, presence, self.normalize, fewest)
-        _check.modalities_of_size(name, z, len(self.projectors), self.features)
-        first, *rest = (self._alignment(z, m) for m in range(len(z)))
-        alignment = sum(rest, start=first) / len(z)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
+        _check.modalities_of_size(self._name, z, len(self.projectors), self.features)
+        alignment = torch.stack([self._alignment(z, m) for m in range(len(z))])
+        if self.reduction != "none":
+            alignment = alignment.mean() if self.reduction == "mean" else alignment.sum()
         if not self.beta:
             return {"alignment": alignment}
-        return {"alignment": alignment, "minimality": F.one_vs_all_minimality(z, backend=self.backend)}
+        minimality = F.one_vs_all_minimality(z, reduction=self.reduction, backend=self.backend)
+        return {"alignment": alignment, "minimality": minimality}
+
+    def _weights(self) -> dict[str, float]:
+        return {"minimality": self.beta}
 
     def predict(self, m: int, others: Sequence[Tensor]) -> Tensor:
-        """Return what modality m's perceptron makes of the other modalities' embeddings, in their order: [N, d].
+        """Return modality m's embeddings as predicted from those of the others, in their order: [N, d].
 
-        The score of the loss, and so of retrieval by all other modalities, is the cosine with it.
+        The score of the loss, and so of retrieval by all other modalities, is the cosine with them.
         """
-        return self._predict(m, unit(others) if self.normalize else others)
+        return self._predict(m, self._normalized(list(others)))
 
     def _predict(self, m: int, others: Sequence[Tensor]) -> Tensor:
         projector = self.projectors[m]
-        # The projector's dtype is its own, float32 as a rule; cosines are in that of the embeddings, at least float32.
-        found: Tensor = projector(torch.cat(list(others), dim=1).to(next(projector.parameters()).dtype))
-        return found.to(others[0].dtype)
+        # Perceptrons run in the dtype of their parameters; cosines have that of the embeddings, at least float32.
+        result: Tensor = projector(torch.cat(list(others), dim=1).to(next(projector.parameters()).dtype))
+        return result.to(others[0].dtype)
 
     def _alignment(self, z: list[Tensor], m: int) -> Tensor:
-        query, key = unit([z[m], self._predict(m, [*z[:m], *z[m + 1 :]])])
+        query, key = (unit(at_least_float32(x)) for x in (z[m], self._predict(m, [*z[:m], *z[m + 1 :]])))
         return F.info_nce(
             query,
             key,
             self.temperature,
             positive_in_denominator=self.positive_in_denominator,
+            reduction=self.reduction,
             backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return (
-            f"hidden_features={self.hidden_features}, depth={self.depth}, temperature={self.temperature:g}, "
-            f"beta={self.beta:g}, normalize={self.normalize}, positive_in_denominator={self.positive_in_denominator}"
         )
 
 

@@ -6,27 +6,23 @@ from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.presence import partnered_embeddings
+from mibfast.losses._loss import EmbeddingsLoss
 
 
-class OVAIBLoss(ResettableModule):
+class OVAIBLoss(EmbeddingsLoss):
     r"""OVA-IB's loss of M modalities: each aligned with the span of all the others, none holding more than they do.
 
     .. math:: L = L_S + \beta L_M
 
-    with :math:`L_S` the one-vs-all InfoNCE (:func:`mibfast.functional.one_vs_all_info_nce`) and :math:`L_M` the
-    minimality (:func:`mibfast.functional.one_vs_all_minimality`). OVA-IB (arXiv 2605.29900), Eq. 12 and 19-20; the
-    paper's settings are the defaults. It does not say whether :math:`L_M` is of normalised embeddings; here
-    it is where `normalize` is, since otherwise shrinking every embedding would minimise it and leave :math:`L_S` as it
-    is.
+    with :math:`L_S`, the term `alignment`, the one-vs-all InfoNCE (:func:`mibfast.functional.one_vs_all_info_nce`) and
+    :math:`L_M`, the term `minimality`, its :func:`mibfast.functional.one_vs_all_minimality`. OVA-IB (arXiv 2605.29900),
+    Eq. 12 and 19-20; the defaults are the paper's settings. The paper does not say whether :math:`L_M` takes normalised
+    embeddings. With `normalize=True` it does here: otherwise shrinking all embeddings would minimise :math:`L_M` and
+    leave :math:`L_S` unchanged.
 
-    With missing modalities (`presence`), both terms take, for each modality, the samples that have it and another one,
-    and those of the others that they have; they are means over modalities of the mean over its samples, and modalities
-    of too few samples are left out. What stands in the place of an embedding that is absent, or alone in its sample, is
-    not used and gets a gradient of zero. The values of `presence` are read back, which breaks the graph of
-    `torch.compile`: `fullgraph=True` takes none.
+    With missing modalities, both terms take, for each modality, the samples that have it and another one, and those of
+    the others that they have. "mean" is over modalities of the mean over their samples; modalities with too few samples
+    are left out of a term, also under "sum" and "none".
 
     Parameters
     ----------
@@ -42,6 +38,8 @@ class OVAIBLoss(ResettableModule):
         L2-normalise embeddings first. :math:`L_S` does not depend on it but for the ridge.
     positive_in_denominator : bool
         False in the paper.
+    reduction : {"mean", "sum", "none"}
+        "none" gives [M, N], the loss of each modality of each sample.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -74,48 +72,31 @@ class OVAIBLoss(ResettableModule):
         normalize: bool = True,
         *,
         positive_in_denominator: bool = False,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.temperature = _check.positive(name, "temperature", temperature)
-        self.ridge = _check.number(name, "ridge", ridge, 0.0)
-        self.beta = _check.number(name, "beta", beta, 0.0)
-        self.keys = _check.choice(name, "keys", keys, ("per_sample", "pairwise"))
-        self.normalize = _check.boolean(name, "normalize", normalize)
-        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
-        self.backend = backend
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+        self.temperature = _check.positive(self._name, "temperature", temperature)
+        self.ridge = _check.number(self._name, "ridge", ridge, 0.0)
+        self.beta = _check.number(self._name, "beta", beta, 0.0)
+        self.keys = _check.choice(self._name, "keys", keys, ("per_sample", "pairwise"))
+        self.positive_in_denominator = _check.boolean(self._name, "positive_in_denominator", positive_in_denominator)
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        terms = self.terms(embeddings, presence)
-        if "minimality" not in terms:
-            return terms["alignment"]
-        return terms["alignment"] + self.beta * terms["minimality"]
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return `alignment` and, where `beta` is not 0, `minimality` (before it is multiplied by `beta`)."""
-        z, _ = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         alignment = F.one_vs_all_info_nce(
             z,
             self.temperature,
             self.ridge,
             keys=self.keys,
             positive_in_denominator=self.positive_in_denominator,
+            reduction=self.reduction,
             presence=presence,
             backend=self.backend,
         )
         if not self.beta:
             return {"alignment": alignment}
-        minimality = F.one_vs_all_minimality(z, presence=presence, backend=self.backend)
+        minimality = F.one_vs_all_minimality(z, reduction=self.reduction, presence=presence, backend=self.backend)
         return {"alignment": alignment, "minimality": minimality}
 
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return (
-            f"temperature={self.temperature:g}, ridge={self.ridge:g}, beta={self.beta:g}, keys={self.keys!r}, "
-            f"normalize={self.normalize}, positive_in_denominator={self.positive_in_denominator}"
-        )
+    def _weights(self) -> dict[str, float]:
+        return {"minimality": self.beta}

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.presence import pairs, partnered_embeddings
-from mibfast.losses.temperature import Temperature
+from mibfast.losses._learned import Temperature
+from mibfast.losses._loss import EmbeddingsLoss
+from mibfast.losses._presence import over_pairs
 
 
-class PairwiseCLIPLoss(ResettableModule):
+class PairwiseCLIPLoss(EmbeddingsLoss):
     r"""The sum over all pairs of modalities of symmetric InfoNCE.
 
     .. math:: L = \sum_{i < j} \tfrac12 \big( \ell(z_i \to z_j) + \ell(z_j \to z_i) \big)
 
     With M = 2, CLIP (Radford et al. 2021). The baseline of OVA-IB (arXiv 2605.29900), Eq. 1-3, is
-    `temperature=0.01, positive_in_denominator=False`.
+    `temperature=0.01, positive_in_denominator=False`. There is a term for each pair, named by both modalities with a
+    hyphen between them.
 
-    With missing modalities (`presence`), each pair is over the samples that have both, and pairs of fewer than two
-    samples (one, with the positive in the denominator) are left out of the sum. What stands in the place of an absent
-    embedding is not used and gets a gradient of zero. The values of `presence` are read back, which breaks the graph of
-    `torch.compile`: `fullgraph=True` takes none.
+    With missing modalities, each pair's loss is over the samples that have both. Pairs with no such sample, or only one
+    where the positive is left out of the denominator, are left out of the sum.
 
     Parameters
     ----------
@@ -35,6 +35,8 @@ class PairwiseCLIPLoss(ResettableModule):
     positive_in_denominator : bool
     normalize : bool
         L2-normalise embeddings first.
+    reduction : {"mean", "sum", "none"}
+        Of each pair's loss over samples; pairs are summed in any case. "none" gives [N].
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -60,46 +62,23 @@ class PairwiseCLIPLoss(ResettableModule):
         positive_in_denominator: bool = True,
         *,
         normalize: bool = True,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.temperature = Temperature(name, temperature, learnable_temperature)
-        self.positive_in_denominator = _check.boolean(name, "positive_in_denominator", positive_in_denominator)
-        self.normalize = _check.boolean(name, "normalize", normalize)
-        self.backend = backend
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+        self.temperature = Temperature(self._name, temperature, learnable_temperature)
+        self.positive_in_denominator = _check.boolean(self._name, "positive_in_denominator", positive_in_denominator)
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        first, *rest = self.terms(embeddings, presence).values()
-        return sum(rest, start=first)
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return each pair's loss, under the modalities' names joined by a hyphen."""
-        z, names = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
-        return self._pairs(z, names, presence)
-
-    def _pairs(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
-        temperature = self.temperature()
-        fewest = 1 if self.positive_in_denominator else 2
-        return {
-            pair: F.info_nce(
-                first,
-                second,
-                temperature,
-                positive_in_denominator=self.positive_in_denominator,
-                symmetric=True,
-                backend=self.backend,
-            )
-            for pair, first, second in pairs(type(self).__name__, z, names, presence, fewest)
-        }
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return f"positive_in_denominator={self.positive_in_denominator}, normalize={self.normalize}"
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
+        loss = partial(
+            F.info_nce,
+            temperature=self.temperature(),
+            positive_in_denominator=self.positive_in_denominator,
+            symmetric=True,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+        return over_pairs(self._name, loss, z, names, presence, self._fewest)
 
 
 class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
@@ -107,16 +86,17 @@ class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
 
     .. math:: L = L_\mathrm{CLIP} + \beta \sum_{i < j} \frac1N \sum_n \| z_{i,n} - z_{j,n} \|^2
 
-    The second baseline of OVA-IB (arXiv 2605.29900), Eq. 4-5, after Almudevar et al. (2025), with
-    `temperature=0.01, positive_in_denominator=False`. The sum over pairs is :math:`(M-1)^2` times
-    :func:`mibfast.functional.one_vs_all_minimality`, and computed as that.
+    The second baseline of OVA-IB (arXiv 2605.29900), Eq. 4-5, after Almudevar et al. (2025), is
+    `temperature=0.01, positive_in_denominator=False`. The sum of distances is the term `minimality`, beside those of
+    :class:`PairwiseCLIPLoss`. It is :math:`(M-1)^2` times :func:`mibfast.functional.one_vs_all_minimality`, and
+    computed as that.
 
-    With missing modalities, as :class:`PairwiseCLIPLoss`; each pair's mean distance is over the samples that have both,
-    one at least.
+    With missing modalities, as :class:`PairwiseCLIPLoss`; the distances of a pair are those of all samples that have
+    both, be there only one.
 
     Parameters
     ----------
-    temperature, learnable_temperature, positive_in_denominator, normalize, backend
+    temperature, learnable_temperature, positive_in_denominator, normalize, reduction, backend
         As in :class:`PairwiseCLIPLoss`.
     beta : float
         Weight of the squared distances, >= 0.
@@ -142,37 +122,33 @@ class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
         *,
         beta: float = 1.0,
         normalize: bool = True,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
         super().__init__(
-            temperature, learnable_temperature, positive_in_denominator, normalize=normalize, backend=backend
+            temperature,
+            learnable_temperature,
+            positive_in_denominator,
+            normalize=normalize,
+            reduction=reduction,
+            backend=backend,
         )
-        self.beta = _check.number(type(self).__name__, "beta", beta, 0.0)
+        self.beta = _check.number(self._name, "beta", beta, 0.0)
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        terms = self.terms(embeddings, presence)
-        minimality = terms.pop("minimality")
-        first, *rest = terms.values()
-        return sum(rest, start=first) + self.beta * minimality
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return each pair's loss, and `minimality`, the sum of squared distances before it is multiplied by `beta`."""
-        name = type(self).__name__
-        z, names = partnered_embeddings(name, embeddings, presence, self.normalize)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
+        alignment = super()._terms(z, names, presence)
         if presence is None:
-            minimality = F.one_vs_all_minimality(z, backend=self.backend) * (len(z) - 1) ** 2
-            return {**self._pairs(z, names, presence), "minimality": minimality}
-        alignment = self._pairs(z, names, presence)
-        distances = [
-            F.one_vs_all_minimality([first, second], backend=self.backend)
-            for _, first, second in pairs(name, z, names, presence)
-        ]
-        return {**alignment, "minimality": torch.stack(distances).sum()}
+            return {**alignment, "minimality": self._distance(*z)}
+        distances = over_pairs(self._name, self._distance, z, names, presence)
+        return {**alignment, "minimality": torch.stack(list(distances.values())).sum(0)}
 
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return f"{super().extra_repr()}, beta={self.beta:g}"
+    def _weights(self) -> dict[str, float]:
+        return {"minimality": self.beta}
+
+    def _distance(self, *z: Tensor) -> Tensor:
+        """Return the squared distances of modalities from each other, summed over pairs."""
+        reduction = "none" if self.reduction == "none" else "mean"
+        distance = (len(z) - 1) ** 2 * F.one_vs_all_minimality(z, reduction=reduction, backend=self.backend)
+        if reduction == "none":
+            return distance.mean(0)
+        return distance * len(z[0]) if self.reduction == "sum" else distance

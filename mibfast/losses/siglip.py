@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.precision import at_least_float32
-from mibfast.losses.presence import pairs, partnered_embeddings
+from mibfast._precision import at_least_float32
+from mibfast.losses._learned import ScaledLoss
+from mibfast.losses._presence import over_pairs
 
 
-class SigLIPLoss(ResettableModule):
+class SigLIPLoss(ScaledLoss):
     r"""The sum over all pairs of modalities of SigLIP's sigmoid loss.
 
     .. math:: L = -\sum_{i < j} \frac1N \sum_{n, n'} \log \sigma\big(y_{nn'} (t\, z_{i,n} \cdot z_{j,n'} + b)\big)
 
     with :math:`y_{nn'} = 1` for the embeddings of one sample and -1 for all others. With M = 2, SigLIP (Zhai et al.
-    2023, arXiv 2303.15343), :func:`mibfast.functional.siglip`; the loss of a pair does not depend on its order.
+    2023, arXiv 2303.15343), :func:`mibfast.functional.siglip`. There is a term for each pair, named by both modalities
+    with a hyphen between them; the mean or the sum over samples does not depend on the order of the two.
 
-    With missing modalities (`presence`), each pair is over the samples that have both, and pairs without any are left
-    out of the sum. What stands in the place of an absent embedding is not used and gets a gradient of zero. The values
-    of `presence` are read back, which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
+    With missing modalities, each pair's loss is over the samples that have both, and pairs without any are left out of
+    the sum.
 
     Parameters
     ----------
     scale : float
         :math:`t > 0`; the initial value where it is learned.
     bias : float
-        :math:`b`; likewise. At -10 nearly every pair starts as told apart, as nearly all are.
+        :math:`b`, or its initial value. At -10 training starts with nearly all pairs classified as negatives, which
+        nearly all of them are.
     learnable : bool
         Learn the logarithm of the scale (initially log 10) and the bias; one of each for all pairs.
     normalize : bool
         L2-normalise embeddings first.
+    reduction : {"mean", "sum", "none"}
+        Of each pair's loss over samples; pairs are summed in any case. "none" gives [N], the losses of the embeddings
+        of the pairs' first modalities.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
@@ -62,47 +65,23 @@ class SigLIPLoss(ResettableModule):
         learnable: bool = True,
         *,
         normalize: bool = True,
+        reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.initial_scale = _check.positive(name, "scale", scale)
-        self.initial_bias = _check.number(name, "bias", bias)
-        learned = _check.boolean(name, "learnable", learnable)
-        self.log_scale = nn.Parameter(torch.empty(())) if learned else None
-        self.bias = nn.Parameter(torch.empty(())) if learned else None
-        self.normalize = _check.boolean(name, "normalize", normalize)
-        self.backend = backend
+        super().__init__(normalize=normalize, reduction=reduction, backend=backend)
+        self._set_scale(scale, "learnable", learnable)
+        self.initial_bias = _check.number(self._name, "bias", bias)
+        self.bias = nn.Parameter(torch.empty(())) if learnable else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set scale and bias to their initial values."""
-        if self.log_scale is not None and self.bias is not None:
-            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+        super().reset_parameters()
+        if self.bias is not None:
             nn.init.constant_(self.bias, self.initial_bias)
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        first, *rest = self.terms(embeddings, presence).values()
-        return sum(rest, start=first)
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return each pair's loss, under the modalities' names joined by a hyphen."""
-        z, names = partnered_embeddings(type(self).__name__, embeddings, presence, self.normalize)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         # In float32 also where the model was cast to a shorter dtype.
-        scale = self.initial_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
         bias = self.initial_bias if self.bias is None else at_least_float32(self.bias)
-        return {
-            pair: F.siglip(first, second, scale, bias, backend=self.backend)
-            for pair, first, second in pairs(type(self).__name__, z, names, presence)
-        }
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return (
-            f"scale={self.initial_scale:g}, bias={self.initial_bias:g}, learnable={self.bias is not None}, "
-            f"normalize={self.normalize}"
-        )
+        loss = partial(F.siglip, scale=self.scale(), bias=bias, reduction=self.reduction, backend=self.backend)
+        return over_pairs(self._name, loss, z, names, presence)

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.precision import at_least_float32
-from mibfast.losses.presence import complete_embeddings
+from mibfast.losses._learned import ScaledLoss
 
 
-class SymileLoss(ResettableModule):
-    r"""Symile's loss of M modalities: each sample's own combination picked out of others, every modality the anchor.
+class SymileLoss(ScaledLoss):
+    r"""Symile's loss of M modalities: the cross-entropy of picking each sample's own combination of the others.
+
+    .. math:: L = \frac{1}{M N} \sum_m \sum_n \Big[ \log \sum_{c} e^{s\, t(z_n^{(m)}, c)} - s\, t_n \Big],
+              \qquad t = \sum_d \prod_m z_d^{(m)}
 
     :func:`mibfast.functional.symile_info_nce` (Saporta et al., arXiv 2411.01053), which captures dependence of all
-    modalities together that no pair shows. The released loss takes embeddings as they come: its README and XOR example
-    normalise them to unit length, its M3 and MIMIC models use LayerNorm alone, which `normalize=False` leaves to the
-    model.
+    modalities together that no pair shows. The released loss takes embeddings as they are: its README and XOR example
+    normalise them to unit length, its M3 and MIMIC models use LayerNorm alone, as `normalize=False` allows for. The one
+    term is `alignment`.
 
-    With missing modalities (`presence`), the loss is over the samples that have all of them: the product of fewer
-    embeddings is another score, of another size, and would not compete with these in one softmax. What stands in the
-    place of any embedding of the other samples is not used and gets a gradient of zero. The values of `presence` are
-    read back, which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
+    With missing modalities, the loss is over the samples that have all of them: products of fewer embeddings are scores
+    on another scale, and do not belong in the same softmax.
 
     Parameters
     ----------
     scale : float
-        Positive; the initial value where it is learned. Products of M unit vectors shrink with d and M, so more than
-        CLIP's inverse temperature may be needed.
+        Positive; the initial value where it is learned. Multilinear products of M unit vectors shrink with d and M, so
+        more than CLIP's inverse temperature may be needed.
     learnable_scale : bool
         Learn it, as its logarithm, unbounded, as the released code does.
     negatives : {"all", "shuffled"}
@@ -58,6 +54,8 @@ class SymileLoss(ResettableModule):
     tensor(1.3720)
     """
 
+    takes_complete_samples = True
+
     def __init__(
         self,
         scale: float = 1 / 0.07,
@@ -68,51 +66,16 @@ class SymileLoss(ResettableModule):
         generator: torch.Generator | None = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        if isinstance(scale, Tensor):
-            raise TypeError(
-                f"{name}: scale must be a positive number, got {_check.described(scale)}; "
-                "learnable_scale=True makes it a parameter"
-            )
-        self.initial_scale = _check.positive(name, "scale", scale)
-        learned = _check.boolean(name, "learnable_scale", learnable_scale)
-        self.log_scale = nn.Parameter(torch.empty(())) if learned else None
-        self.negatives = _check.choice(name, "negatives", negatives, ("all", "shuffled"))
+        super().__init__(normalize=normalize, backend=backend)
+        self._set_scale(scale, "learnable_scale", learnable_scale)
+        self.negatives = _check.choice(self._name, "negatives", negatives, ("all", "shuffled"))
         if generator is not None and self.negatives == "all":
-            raise ValueError(f'{name}: a generator is for negatives="shuffled", got negatives="all"')
-        self.normalize = _check.boolean(name, "normalize", normalize)
+            raise ValueError(f'{self._name}: a generator is for negatives="shuffled", got negatives="all"')
         self.generator = generator
-        self.backend = backend
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Set the scale to its initial value."""
-        if self.log_scale is not None:
-            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
-
-    def scale(self) -> float | Tensor:
-        """Return the scale: a number, or a 0-d tensor with a gradient."""
-        return self.initial_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
-
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        return self.terms(embeddings, presence)["alignment"]
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return `alignment`, the loss."""
-        z, _ = complete_embeddings(type(self).__name__, embeddings, presence, self.normalize)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         alignment = F.symile_info_nce(
             z, self.scale(), negatives=self.negatives, generator=self.generator, backend=self.backend
         )
         return {"alignment": alignment}
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return (
-            f"scale={self.initial_scale:g}, learnable_scale={self.log_scale is not None}, "
-            f"negatives={self.negatives!r}, normalize={self.normalize}"
-        )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast._check import Embeddings
-from mibfast._modules import ResettableModule
-from mibfast.losses.presence import complete_embeddings
-from mibfast.losses.temperature import Temperature
+from mibfast.losses._learned import Temperature
+from mibfast.losses._loss import EmbeddingsLoss
 
 
-class _AnchoredLoss(ResettableModule):
+class _AnchoredLoss(EmbeddingsLoss):
     """A loss of one modality, the anchor, against all others together; or the mean over all anchors."""
+
+    takes_complete_samples = True
 
     def __init__(
         self,
@@ -26,36 +27,21 @@ class _AnchoredLoss(ResettableModule):
         normalize: bool,
         backend: str | None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.temperature = Temperature(name, temperature, learnable_temperature)
-        self.anchor = _check.anchor(name, anchor)
-        self.label_smoothing = _check.smoothing(name, label_smoothing, True)
-        self.normalize = _check.boolean(name, "normalize", normalize)
-        self.backend = backend
+        super().__init__(normalize=normalize, backend=backend)
+        self.temperature = Temperature(self._name, temperature, learnable_temperature)
+        self.anchor = _check.anchor(self._name, anchor)
+        self.label_smoothing = _check.smoothing(self._name, label_smoothing, True)
 
-    def forward(self, embeddings: Embeddings, presence: Tensor | None = None) -> Tensor:
-        """Return the loss, a scalar in nats (float64 for float64 embeddings, else float32).
-
-        `presence` is a bool Tensor [N, M], True where sample n has modality m; None where none is missing.
-        """
-        first, *rest = self.terms(embeddings, presence).values()
-        return sum(rest, start=first) / (1 + len(rest))
-
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the loss of each anchor under its modality's name; the loss is their mean."""
-        name = type(self).__name__
-        z, names = complete_embeddings(name, embeddings, presence, self.normalize)
-        chosen = range(len(z)) if self.anchor is None else [_check.modality(name, "anchor", self.anchor, names)]
+    def _of_anchors(
+        self, loss: Callable[[Tensor, list[Tensor], float | Tensor], Tensor], z: list[Tensor], names: list[str]
+    ) -> dict[str, Tensor]:
+        """Return a loss of each anchor, the others and the temperature, under the anchor's name."""
+        anchors = range(len(z)) if self.anchor is None else [_check.modality(self._name, "anchor", self.anchor, names)]
         temperature = self.temperature()
-        return {names[m]: self._of_anchor(z[m], [*z[:m], *z[m + 1 :]], temperature) for m in chosen}
+        return {names[m]: loss(z[m], [*z[:m], *z[m + 1 :]], temperature) for m in anchors}
 
-    def _of_anchor(self, anchor: Tensor, others: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return f"anchor={self.anchor!r}, label_smoothing={self.label_smoothing:g}, normalize={self.normalize}"
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        return super()._total(terms) / len(terms)
 
 
 class GRAMLoss(_AnchoredLoss):
@@ -65,12 +51,11 @@ class GRAMLoss(_AnchoredLoss):
 
     with :math:`V_{ij}` the volume spanned by the anchor of sample i and the others of sample j
     (:func:`mibfast.functional.gram_info_nce`). GRAM (arXiv 2412.11959); the defaults are those of the released code,
-    whose anchor is the text, and which learns the temperature. Its matching loss is not part of this.
+    whose anchor is the text, and which learns the temperature. Its matching loss is not included. There is a term for
+    each anchor, under its name.
 
-    With missing modalities (`presence`), the loss is over the samples that have all of them: the volume of fewer
-    embeddings is of another dimension, and does not compare with these in one softmax. What stands in the place of any
-    embedding of the other samples is not used and gets a gradient of zero. The values of `presence` are read back,
-    which breaks the graph of `torch.compile`: `fullgraph=True` takes none.
+    With missing modalities, the loss is over the samples that have all of them: volumes of fewer embeddings have
+    another dimension, and do not belong in the same softmax.
 
     Parameters
     ----------
@@ -114,8 +99,9 @@ class GRAMLoss(_AnchoredLoss):
     ) -> None:
         super().__init__(temperature, learnable_temperature, anchor, label_smoothing, normalize, backend)
 
-    def _of_anchor(self, anchor: Tensor, others: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
-        return F.gram_info_nce(anchor, others, temperature, label_smoothing=self.label_smoothing, backend=self.backend)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
+        loss = partial(F.gram_info_nce, label_smoothing=self.label_smoothing, backend=self.backend)
+        return self._of_anchors(loss, z, names)
 
 
 class TRIANGLELoss(_AnchoredLoss):
@@ -125,9 +111,10 @@ class TRIANGLELoss(_AnchoredLoss):
 
     or S = A, with :math:`A_{ij}` the area of the triangle of the anchor of sample i and the other two of sample j
     (:func:`mibfast.functional.triangle_info_nce`). TRIANGLE (arXiv 2509.24734); the defaults are those of the released
-    code, whose anchor is the text, and which learns the temperature. Its matching loss is not part of this.
+    code, whose anchor is the text, and which learns the temperature. Its matching loss is not included. There is a term
+    for each anchor, under its name.
 
-    With missing modalities, as :class:`GRAMLoss`: it takes three points to span a triangle.
+    With missing modalities, the loss is over the samples that have all three.
 
     Parameters
     ----------
@@ -162,26 +149,16 @@ class TRIANGLELoss(_AnchoredLoss):
         backend: str | None = None,
     ) -> None:
         super().__init__(temperature, learnable_temperature, anchor, label_smoothing, normalize, backend)
-        self.squared = _check.boolean(type(self).__name__, "squared", squared)
+        self.squared = _check.boolean(self._name, "squared", squared)
 
-    def terms(self, embeddings: Embeddings, presence: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the loss of each anchor under its modality's name; the loss is their mean."""
-        name = type(self).__name__
-        _check.three(name, _check.embeddings(name, embeddings, presence)[0])
-        return super().terms(embeddings, presence)
+    def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
+        _check.three(self._name, z)
 
-    def _of_anchor(self, anchor: Tensor, others: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
-        b, c = others
-        return F.triangle_info_nce(
-            anchor,
-            b,
-            c,
-            temperature,
-            label_smoothing=self.label_smoothing,
-            squared=self.squared,
-            backend=self.backend,
-        )
+        def loss(anchor: Tensor, others: list[Tensor], temperature: float | Tensor) -> Tensor:
+            b, c = others
+            smoothing, backend = self.label_smoothing, self.backend
+            return F.triangle_info_nce(
+                anchor, b, c, temperature, label_smoothing=smoothing, squared=self.squared, backend=backend
+            )
 
-    def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
-        return f"{super().extra_repr()}, squared={self.squared}"
+        return self._of_anchors(loss, z, names)

@@ -1,4 +1,4 @@
-"""A clamp that does not hold what it has caught."""
+"""A clamp whose gradient leads back inside its bounds."""
 
 from mibfast.ops._bounded import bounded
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast._modules import ResettableModule
 
-# Smaller images would be a few pixels before the first residual block.
+# ResNet's first layers would leave a few pixels of smaller images.
 _SMALLEST_FOR_STEM = 64
 
 
@@ -24,7 +24,7 @@ def _checked_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _sizes(size: int, depth: int) -> list[int]:
-    """Return a length and what each convolution of stride 2 makes of it."""
+    """Return a length before and after each of `depth` convolutions of stride 2."""
     sizes = [size]
     for _ in range(depth):
         sizes.append(-(-sizes[-1] // 2))
@@ -43,14 +43,14 @@ class Conv2dEncoder(ResettableModule):
     out_features : int
         Length of a representation.
     channels : int
-        Of the first convolution.
+        Number of channels after the first convolution.
     depth : int
         Number of convolutions, >= 1.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are not positive integers, or a shape that is not of three.
+        For sizes that are not positive integers, or a shape that is not three of them.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class Conv2dEncoder(ResettableModule):
 
 
 class Conv2dDecoder(ResettableModule):
-    """A decoder of images, :class:`Conv2dEncoder`'s layers in reverse.
+    """A decoder of images, with the layers of :class:`Conv2dEncoder` in reverse.
 
     One linear layer, then transposed convolutions, each of which doubles height and width.
 
@@ -91,14 +91,14 @@ class Conv2dDecoder(ResettableModule):
     shape : (int, int, int)
         Channels, height and width of an image.
     channels : int
-        That the last transposed convolution takes.
+        Number of channels before the last transposed convolution.
     depth : int
         Number of transposed convolutions, >= 1.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are not positive integers, or a shape that is not of three.
+        For sizes that are not positive integers, or a shape that is not three of them.
 
     Examples
     --------
@@ -119,7 +119,7 @@ class Conv2dDecoder(ResettableModule):
         self.input = nn.Linear(in_features, widths[0] * heights[0] * columns[0])
         layers: list[nn.Module] = [nn.Unflatten(1, (widths[0], heights[0], columns[0]))]
         for position, (before, after) in enumerate(pairwise(widths)):
-            # An odd length and the even one after it are halved to the same one.
+            # A transposed convolution takes k to 2 k - 1 pixels; the one that an even length lacks is added.
             added = tuple(each[position + 1] - 2 * each[position] + 1 for each in (heights, columns))
             layers += [nn.ReLU(), nn.ConvTranspose2d(before, after, 3, 2, 1, (added[0], added[1]))]
         self.convolutions = nn.Sequential(*layers)
@@ -131,10 +131,10 @@ class Conv2dDecoder(ResettableModule):
 
 
 class ResNet18Encoder(ResettableModule):
-    """ResNet-18 (He et al., 2016) by torchvision, from random weights, with a last layer of the length asked for.
+    """ResNet-18 (He et al., 2016) of torchvision, randomly initialised, with a last layer of `out_features`.
 
-    Images smaller than 64 pixels are not shrunk before the residual blocks: the first convolution is 3 x 3 of stride 1,
-    and no pooling follows, as is usual for CIFAR.
+    For images smaller than 64 pixels the first convolution is 3 x 3 with stride 1, and no pooling follows, as is usual
+    for CIFAR.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class ResNet18Encoder(ResettableModule):
     ImportError
         Where torchvision is not installed.
     TypeError, ValueError
-        For sizes that are not positive integers, or a shape that is not of three.
+        For sizes that are not positive integers, or a shape that is not three of them.
     """
 
     def __init__(self, shape: Sequence[int], out_features: int = 256) -> None:
@@ -169,7 +169,7 @@ class ResNet18Encoder(ResettableModule):
             self.network.conv1 = nn.Conv2d(inputs, 64, 7, 2, 3, bias=False)
 
     def reset_parameters(self) -> None:
-        """Give all parameters initial values, as torchvision draws them, which its layers do not know."""
+        """Give all parameters initial values as torchvision's constructor draws them; its layers' own differ."""
         self.load_state_dict(ResNet18Encoder(self.shape, self.out_features).state_dict())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ class MLPEncoder(ResettableModule):
     depth : int
         Number of linear layers, >= 1.
     bias : bool
-        Of the layers. With biases a network that is trained to come near a point can map everything to it.
+        Whether the layers have biases. With them, a network trained to map samples close to a point can collapse to it.
     dropout : float
-        The share of hidden units that training leaves out, in [0, 1): against learning few samples by heart.
+        Probability in [0, 1) of dropping a hidden unit in training, against overfitting to few samples.
 
     Raises
     ------

@@ -16,14 +16,14 @@ class Conv1dEncoder(ResettableModule):
     Parameters
     ----------
     in_channels : int
-        Length C of a sequence's vectors.
+        Number C of channels of a sequence.
     out_features : int
         Length of a representation.
     hidden_channels : int
     depth : int
         Number of convolutions, >= 1; each but the first halves the length.
     kernel_size : int
-        Odd. A sequence of any length T >= 1 will do.
+        Odd. Sequences may have any length T >= 1.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class LSTMEncoder(ResettableModule):
     Parameters
     ----------
     in_channels : int
-        Length C of a sequence's vectors.
+        Number C of channels of a sequence.
     out_features : int
         Length of a representation.
     hidden_features : int

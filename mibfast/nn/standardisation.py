@@ -1,4 +1,4 @@
-"""Standardisation of raw features by statistics that are kept with the weights."""
+"""Standardisation of raw features, with statistics that are saved with a model's weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class Standardisation(nn.Module):
-    """Shift and scale features to mean 0 and standard deviation 1; what is constant becomes 0.
+    """Shift and scale features to mean 0 and standard deviation 1; constant features become 0.
 
-    The difference to the mean is taken in the input's dtype, in float64 of integers and in float32 of shorter floats:
-    features that are large beside their spread keep their digits. The result is float32.
+    The mean is subtracted in the input's dtype, of integers in float64 and of shorter floats in float32, so that features
+    with a large mean and a small spread keep their digits; the result is float32.
 
     Parameters
     ----------
     mean, deviation : Tensor [...]
-        Broadcast to an input's last dimensions. Kept as buffers, in float64.
+        Broadcast to an input's last dimensions. Saved as buffers, in float64.
 
     Examples
     --------
@@ -37,10 +37,10 @@ class Standardisation(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the buffers to the statistics that the module was made with."""
+        """Set the buffers to the statistics given to the constructor."""
         mean, deviation = self._statistics
         self.mean.copy_(mean)
-        # A feature that never varied in training says nothing, whatever it does later.
+        # A feature that is constant in training is uninformative, and stays 0 even where it varies later.
         self.scale.copy_(torch.where(deviation > 0, 1 / deviation, 0.0))
 
     def forward(self, x: Tensor) -> Tensor:

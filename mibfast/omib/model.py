@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast import functional as F
 from mibfast._modules import ResettableModule, reset
-from mibfast.losses.precision import at_least_float32
+from mibfast._precision import at_least_float32
 from mibfast.nn.fusion.cross_attention import CrossAttention
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.tasks import AnomalyDetection, Regression, Task

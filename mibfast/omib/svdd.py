@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mibfast import _check
-from mibfast.losses.precision import at_least_float32
+from mibfast._precision import at_least_float32
 
 
 def svdd_loss(prediction: Tensor, center: Tensor) -> Tensor:

@@ -85,8 +85,10 @@ def temperature_tensor(temperature: float | Tensor) -> Tensor:
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Reduce one value a sample to the mean, or leave it."""
-    return losses.mean() if reduction == "mean" else losses
+    """Return the losses of samples for "none", their mean or their sum."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def differentiated(operands: Iterable[Tensor]) -> bool:
@@ -159,6 +161,10 @@ class Operation:
         return self._launch(self._launcher, backend, (*self._packed(operands), *options))
 
     def _fake_forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        return self.empty_results(operands, *options)
+
+    def empty_results(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
+        """Return empty tensors like all results."""
         return list(self._results(*self._packed(operands), *options))
 
     def _packed(self, operands: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -353,7 +359,7 @@ class OperationWithGradient(Operation):
 
 
 class StreamedLoss:
-    """A loss of each sample, and its mean, whose gradient is formed with it where one is needed."""
+    """A loss of each sample, and its mean or sum, whose gradient is formed with it where one is needed."""
 
     def __init__(self, name: str, folder: str, operands: str, results: Callable[..., Any], **keywords: Any) -> None:
         def mean(*arguments: Any) -> Sequence[Tensor]:
@@ -364,9 +370,13 @@ class StreamedLoss:
         self.mean = OperationWithGradient(name, folder, operands, mean, **keywords)
 
     def __call__(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...], reduction: str) -> Tensor:
-        """Return the loss of each sample, or their mean."""
-        if reduction == "mean" and differentiated(operands):
-            return self.mean(backend, operands, options)[0]
+        """Return the loss of each sample for "none", their mean or their sum."""
+        if reduction != "none" and differentiated(operands):
+            (mean,) = self.mean(backend, operands, options)
+            if reduction == "mean":
+                return mean
+            losses, *_ = self.each.empty_results(operands, *options, backend)
+            return mean * losses.numel()
         return reduced(self.each(backend, operands, options)[0], reduction)
 
 

@@ -1,4 +1,4 @@
-"""A clamp whose gradient still leads back into the bounds."""
+"""A clamp whose gradient leads back inside its bounds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        # Descent moves against the gradient.
+        # Gradient descent would move these further out.
         outward = ((x > ctx.high) & (upstream < 0)) | ((x < ctx.low) & (upstream > 0))
         return upstream.masked_fill(outward, 0.0), None, None
 
 
 def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp x to [low, high], and pass a gradient that leads back inside; a plain clamp has none outside.
+    """Clamp x to [low, high]. Outside, only gradients whose descent leads back inside pass; a plain clamp passes none.
 
     Examples
     --------

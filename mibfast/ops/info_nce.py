@@ -57,7 +57,7 @@ def info_nce(
         Needs N' = N.
     label_smoothing : float
         In [0, 1]: as in `torch.nn.functional.cross_entropy`; 0 where the positive is left out.
-    reduction : {"mean", "none"}
+    reduction : {"mean", "sum", "none"}
         "none" gives [N].
     offset : int
         The positive of query i is key i + offset: a slice of a larger batch.
@@ -91,7 +91,7 @@ def info_nce(
         _check.boolean(_NAME, argument, flag)
     offset = _check.positives(_NAME, query, key, offset, not positive_in_denominator, symmetric)
     smoothing = _check.smoothing(_NAME, label_smoothing, positive_in_denominator)
-    _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
+    _check.reduction(_NAME, reduction)
     query, key = _check.promoted([query, key])
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":

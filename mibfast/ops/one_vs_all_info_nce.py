@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
+from mibfast._precision import unit
 from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_M
 from mibfast.kernels.one_vs_all import reference
 from mibfast.kernels.pairwise import reference as pairwise
@@ -76,8 +77,8 @@ def one_vs_all_info_nce(
     positive_in_denominator : bool
         False in the paper: the loss is then unbounded below by zero and, with N - 1 negatives, ln(N - 1) minus the loss
         is its estimate of the mutual information.
-    reduction : {"mean", "none"}
-        "none" gives [M, N], with zeros where `presence` leaves a sample out.
+    reduction : {"mean", "sum", "none"}
+        "none" gives [M, N], with zeros where `presence` leaves a sample out; "sum" is the sum of that.
     presence : bool Tensor [N, M], optional
         True where sample n has modality m, in the order of `embeddings`; None where none is missing.
     backend : str, optional
@@ -113,7 +114,7 @@ def one_vs_all_info_nce(
     ridge = _check.number(_NAME, "ridge", ridge, 0.0)
     _check.choice(_NAME, "keys", keys, _KEYS)
     _check.boolean(_NAME, "positive_in_denominator", positive_in_denominator)
-    _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
+    _check.reduction(_NAME, reduction)
     if presence is not None:
         settings = _Options(ridge, keys, positive_in_denominator)
         presence = _check.presence(_NAME, presence, z)
@@ -166,8 +167,8 @@ def _of_those_present(
         projections = leave_one_out_projection(z, ridge, backend=backend)
         losses = {
             m: info_nce(
-                pairwise.unit(z[m].index_select(0, rows)),
-                pairwise.unit(projections[m].index_select(0, rows)),
+                unit(z[m].index_select(0, rows)),
+                unit(projections[m].index_select(0, rows)),
                 temperature,
                 positive_in_denominator=positive_in_denominator,
                 reduction=reduction,
@@ -191,8 +192,8 @@ def _of_those_present(
             )
             alike = [k for k, others in taken.items() if torch.equal(others, rows)]
             losses.update({k: reduced(of_all[k], reduction) for k in alike})
-    if reduction == "mean":
-        return torch.stack(list(losses.values())).mean()
+    if reduction != "none":
+        return reduced(torch.stack(list(losses.values())), reduction)
     nothing = next(iter(losses.values())).new_zeros(len(presence))
     return torch.stack(
         [nothing.index_copy(0, taken[m], losses[m]) if m in losses else nothing for m in range(len(samples))]

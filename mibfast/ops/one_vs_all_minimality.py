@@ -10,7 +10,7 @@ from torch import Tensor
 from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast.kernels.gaussian import reference
-from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, offers_up_to_largest_m
+from mibfast.ops._boundary import DifferentiableOperation, accumulation_dtype, offers_up_to_largest_m, reduced
 
 __all__ = ["one_vs_all_minimality"]
 
@@ -18,7 +18,7 @@ _NAME = "one_vs_all_minimality"
 
 
 def one_vs_all_minimality(
-    embeddings: Embeddings, *, presence: Tensor | None = None, backend: str | None = None
+    embeddings: Embeddings, *, reduction: str = "mean", presence: Tensor | None = None, backend: str | None = None
 ) -> Tensor:
     r"""Squared distance of each modality from the mean of the others, averaged over modalities and samples.
 
@@ -38,6 +38,8 @@ def one_vs_all_minimality(
     ----------
     embeddings : sequence of M tensors [N, d], tensor [M, N, d] or mapping to [N, d]
         float64, float32, bfloat16 or float16; M >= 2.
+    reduction : {"mean", "sum", "none"}
+        "none" gives [M, N], with zeros where `presence` leaves a sample out; "sum" is the sum of that.
     presence : bool Tensor [N, M], optional
         True where sample n has modality m, in the order of `embeddings`; None where none is missing.
     backend : str, optional
@@ -46,7 +48,7 @@ def one_vs_all_minimality(
     Returns
     -------
     Tensor
-        A scalar; float64 for float64 embeddings, else float32. In nats up to the constants that the paper drops.
+        float64 for float64 embeddings, else float32. In nats up to the constants that the paper drops.
 
     Raises
     ------
@@ -65,15 +67,17 @@ def one_vs_all_minimality(
     tensor(1.)
     """
     z, _ = _check.embeddings(_NAME, embeddings)
+    _check.reduction(_NAME, reduction)
     chosen = _backend.choose(_NAME, z[0].device, backend, offers_up_to_largest_m("M", len(z)))
     if presence is not None:
-        return _of_those_present(z, _check.presence(_NAME, presence, z))
-    if chosen == "reference":
-        return reference.one_vs_all_minimality([x.to(accumulation_dtype(x.dtype)) for x in z]).mean()
-    return _minimality(chosen, z)[0]
+        return _of_those_present(z, _check.presence(_NAME, presence, z), reduction)
+    if chosen == "reference" or reduction == "none":
+        return reduced(reference.one_vs_all_minimality([x.to(accumulation_dtype(x.dtype)) for x in z]), reduction)
+    (mean,) = _minimality(chosen, z)
+    return mean * (len(z) * len(z[0])) if reduction == "sum" else mean
 
 
-def _of_those_present(z: Sequence[Tensor], presence: Tensor) -> Tensor:
+def _of_those_present(z: Sequence[Tensor], presence: Tensor, reduction: str) -> Tensor:
     """One pass for every backend: with K present, z_m less the mean of the other K - 1 is K / (K - 1) (z_m - zbar)."""
     present = presence.sum(1, keepdim=True)
     partnered = presence & (present > 1)
@@ -83,10 +87,11 @@ def _of_those_present(z: Sequence[Tensor], presence: Tensor) -> Tensor:
     dtype = accumulation_dtype(z[0].dtype)
     wide = [x.to(dtype).masked_fill(~has[:, None], 0.0) for x, has in zip(z, partnered.unbind(1), strict=True)]
     mean = sum(wide[1:], start=wide[0]) / present.clamp(min=1)
-    factors = present.to(dtype) / (present - 1).clamp(min=1)
-    weights = partnered * factors**2 / (samples.clamp(min=1) * taken.sum())
-    distances = torch.stack([((x - mean) ** 2).sum(1) for x in wide], dim=1)
-    return (distances * weights).sum()
+    weights = partnered * (present.to(dtype) / (present - 1).clamp(min=1)) ** 2
+    if reduction == "mean":
+        weights = weights / (samples.clamp(min=1) * taken.sum())
+    distances = weights * torch.stack([((x - mean) ** 2).sum(1) for x in wide], dim=1)
+    return distances.mT if reduction == "none" else distances.sum()
 
 
 def _results(z: list[Tensor], backend: str) -> list[Tensor]:

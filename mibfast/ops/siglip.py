@@ -44,8 +44,8 @@ def siglip(
         Of the same dtype, N' >= N + offset.
     scale, bias : float or 0-d Tensor
         Any finite numbers; a tensor may need a gradient. The paper starts at 10 and -10.
-    reduction : {"mean", "none"}
-        "mean" is over queries, of sums over keys; "none" gives [N].
+    reduction : {"mean", "sum", "none"}
+        "mean" and "sum" are over queries, of sums over keys; "none" gives [N].
     offset : int
         The positive of query i is key i + offset: a slice of a larger batch.
     backend : str, optional
@@ -76,7 +76,7 @@ def siglip(
     scale = _check.scalar(_NAME, "scale", scale, query.device)
     bias = _check.scalar(_NAME, "bias", bias, query.device)
     offset = _check.positives(_NAME, query, key, offset, excluded=False, symmetric=False)
-    _check.choice(_NAME, "reduction", reduction, ("mean", "none"))
+    _check.reduction(_NAME, reduction)
     query, key = _check.promoted([query, key])
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _check
-from mibfast.losses.precision import at_least_float32
+from mibfast._precision import at_least_float32, rescaled
 
 __all__ = [
     "central_moment_discrepancy",
@@ -62,7 +62,9 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
     tensor(True)
     """
     a, b = (x - x.mean(0) for x in _pair("difference", a=a, b=b))
-    a, b = (x / (x.detach().norm(dim=1, keepdim=True) + 1e-6) for x in (a, b))
+    # With rows and constant alike scaled, squares stay in range.
+    (a, power_a), (b, power_b) = rescaled(a), rescaled(b)
+    a, b = (x / (x.detach().norm(dim=1, keepdim=True) + 1e-6 * power) for x, power in ((a, power_a), (b, power_b)))
     with torch.autocast(a.device.type, enabled=False):
         return (a.mT @ b).square().mean()
 

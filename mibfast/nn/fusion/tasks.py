@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast.losses.precision import at_least_float32
+from mibfast._precision import at_least_float32
 
 
 class Task(nn.Module):
