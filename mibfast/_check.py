@@ -387,8 +387,10 @@ def reduction(operation: str, x: Any) -> str:
     return choice(operation, "reduction", x, ("mean", "sum", "none"))
 
 
-def positives(operation: str, rows: Tensor, columns: Tensor, offset: Any, excluded: bool, symmetric: bool) -> int:
-    """Check that row i has its positive at column i + offset, and a negative where the positive is left out."""
+def positives(
+    operation: str, rows: Tensor, columns: Tensor, offset: Any, excluded: bool = False, symmetric: bool = False
+) -> int:
+    """Check that row i has its positive at column i + offset, and negatives where the positive is left out."""
     if isinstance(offset, bool) or not isinstance(offset, int):
         raise TypeError(f"{operation}: offset must be an int, got {described(offset)}")
     n, n_columns = rows.shape[0], columns.shape[0]
@@ -397,11 +399,22 @@ def positives(operation: str, rows: Tensor, columns: Tensor, offset: Any, exclud
             f"{operation}: the positive of row i is column i + offset, so offset must be in [0, N' - N]; "
             f"got offset {_written(offset)}, N = {n} rows and N' = {n_columns} columns"
         )
-    if symmetric and n != n_columns:
-        raise ValueError(f"{operation}: symmetric=True needs as many keys as queries, got N = {n} and N' = {n_columns}")
     if excluded:
-        negatives(operation, n_columns)
+        negatives(operation, min(n, n_columns) if symmetric else n_columns)
     return offset
+
+
+def offset_of_block(operation: str, offset: Any, rows: Tensor, columns: Tensor) -> int:
+    """Check where a block's positives are; return an offset of which no more is told than the block can hold.
+
+    The positive of row i is column i + offset; it is beyond the columns for all rows where `offset` is None.
+    """
+    n, n_columns = rows.shape[0], columns.shape[0]
+    if offset is None:
+        return n_columns
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(f"{operation}: offset must be an int or None, got {described(offset)}")
+    return max(-n, min(offset, n_columns))
 
 
 def negatives(operation: str, n_columns: int) -> None:

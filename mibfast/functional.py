@@ -16,6 +16,7 @@ from mibfast.ops.leave_one_out_projection import leave_one_out_projection
 from mibfast.ops.mutual_information import mutual_information
 from mibfast.ops.one_vs_all_info_nce import one_vs_all_info_nce
 from mibfast.ops.one_vs_all_minimality import one_vs_all_minimality
+from mibfast.ops.partial_lse import partial_lse
 from mibfast.ops.product_of_experts import product_of_experts
 from mibfast.ops.projection_score import projection_score
 from mibfast.ops.reparameterised_gaussian import reparameterised_gaussian
@@ -42,6 +43,7 @@ __all__ = [
     "mutual_information",
     "one_vs_all_info_nce",
     "one_vs_all_minimality",
+    "partial_lse",
     "product_of_experts",
     "projection_score",
     "reparameterised_gaussian",

@@ -21,9 +21,24 @@ def _info_nce(a, b, c, d, tau, backend=None, **options):
     return F.info_nce(a, b, tau, backend=backend, **options)
 
 
-def _slice_of_a_batch(a, b, c, d, tau, backend=None):
-    rows = max(1, len(a) - 2)
-    return F.info_nce(a[:rows], b, tau, offset=len(a) - rows, reduction="none", backend=backend)
+def _slice_of_a_batch(a, b, c, d, tau, backend=None, fewest=1, reduction="none", **options):
+    rows = max(fewest, len(a) - 2)
+    return F.info_nce(a[:rows], b, tau, offset=len(a) - rows, reduction=reduction, backend=backend, **options)
+
+
+def _partial_lse(a, b, c, d, tau, backend=None, **options):
+    return torch.cat(F.partial_lse(a, b, tau, offset=0, backend=backend, **options))
+
+
+def _partial_lse_of_a_bank(a, b, c, d, tau, backend=None):
+    """More columns than rows, and none of them a positive."""
+    return torch.cat(F.partial_lse(a, torch.cat([b, c]), tau, backend=backend)[1:])
+
+
+def _partial_lse_of_more_rows(a, b, c, d, tau, backend=None, offset=0, **options):
+    """More rows than columns, so that the positives of some lie elsewhere."""
+    rows, columns = torch.cat([a, d]), torch.cat([b, c[:1]])
+    return torch.cat(F.partial_lse(rows, columns, tau, offset=offset, backend=backend, **options))
 
 
 def _projection_score(a, b, c, d, tau, backend=None, ridge=1e-8):
@@ -119,10 +134,11 @@ def _critic_parameters(c, d, layers):
     return {"weight": d[-1, :g], "bias": c[-1, 0], "hidden": (c[:g], d[:g, 0]), "score": "additive"}
 
 
-def _critic_log_sum_exp(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
+def _critic_log_sum_exp(a, b, c, d, tau, backend=None, layers=0, spared=0, shifted=False, **options):
     parameters = _critic_parameters(c, d, layers) if layers else {}
     rows = a[: max(1, len(a) - spared)]
-    return torch.cat(F.critic_log_sum_exp(rows, b, **parameters, backend=backend, **options))
+    offset = len(a) - len(rows) if shifted else 0
+    return torch.cat(F.critic_log_sum_exp(rows, b, **parameters, offset=offset, backend=backend, **options))
 
 
 def _critic_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
@@ -154,6 +170,17 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "info_nce, symmetric, smoothed, each": partial(_info_nce, symmetric=True, label_smoothing=0.2, reduction="none"),
     "info_nce, slice": _slice_of_a_batch,
+    "info_nce, slice, symmetric": partial(_slice_of_a_batch, symmetric=True, reduction="mean"),
+    "info_nce, slice, symmetric, smoothed": partial(
+        _slice_of_a_batch, symmetric=True, label_smoothing=0.2, reduction="mean"
+    ),
+    "info_nce, slice, symmetric, positive out, each": partial(
+        _slice_of_a_batch, symmetric=True, positive_in_denominator=False, fewest=2
+    ),
+    "partial_lse": _partial_lse,
+    "partial_lse, without positives": _partial_lse_of_a_bank,
+    "partial_lse, more rows": partial(_partial_lse_of_more_rows, offset=-1),
+    "partial_lse, more rows, positive out": partial(_partial_lse_of_more_rows, positive_in_denominator=False),
     "one_vs_all_info_nce": _one_vs_all,
     "one_vs_all_info_nce, each": partial(_one_vs_all, reduction="none"),
     "one_vs_all_info_nce, positive in": partial(_one_vs_all, positive_in_denominator=True),
@@ -201,6 +228,15 @@ OPERATIONS: dict[str, Operation] = {
         _critic_log_sum_exp, layers=1, columns=True, clip=2.0
     ),
     "critic_log_sum_exp, two layers, positive out": partial(_critic_log_sum_exp, layers=2),
+    "critic_log_sum_exp, slice, columns, clipped": partial(
+        _critic_log_sum_exp, spared=1, shifted=True, columns=True, clip=0.7, positive=True
+    ),
+    "critic_log_sum_exp, additive, slice, columns": partial(
+        _critic_log_sum_exp, layers=1, spared=1, shifted=True, columns=True, positive=True
+    ),
+    "critic_log_sum_exp, two layers, slice, columns": partial(
+        _critic_log_sum_exp, layers=2, spared=1, shifted=True, columns=True, positive=True
+    ),
     "critic_softplus": partial(_critic_softplus, spared=1),
     "critic_softplus, additive": partial(_critic_softplus, layers=1, positive=True, spared=1),
     "critic_softplus, two layers": partial(_critic_softplus, layers=2),

@@ -372,10 +372,10 @@ def test_kernels_compile_without_spills(capability) -> None:
 
     scores = "u n weight row_offsets column_offsets"
     for element, softplus in product(("fp32", "fp64"), (False, True)):
-        integers = "rows columns units u_stride n_stride share"
+        integers = "rows columns units u_stride n_stride share diagonal"
         add("_reduce", element, f"{scores} positives maxima totals", "", integers, SOFTPLUS=softplus, **constants)
         pointers = f"{scores} of_positives of_rows of_columns g g_transposed"
-        integers = "first rows columns units u_stride n_stride g_stride transposed_stride"
+        integers = "first rows columns units u_stride n_stride g_stride transposed_stride diagonal"
         options = constants | {"SOFTPLUS": softplus, "BOTH_WAYS": not softplus}
         add("_weigh", element, pointers, "row_lse column_lse", integers, **options)
         integers = "first count units g_stride"
@@ -395,7 +395,9 @@ def test_two_layers_compile_without_spills(capability) -> None:
         numbers |= dict.fromkeys(("weight", "row_offsets", "column_offsets", "offset", "sums", "totals"), "*fp32:16")
         numbers |= dict.fromkeys(("positives", "maxima", "of_positives", "of_rows", "of_columns"), "*fp32:16")
         numbers |= dict.fromkeys(("row_lse", "column_lse"), "*fp64:16") | {"clip": "fp32"}
-        numbers |= dict.fromkeys(("rows", "columns", "share", "first_row", "first_column", "chunk_columns"), "i32")
+        numbers |= dict.fromkeys(
+            ("rows", "columns", "share", "diagonal", "first_row", "first_column", "chunk_columns"), "i32"
+        )
         numbers |= dict.fromkeys(("units", "second_units", "u_stride", "n_stride"), "i32:16")
         warps = {"num_warps": tile.warps}
         cases.append((MODULE, "_reduce", numbers, constants | {"TOGETHER": kernels._UNITS_OF_TWO}, warps))

@@ -32,7 +32,7 @@ from mibfast.kernels.pairwise import scores_triton as scores  # noqa: E402
 from mibfast.kernels.pairwise import triton as pairwise  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
-LOSSES = [name for name in NAMES if name.split(",")[0] in ("info_nce", "siglip")]
+LOSSES = [name for name in NAMES if name.split(",")[0] in ("info_nce", "siglip", "partial_lse")]
 
 
 def _errs_no_more_than_plain_pytorch(operation, leaves, absolute=1e-7, of_temperature=1e-7) -> None:

@@ -112,7 +112,7 @@ def of_pairwise_engine(
         "EVEN": True,
         "PRECISION": "ieee" if how == "ieee" else "tf32",
     }
-    counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size"
+    counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size upstream_stride"
     strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride into_row_stride split_size"
     matrices = "rows operands weights own_side other_side into"
     vectors = "upstream sums row_states column_states positive_scores"

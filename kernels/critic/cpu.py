@@ -481,14 +481,14 @@ def _results(
 
 
 def log_sum_exp(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, offset: int
 ) -> list[Tensor]:
     """Positives [N], log-sum-exps of rows [N] and of columns [N'] (or [0]), and both once more in float64.
 
     Rounded to the engine's dtype, they would put an error of 1e-3 on the backward's weights of scores of 1e4.
     """
     rows, operands = _operands(x, y, parameters)
-    objective = pairwise.Objective(positive_in_denominator=positive, symmetric=columns, clip=clip)
+    objective = pairwise.Objective(offset, positive, columns, clip=clip)
     state, _, column_lse = pairwise.log_sum_exps(scores.INNER_PRODUCT, rows, operands, objective)
     positives = torch.from_numpy(state[reductions.POSITIVE]).to(rows.dtype, copy=True)
     wide = (torch.from_numpy(state[reductions.LSE].copy()), torch.from_numpy(column_lse))
@@ -496,9 +496,9 @@ def log_sum_exp(
 
 
 def log_sum_exp_backward(
-    of_positives: Tensor,
-    of_rows: Tensor,
-    of_columns: Tensor,
+    grad_positives: Tensor,
+    grad_rows: Tensor,
+    grad_columns: Tensor,
     x: Tensor,
     y: Tensor,
     parameters: list[Tensor],
@@ -508,6 +508,7 @@ def log_sum_exp_backward(
     positive: bool,
     clip: float,
     columns: bool,
+    offset: int,
 ) -> list[Tensor]:
     """Gradients of x, y and the parameters for upstream gradients [N], [N] and [N'] (or [0])."""
     rows, operands = _operands(x, y, parameters)
@@ -516,12 +517,12 @@ def log_sum_exp_backward(
         scores.INNER_PRODUCT,
         rows,
         operands,
-        pairwise.Objective(positive_in_denominator=positive, symmetric=columns, clip=clip),
+        pairwise.Objective(offset, positive, columns, clip=clip),
         row_lse=row_lse.numpy(),
         column_lse=column_lse.numpy(),
-        of_rows=of_rows.double().numpy(),
-        of_columns=of_columns.double().numpy(),
-        of_positives=of_positives.double().numpy(),
+        grad_rows=grad_rows.double().numpy(),
+        grad_columns=grad_columns.double().numpy(),
+        grad_positives=grad_positives.double().numpy(),
         gradients=gradients,
     )
     return _results(gradients, operands, x, y, parameters)

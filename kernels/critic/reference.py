@@ -28,17 +28,22 @@ def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return units @ weight + bias
 
 
-def _without_positives(s: Tensor, positive: bool, fill: float) -> Tensor:
-    return s if positive else s.masked_fill(torch.eye(*s.shape, dtype=torch.bool, device=s.device), fill)
+def _without_positives(s: Tensor, positive: bool, fill: float, offset: int = 0) -> Tensor:
+    if positive:
+        return s
+    return s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(offset).tril(offset), fill)
 
 
-def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool) -> tuple[Tensor, ...]:
-    """Positives [N], and log-sum-exps of scores in [-clip, clip] over rows [N] and, where asked, columns [N']."""
+def log_sum_exp(s: Tensor, positive: bool, clip: float, columns: bool, offset: int = 0) -> tuple[Tensor, ...]:
+    """Positives [N], and log-sum-exps of scores in [-clip, clip] over rows [N] and, where asked, columns [N'].
+
+    The positive of row i is column i + offset.
+    """
     # As `clamp`, but with the gradient of a NaN, which it takes for zero.
     clamped = torch.where(s.abs() > clip, s.detach().clamp(-clip, clip), s)
-    clamped = _without_positives(clamped, positive, -torch.inf)
+    clamped = _without_positives(clamped, positive, -torch.inf, offset)
     sums = [torch.logsumexp(clamped, dim) for dim in ((1, 0) if columns else (1,))]
-    return s.diagonal(), *sums
+    return s.diagonal(offset), *sums
 
 
 def softplus(s: Tensor, positive: bool) -> tuple[Tensor, Tensor]:

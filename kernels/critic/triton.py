@@ -164,6 +164,7 @@ def _reduce(
     n_stride,
     share,
     clip,
+    diagonal,
     matrix,
     offset,
     second_units,
@@ -178,7 +179,8 @@ def _reduce(
 ):
     """Maximum and sum of each row's scores over a share of the columns, and positives where they lie in it.
 
-    Of one hidden layer, from transposes, or with `matrix` of two; TOGETHER units at a time.
+    Of one hidden layer, from transposes, or with `matrix` of two; TOGETHER units at a time. The positive of row i is
+    column i + `diagonal`.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     begin = tl.program_id(1) * share
@@ -212,8 +214,8 @@ def _reduce(
                 SECOND,
                 PRECISION,
             )
-        own = row[:, None] == column[None, :]
-        has_own = (row >= first) & (row < first + COLUMNS) & (row < rows)
+        own = row[:, None] + diagonal == column[None, :]
+        has_own = (row + diagonal >= first) & (row + diagonal < first + COLUMNS) & (row < rows)
         tl.store(positives + row, tl.sum(tl.where(own, s, 0.0), 1), mask=has_own)
         if CLIPPED:
             s = tl.where(s < -clip, -clip, s)
@@ -249,6 +251,7 @@ def _pair_weights(
     row_lse,
     column_lse,
     clip,
+    diagonal,
     SOFTPLUS: tl.constexpr,
     POSITIVE: tl.constexpr,
     CLIPPED: tl.constexpr,
@@ -266,7 +269,7 @@ def _pair_weights(
             high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
             factor = tl.load(of_columns + column, mask=in_columns, other=0.0)
             weights += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
-    own = row[:, None] == column[None, :]
+    own = row[:, None] + diagonal == column[None, :]
     if CLIPPED:
         weights = tl.where(tl.abs(s) > clip, 0.0, weights)
     if not POSITIVE:
@@ -299,6 +302,7 @@ def _weigh(
     g_stride,
     transposed_stride,
     clip,
+    diagonal,
     SOFTPLUS: tl.constexpr,
     POSITIVE: tl.constexpr,
     CLIPPED: tl.constexpr,
@@ -323,6 +327,7 @@ def _weigh(
         row_lse,
         column_lse,
         clip,
+        diagonal,
         SOFTPLUS,
         POSITIVE,
         CLIPPED,
@@ -393,6 +398,7 @@ def _weigh_second_layer(
     units,
     second_units,
     clip,
+    diagonal,
     SOFTPLUS: tl.constexpr,
     POSITIVE: tl.constexpr,
     CLIPPED: tl.constexpr,
@@ -444,6 +450,7 @@ def _weigh_second_layer(
         row_lse,
         column_lse,
         clip,
+        diagonal,
         SOFTPLUS,
         POSITIVE,
         CLIPPED,
@@ -530,19 +537,23 @@ class _Operands:
         return choose(kernel, Problem(self.u.device, self.u.dtype, self.rows, self.columns, self.h), launch)
 
     def _tile_of_scores(self, softplus: bool, positive: bool, clip: float) -> Tile:
-        return self._tile("critic.scores", lambda tile: self._reduced(softplus, positive, clip, False, tile))
+        return self._tile("critic.scores", lambda tile: self._reduced(softplus, positive, clip, 0, False, tile))
 
     def _sides(self) -> tuple[Tensor, Tensor]:
         return self.u_transposed, self.n_transposed
 
     def reduce(
-        self, softplus: bool, positive: bool, clip: float, transposed: bool = False
+        self, softplus: bool, positive: bool, clip: float, offset: int = 0, transposed: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Positives, and maxima and sums of rows [shares, N], or of columns, the rows of the transpose."""
-        return self._reduced(softplus, positive, clip, transposed, self._tile_of_scores(softplus, positive, clip))
+        """Positives, and maxima and sums of rows [shares, N], or of columns, the rows of the transpose.
+
+        The positive of row i is column i + offset; those of columns that have one are of rows.
+        """
+        tile = self._tile_of_scores(softplus, positive, clip)
+        return self._reduced(softplus, positive, clip, offset, transposed, tile)
 
     def _reduced(
-        self, softplus: bool, positive: bool, clip: float, transposed: bool, tile: Tile
+        self, softplus: bool, positive: bool, clip: float, offset: int, transposed: bool, tile: Tile
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_rows, of_columns = self._sides()
         sides = [(of_rows, self.row_offsets, self.rows), (of_columns, self.column_offsets, self.columns)]
@@ -569,6 +580,7 @@ class _Operands:
                 n.shape[1],
                 share,
                 clip,
+                -offset if transposed else offset,
                 *self._hidden,
                 softplus,
                 positive,
@@ -582,9 +594,9 @@ class _Operands:
             )
         return positives, maxima, totals
 
-    def log_sum_exp(self, positive: bool, clip: float, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    def log_sum_exp(self, positive: bool, clip: float, offset: int, transposed: bool = False) -> tuple[Tensor, Tensor]:
         """Positives, and log-sum-exps in float64, of rows or of columns."""
-        positives, maxima, totals = self.reduce(False, positive, clip, transposed)
+        positives, maxima, totals = self.reduce(False, positive, clip, offset, transposed)
         maxima, totals = maxima.double(), totals.double()
         highest = maxima.amax(0)
         level = torch.where(highest.isinf(), 0.0, highest)
@@ -614,6 +626,7 @@ class _Operands:
         column_lse: Tensor | None,
         positive: bool,
         clip: float,
+        offset: int,
         like: Sequence[Tensor],
     ) -> list[Tensor]:
         """Gradients of x, y, weight and bias, in their dtypes; those of softplus sums without `row_lse`."""
@@ -651,6 +664,7 @@ class _Operands:
                     padded_columns,
                     at_once,
                     clip,
+                    offset,
                     softplus,
                     positive,
                     clip < math.inf,
@@ -737,6 +751,7 @@ class _SecondLayerOperands(_Operands):
         column_lse: Tensor | None,
         positive: bool,
         clip: float,
+        offset: int,
         like: Sequence[Tensor],
     ) -> list[Tensor]:
         """Gradients of x, y, weight, bias, W and c, in their dtypes."""
@@ -785,6 +800,7 @@ class _SecondLayerOperands(_Operands):
                         self.units,
                         second_units,
                         clip,
+                        offset,
                         softplus,
                         positive,
                         clip < math.inf,
@@ -836,25 +852,16 @@ def _without_minus_infinity(lse: Tensor) -> Tensor:
     return torch.where(lse == -torch.inf, torch.inf, lse)
 
 
-def _pairs(x: Tensor, y: Tensor, clip: float = math.inf) -> engine.Pairs:
+def _pairs(x: Tensor, y: Tensor, clip: float = math.inf, offset: int = 0) -> engine.Pairs:
     """Pairs of inner products; a bound of their scores takes the place of a bias."""
     bound = engine.scalar(clip if clip < math.inf else 0.0)
-    return engine.Pairs(engine.rows_in_place(x), engine.rows_in_place(y)[None], bias=bound)
+    return engine.Pairs(engine.rows_in_place(x), engine.rows_in_place(y)[None], bias=bound, offset=offset)
 
 
 def _flags(positive: bool, clip: float = math.inf, columns: bool = False) -> int:
     flags = 0 if positive else reductions.POSITIVE_EXCLUDED.value
     flags |= reductions.CLIPPED.value if clip < math.inf else 0
     return int(flags | (reductions.TWO_WAY.value if columns else 0))
-
-
-def _upstream(of_rows: Tensor, of_positives: Tensor, of_columns: Tensor | None, count: int) -> Tensor:
-    """Upstream gradients of rows, positives and columns, as the engine takes them: [3, N'] float32."""
-    upstream = torch.zeros(3, count, dtype=torch.float32, device=of_rows.device)
-    for plane, given in zip(upstream, (of_rows, of_positives, of_columns), strict=True):
-        if given is not None:
-            plane[: given.shape[0]] = given
-    return upstream
 
 
 def _results(gradients: engine.Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -865,29 +872,28 @@ def _results(gradients: engine.Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def log_sum_exp(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, offset: int
 ) -> list[Tensor]:
     """As `cpu.log_sum_exp`, of any parameters."""
-    positives, *wide = _positives_and_log_sum_exps(x, y, parameters, positive, clip, columns)
+    positives, *wide = _positives_and_log_sum_exps(x, y, parameters, positive, clip, columns, offset)
     return [positives, *(lse.to(positives.dtype, copy=True) for lse in wide), *wide]
 
 
 def _positives_and_log_sum_exps(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not parameters:
-        flags = _flags(positive, clip, columns)
-        return pairwise.losses_and_positives(INNER_PRODUCT, _pairs(x, y, clip), flags, 0.0)[1:]
+        return pairwise.log_sum_exps(INNER_PRODUCT, _pairs(x, y, clip, offset), _flags(positive, clip, columns))
     operands = _operands(x, y, parameters)
-    positives, row_lse = operands.log_sum_exp(positive, clip)
-    column_lse = operands.log_sum_exp(positive, clip, transposed=True)[1] if columns else row_lse.new_empty(0)
+    positives, row_lse = operands.log_sum_exp(positive, clip, offset)
+    column_lse = operands.log_sum_exp(positive, clip, offset, transposed=True)[1] if columns else row_lse.new_empty(0)
     return positives, row_lse, column_lse
 
 
 def log_sum_exp_backward(
-    of_positives: Tensor,
-    of_rows: Tensor,
-    of_columns: Tensor,
+    grad_positives: Tensor,
+    grad_rows: Tensor,
+    grad_columns: Tensor,
     x: Tensor,
     y: Tensor,
     parameters: list[Tensor],
@@ -897,18 +903,25 @@ def log_sum_exp_backward(
     positive: bool,
     clip: float,
     columns: bool,
+    offset: int,
 ) -> list[Tensor]:
     """As `cpu.log_sum_exp_backward`; all gradients are formed of additive scores."""
+    both = (grad_columns, column_lse) if columns else (None, None)
     if not parameters:
-        flags = _flags(positive, clip, columns) | reductions.APART.value
-        upstream = _upstream(of_rows, of_positives, of_columns if columns else None, y.shape[0])
-        weights = engine.Weights(upstream, 1.0, row_lse, column_lse if columns else None)
-        wanted = engine.Wanted(needed[0], needed[1])
-        gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(x, y, clip), flags, weights, wanted)
+        gradients = pairwise.log_sum_exps_gradient(
+            INNER_PRODUCT,
+            _pairs(x, y, clip, offset),
+            _flags(positive, clip, columns),
+            engine.Wanted(needed[0], needed[1]),
+            grad_positives=grad_positives,
+            grad_rows=grad_rows,
+            grad_columns=both[0],
+            row_lse=row_lse,
+            column_lse=both[1],
+        )
         return _results(gradients, x, y)
-    both = (of_columns, column_lse) if columns else (None, None)
-    operands = _operands(x, y, parameters)
-    return operands.gradients(of_positives, of_rows, both[0], row_lse, both[1], positive, clip, (x, y, *parameters))
+    operands, like = _operands(x, y, parameters), (x, y, *parameters)
+    return operands.gradients(grad_positives, grad_rows, both[0], row_lse, both[1], positive, clip, offset, like)
 
 
 def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
@@ -931,9 +944,9 @@ def softplus_backward(
 ) -> list[Tensor]:
     """As `cpu.softplus_backward`; all gradients are formed of additive scores."""
     if not parameters:
-        weights = engine.Weights(_upstream(of_rows, of_positives, None, y.shape[0]))
+        weights = engine.Weights(pairwise.apart(of_rows, of_positives, None))
         wanted = engine.Wanted(needed[0], needed[1])
         reduction, flags = reductions.SOFTPLUS_SUM, _flags(positive)
         return _results(engine.gradient(INNER_PRODUCT, reduction, _pairs(x, y), flags, weights, wanted), x, y)
     operands = _operands(x, y, parameters)
-    return operands.gradients(of_positives, of_rows, None, None, None, positive, math.inf, (x, y, *parameters))
+    return operands.gradients(of_positives, of_rows, None, None, None, positive, math.inf, 0, (x, y, *parameters))

@@ -4,7 +4,7 @@ With R_i the log-sum-exp of row i and C_j that of column j (the positive in or o
 label smoothing and s-bar a mean of scores, the loss of sample i is
 
     one way     R_i - (1 - eps) p_i - eps mean_j s_ij
-    both ways   half the sum of that and C_i - (1 - eps) p_i - eps mean_j s_ji.
+    both ways   half the sum of that and C_j - (1 - eps) p_i - eps mean_k s_kj, of the positive's column j.
 
 With a mean over samples, one way takes one sweep and 3 GEMMs, and so do both ways where all pairs fit one tile (a
 thousand samples); everything else takes a sweep for the loss and one for the gradient, 4 GEMMs.
@@ -63,11 +63,15 @@ class Objective:
         flags = 0 if self.positive_in_denominator else reductions.POSITIVE_EXCLUDED
         return flags | (reductions.TOTALS if self.label_smoothing else 0)
 
+    def columns_of_positives(self, n: int) -> slice:
+        """The columns of the positives of n rows."""
+        return slice(self.offset, self.offset + n)
+
 
 def losses(score: int, rows: Rows, columns: engine.Columns, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N] in the engine's dtype, and log-sum-exps of rows [N] and columns [N' or 0], float64."""
     row_state, column_state, column_lse = log_sum_exps(score, rows, columns, objective)
-    result = _losses(row_state, column_state, column_lse, objective)
+    result = _losses(row_state, column_state, column_lse, objective, columns.count)
     return (
         torch.from_numpy(result).to(rows.dtype),
         torch.from_numpy(row_state[reductions.LSE]),
@@ -95,17 +99,18 @@ def log_sum_exps(
 
 @_QUIET
 def _losses(
-    row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective
+    row_state: np.ndarray, column_state: np.ndarray, column_lse: np.ndarray, objective: Objective, n_columns: int
 ) -> np.ndarray:
-    smoothing, n_columns = objective.label_smoothing, column_state.shape[1]
+    smoothing, n = objective.label_smoothing, row_state.shape[1]
     target = (1.0 - smoothing) * row_state[reductions.POSITIVE]
     result: np.ndarray = row_state[reductions.LSE] - target
     if smoothing:
         result -= smoothing / n_columns * row_state[reductions.TOTAL]
     if objective.symmetric:
-        other = column_lse - target
+        positives = objective.columns_of_positives(n)
+        other = column_lse[positives] - target
         if smoothing:
-            other -= smoothing / n_columns * column_state[reductions.COLUMN_TOTAL]
+            other -= smoothing / n * column_state[reductions.COLUMN_TOTAL, positives]
         result = 0.5 * (result + other)
     return result
 
@@ -145,7 +150,7 @@ def sum_with_gradient(
         label_smoothing=objective.label_smoothing,
         gradients=gradients,
     )
-    each = _losses(row_state, np.empty((2, columns.count)), np.empty(0), objective)
+    each = _losses(row_state, np.empty((2, 1)), np.empty(0), objective, columns.count)
     return torch.tensor(weight * each.sum(), dtype=torch.float64)
 
 
@@ -159,17 +164,19 @@ def sum_both_ways_with_gradient(
     gradients: engine.Gradients,
 ) -> Tensor:
     """`weight` times the sum of two-way InfoNCE, a float64 scalar, and its gradients: from one tile where it serves."""
-    if engine.fits_one_tile(rows, columns, score):
+    # Smoothed, a pair's weight depends on whether its column is a positive's.
+    if engine.fits_one_tile(rows, columns, score) and (rows.n == columns.count or not objective.label_smoothing):
+        positives = objective.columns_of_positives(rows.n)
 
         def weigh_columns(row_state: np.ndarray, state: np.ndarray, reference: float) -> np.ndarray | None:
-            sums = state[reductions.COLUMN_SUM]
+            sums = state[reductions.COLUMN_SUM, positives]
             lse = _column_lse(sums, reference, rows.dtype)
             # NaN, infinities and columns far below the others fail the comparison.
             if not (reference > -np.inf and float((reference - lse).max()) <= _LARGEST_EXCESS[rows.dtype]):
                 return None
             row_state[reductions.ROW_MAXIMUM] -= reference
             weights = np.zeros((3, columns.count), rows.numpy_dtype)
-            weights[reductions.COLUMN_SOFTMAX] = 1.0 / sums
+            weights[reductions.COLUMN_SOFTMAX, positives] = 1.0 / sums
             return weights
 
         row_state, column_state, reference, done = engine.reduce_both_ways_with_gradient(
@@ -186,7 +193,7 @@ def sum_both_ways_with_gradient(
         )
         if done:
             column_lse = _column_lse(column_state[reductions.COLUMN_SUM], reference, rows.dtype)
-            return torch.tensor(weight * _losses(row_state, column_state, column_lse, objective).sum())
+            return torch.tensor(weight * _losses(row_state, column_state, column_lse, objective, columns.count).sum())
     each, row_lse, column_lse_tensor = losses(score, rows, columns, objective)
     upstream = torch.full((rows.n,), weight, dtype=torch.float64)
     losses_gradient(score, rows, columns, objective, upstream, row_lse, column_lse_tensor, gradients)
@@ -207,6 +214,9 @@ def losses_gradient(
     """Gradients of `losses` for an upstream gradient [N]."""
     smoothing, g = objective.label_smoothing, upstream.double().numpy()
     half = 0.5 if objective.symmetric else 1.0
+    grad_columns = np.zeros(columns.count if objective.symmetric else 0)
+    if objective.symmetric:
+        grad_columns[objective.columns_of_positives(rows.n)] = half * g
     log_sum_exps_gradient(
         score,
         rows,
@@ -214,10 +224,11 @@ def losses_gradient(
         objective,
         row_lse=row_lse.numpy(),
         column_lse=column_lse.numpy(),
-        of_rows=half * g,
-        of_columns=half * g,
-        of_positives=-(1.0 - smoothing) * g,
-        of_totals=-smoothing / columns.count * half * g,
+        grad_rows=half * g,
+        grad_columns=grad_columns,
+        grad_positives=-(1.0 - smoothing) * g,
+        grad_row_totals=-smoothing / columns.count * half * g,
+        grad_column_totals=-smoothing / rows.n * grad_columns,
         gradients=gradients,
     )
 
@@ -231,33 +242,36 @@ def log_sum_exps_gradient(
     *,
     row_lse: np.ndarray,
     column_lse: np.ndarray,
-    of_rows: np.ndarray,
-    of_columns: np.ndarray,
-    of_positives: np.ndarray,
-    of_totals: np.ndarray | float = 0.0,
+    grad_rows: np.ndarray,
+    grad_columns: np.ndarray,
+    grad_positives: np.ndarray,
+    grad_row_totals: np.ndarray | float = 0.0,
+    grad_column_totals: np.ndarray | float = 0.0,
     gradients: engine.Gradients,
 ) -> None:
-    """Gradients for those of the log-sum-exps of rows [N] and columns [N'], of the positives, and of sums of scores."""
+    """Gradients, given those of the log-sum-exps of rows [N] and columns [N'], of positives, and of sums of scores."""
     flags = objective.flags
     row_weights = np.zeros((5, rows.n))
     # A row of -inf has no softmax: exp(s - inf) = 0.
     row_weights[reductions.ROW_LSE] = np.where(row_lse == -np.inf, np.inf, row_lse)
-    row_weights[reductions.ROW_SOFTMAX] = of_rows
-    row_weights[reductions.ROW_POSITIVE] = of_positives
+    row_weights[reductions.ROW_SOFTMAX] = grad_rows
+    row_weights[reductions.ROW_POSITIVE] = grad_positives
     clamped = objective.clip < math.inf
-    row_weights[reductions.ROW_CLIP if clamped else reductions.ROW_SHIFT] = objective.clip if clamped else of_totals
+    row_weights[reductions.ROW_CLIP if clamped else reductions.ROW_SHIFT] = (
+        objective.clip if clamped else grad_row_totals
+    )
     column_weights = np.zeros((3, columns.count if objective.symmetric or objective.label_smoothing else 1))
     if objective.symmetric:
-        column_weights[reductions.COLUMN_SHIFT] = of_totals
+        column_weights[reductions.COLUMN_SHIFT] = grad_column_totals
         highest, lowest = float(row_lse.max()), float(column_lse.min())
         if highest - lowest <= _LARGEST_EXCESS[rows.dtype] and not clamped:
             middle = 0.5 * (highest + lowest)
             row_weights[reductions.ROW_FACTOR] = np.exp(row_lse - middle)
-            column_weights[reductions.COLUMN_SOFTMAX] = of_columns * np.exp(middle - column_lse)
+            column_weights[reductions.COLUMN_SOFTMAX] = grad_columns * np.exp(middle - column_lse)
         else:
             flags |= reductions.SEPARATE_EXPONENTIALS
             column_weights[reductions.COLUMN_LSE] = np.where(column_lse == -np.inf, np.inf, column_lse)
-            column_weights[reductions.COLUMN_SOFTMAX] = of_columns
+            column_weights[reductions.COLUMN_SOFTMAX] = grad_columns
     numpy_dtype = np.float64 if rows.dtype == torch.float64 else np.float32
     engine.gradient(
         score,
@@ -416,6 +430,49 @@ def info_nce_with_gradient(
     sweep = sum_both_ways_with_gradient if symmetric else sum_with_gradient
     loss = sweep(scores.INNER_PRODUCT, rows, columns, objective, 1.0 / query.shape[0], gradients)
     return loss.to(rows.dtype), *_results(gradients, rows, query, key, temperature, rows.dtype)
+
+
+def partial_lse(
+    rows: Tensor, columns: Tensor, temperature: Tensor, offset: int, positive_in_denominator: bool
+) -> list[Tensor]:
+    """Positives [N], log-sum-exps of rows [N] and of columns [N'], and both once more in float64."""
+    left, right = _operands(rows, columns, temperature, False)
+    objective = Objective(offset, positive_in_denominator, symmetric=True)
+    state, _, column_lse = log_sum_exps(scores.INNER_PRODUCT, left, right, objective)
+    positives = torch.from_numpy(state[reductions.POSITIVE]).to(left.dtype, copy=True)
+    wide = (torch.from_numpy(state[reductions.LSE].copy()), torch.from_numpy(column_lse))
+    return [positives, *(lse.to(left.dtype, copy=True) for lse in wide), *wide]
+
+
+def partial_lse_backward(
+    grad_positives: Tensor,
+    grad_row_lse: Tensor,
+    grad_column_lse: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    temperature: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, columns and temperature, for those of the positives and of both log-sum-exps."""
+    left, right = _operands(rows, columns, temperature, needed[2])
+    gradients = _gradients(rows, columns, left.dtype, needed)
+    log_sum_exps_gradient(
+        scores.INNER_PRODUCT,
+        left,
+        right,
+        Objective(offset, positive_in_denominator, symmetric=True),
+        row_lse=row_lse.numpy(),
+        column_lse=column_lse.numpy(),
+        grad_rows=grad_row_lse.double().numpy(),
+        grad_columns=grad_column_lse.double().numpy(),
+        grad_positives=grad_positives.double().numpy(),
+        gradients=gradients,
+    )
+    return _results(gradients, left, rows, columns, temperature, rows.dtype)
 
 
 def _cosines(candidates: Tensor, context: Tensor, ridge: float) -> tuple[int, Rows, engine.Columns]:

@@ -249,14 +249,14 @@ def _reduce_columns(score: int) -> Callable[..., None]:
             _put_positive(s, first + local, first + local + offset, positives)
             reductions.clamp(s, bound)
             if excluded:
-                s[first + local + offset] = -np.inf
+                reductions.set_positive(s, first + local + offset, -np.inf)
             reductions.raise_maxima(s, maxima)
         for local in range(begin, end):
             s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
             _put_positive(s, first + local, first + local + offset, positives)
             reductions.clamp(s, bound)
             if excluded:
-                s[first + local + offset] = -np.inf
+                reductions.set_positive(s, first + local + offset, -np.inf)
             reductions.add_to_sums(s, maxima, sums)
 
     return reduce_columns

@@ -58,7 +58,8 @@ from mibfast.kernels.pairwise.scores_triton import Score
 _GIVEN, _AT_ADDRESS, _INVERSE_AT_ADDRESS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # What the gradient's kernels add up of each tile: nothing, weigh(...) score, or that, weigh(...) and the losses.
 _NO_SUMS, _ALONG, _ALL_SUMS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_NOT_SPECIALISED = ["n", "n_columns", "offset", "first_row", "last_row", "first_column", "last_column", "first_sum"]
+_NOT_SPECIALISED = ["n", "n_columns", "offset", "upstream_stride"]
+_NOT_SPECIALISED += ["first_row", "last_row", "first_column", "last_column", "first_sum"]
 
 _LARGEST_WORKSPACE = 8 * 2**30
 # A chunk of weights is to stay in L2, 50 MB on Hopper and 40 MB on Ampere, beside what is read.
@@ -238,9 +239,11 @@ def _tile_gradients(
     shift,
     gain,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
+    n,
     n_columns,
     offset,
     valid,
@@ -271,8 +274,10 @@ def _tile_gradients(
         shift,
         rows,
         columns,
+        n,
         n_columns,
         upstream,
+        upstream_stride,
         row_lse,
         column_lse,
         smoothing,
@@ -377,6 +382,7 @@ def _weigh_chunk(
     bias,
     gain,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -445,9 +451,11 @@ def _weigh_chunk(
         shift,
         passing,
         upstream,
+        upstream_stride,
         row_lse,
         column_lse,
         smoothing,
+        n,
         n_columns,
         offset,
         valid,
@@ -485,6 +493,7 @@ def _recompute(
     gain,
     undone,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -553,9 +562,11 @@ def _recompute(
             shift,
             passing,
             upstream,
+            upstream_stride,
             row_lse,
             column_lse,
             smoothing,
+            n,
             n_columns,
             offset,
             valid,
@@ -613,7 +624,8 @@ ZERO, ONE = Scalar(0.0, _GIVEN.value), Scalar(1.0, _GIVEN.value)
 class Pairs:
     """What is scored: rows [N, d], columns of K operands [K, N', d], and what scores and reductions ask for.
 
-    The positive of row i is column i + offset. Statistics, and scores of positives known apart, are float32.
+    The positive of row i is column i + offset, if there is such a column. Statistics, and scores of positives known
+    apart, are float32.
     """
 
     rows: Tensor
@@ -686,7 +698,10 @@ def rows_in_place(x: Tensor) -> Tensor:
 
 
 class States(NamedTuple):
-    """What `reduce` found, to be merged over the second dimension, and the scores of the positives [N]."""
+    """What `reduce` found, to be merged over the second dimension, and the scores of the positives [N].
+
+    Rows whose positive is in none of the columns have a zero there.
+    """
 
     rows: Tensor  # [planes, splits, N]
     columns: Tensor  # [planes, programs, N']
@@ -725,8 +740,11 @@ def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile:
     def like(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=pairs.rows.device)
 
+    positives = like(pairs.n)
+    if not 0 <= pairs.offset <= pairs.count - pairs.n:
+        positives.zero_()
     states = States(
-        like(reduction.row_planes, splits, pairs.n), like(reduction.column_planes, groups, pairs.count), like(pairs.n)
+        like(reduction.row_planes, splits, pairs.n), like(reduction.column_planes, groups, pairs.count), positives
     )
     with torch.cuda.device_of(pairs.rows):
         _reduce[(groups, splits)](
@@ -785,7 +803,7 @@ def dense(score: Score, pairs: Pairs, into: Tensor | None = None) -> Tensor:
 class Weights:
     """What the weights of pairs depend on besides their scores; `factor` multiplies every gradient."""
 
-    # [N], or [3, N'] of rows, positives and columns, or [N, N'] of dense scores, float32; None for ones
+    # [N], or [3, max(N, N')] of rows, positives and columns, or [N, N'] of dense scores, float32; None for ones
     upstream: Tensor | None = None
     factor: float = 1.0
     row_lse: Tensor | None = None  # [N], float64, nats
@@ -878,6 +896,7 @@ def _weighed(
     return {
         "gain": gain.value,
         "upstream": weights.upstream,
+        "upstream_stride": 0 if weights.upstream is None else weights.upstream.stride(0),
         "row_lse": weights.row_lse,
         "column_lse": weights.column_lse,
         "smoothing": weights.smoothing,

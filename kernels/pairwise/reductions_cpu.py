@@ -3,7 +3,8 @@
 A reduction consists of
 
 - `add_row(scores, row, positive, flags, row_state, column_state, reference)`: adds a row of scores, overwriting it with
-  what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive,
+  what `weigh_added_row` starts from, and returns the row's total. `positive` is the column of the row's positive, which
+  log-sum-exps without `weigh_added_row` may find outside the row: it is then in another block of columns;
   `row_state` [5, N] float64 holds results, and what the caller put there for the reduction to start from;
   `column_state` [2, N'] and `reference` [1] are the slot's, started at 0 and -inf for each tile and merged by
   :func:`merge_columns`;
@@ -169,13 +170,31 @@ def clamp(scores: Any, bound: Any) -> None:
 
 
 @inline
+def _is_in_row(scores: Any, positive: Any) -> Any:
+    return 0 <= positive < scores.size
+
+
+@inline
+def _score_of_positive(scores: Any, positive: Any) -> Any:
+    """The positive's score, 0 where the positive is in no column of the row."""
+    return scores[positive] if _is_in_row(scores, positive) else scores.dtype.type(0.0)
+
+
+@inline
+def set_positive(scores: Any, positive: Any, value: Any) -> None:
+    """Put a value in place of the positive's, where the positive is in a column of the row."""
+    if _is_in_row(scores, positive):
+        scores[positive] = value
+
+
+@inline
 def _start_row(scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any) -> Any:
     """What rows have in common before their exponentials; returns the largest score."""
-    row_state[POSITIVE, row] = scores[positive]
+    row_state[POSITIVE, row] = _score_of_positive(scores, positive)
     if flags & TOTALS:
         row_state[TOTAL, row] = _add_to_totals(scores, column_state[COLUMN_TOTAL])
     if flags & POSITIVE_EXCLUDED:
-        scores[positive] = -np.inf
+        set_positive(scores, positive, -np.inf)
     return _maximum_of(scores)
 
 
@@ -224,7 +243,7 @@ def _clamped_log_sum_exp_add_row(
     scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
 ) -> Any:
     """The positive is kept as it is, and clamped in the log-sum-exp like all others."""
-    own = scores[positive]
+    own = _score_of_positive(scores, positive)
     clamp(scores, scores.dtype.type(row_state[CLIP, row]))
     total = _log_sum_exp_add_row(scores, row, positive, flags, row_state, column_state, reference)
     row_state[POSITIVE, row] = own
@@ -235,7 +254,7 @@ def _clamped_log_sum_exp_add_row(
 def _two_way_clamped_log_sum_exp_add_row(
     scores: Any, row: Any, positive: Any, flags: Any, row_state: Any, column_state: Any, reference: Any
 ) -> Any:
-    own = scores[positive]
+    own = _score_of_positive(scores, positive)
     clamp(scores, scores.dtype.type(row_state[CLIP, row]))
     total = _two_way_log_sum_exp_add_row(scores, row, positive, flags, row_state, column_state, reference)
     row_state[POSITIVE, row] = own
@@ -298,12 +317,13 @@ def _finish_weights(
     """Add u_i + v_j, and p_i at the positive, to weights that carry the factor `unscaled`."""
     number = scores.dtype.type
     if flags & POSITIVE_EXCLUDED:
-        scores[positive] = 0.0
+        set_positive(scores, positive, 0.0)
     if flags & TOTALS:
         u, v = number(row_weights[ROW_SHIFT, row]), column_weights[COLUMN_SHIFT]
         for j in range(scores.size):
             scores[j] += (u + v[j]) * unscaled
-    scores[positive] += number(row_weights[ROW_POSITIVE, row]) * unscaled
+    if _is_in_row(scores, positive):
+        scores[positive] += number(row_weights[ROW_POSITIVE, row]) * unscaled
 
 
 @inline
@@ -316,7 +336,7 @@ def _log_sum_exp_weigh_row(
     """
     number = scores.dtype.type
     if flags & POSITIVE_EXCLUDED:
-        scores[positive] = -np.inf
+        set_positive(scores, positive, -np.inf)
     shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
     for j in range(scores.size):
         scores[j] = exp_weight(scores[j] - shift) * a
@@ -337,7 +357,7 @@ def _two_way_log_sum_exp_weigh_row(
     """
     number = scores.dtype.type
     if flags & POSITIVE_EXCLUDED:
-        scores[positive] = -np.inf
+        set_positive(scores, positive, -np.inf)
     shift, a = number(row_weights[ROW_LSE, row]), number(row_weights[ROW_SOFTMAX, row])
     if flags & SEPARATE_EXPONENTIALS:
         c, b = column_weights[COLUMN_LSE], column_weights[COLUMN_SOFTMAX]

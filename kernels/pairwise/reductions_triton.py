@@ -6,12 +6,12 @@ A reduction is a pair of jit functions, which the engine's kernels take as `cons
   both states: tuples of `row_planes` [rows] and `column_planes` [columns] numbers, float32. Where `maximum`, plane 0
   starts at -inf; all others start at 0. Only where SPECIAL, `valid` and `positive` are tiles that say which pairs there
   are and which are positives; elsewhere all are valid and none is positive, and both are None.
-- `weigh(s, scale, bias, rows, columns, n_columns, upstream, row_lse, column_lse, smoothing, valid, positive, FLAGS,
-  SPECIAL)`: a tile's dL/d(scale s), and its losses, of a reduction that has one a pair (any tile otherwise). Tiles may
-  be [rows, columns] or the other way round: what is of a row is loaded at `rows`, an index in a shape that broadcasts,
-  and so with `columns`. `upstream` None stands for ones; one that is of rows, positives and columns apart is three
-  planes of N'. What it returns for pairs that are not there does not count, but NaN there would: rows and columns are
-  in range for them too.
+- `weigh(s, scale, bias, rows, columns, n, n_columns, upstream, upstream_stride, row_lse, column_lse, smoothing, valid,
+  positive, FLAGS, SPECIAL)`: a tile's dL/d(scale s), and its losses, of a reduction that has one a pair (any tile
+  otherwise). Tiles may be [rows, columns] or the other way round: what is of a row is loaded at `rows`, an index in a
+  shape that broadcasts, and so with `columns`. `upstream` None stands for ones; one that is of rows, positives and
+  columns apart is three planes of `upstream_stride` numbers, at least N and N'. What it returns for pairs that are not
+  there does not count, but NaN there would: rows and columns are in range for them too.
 
 `scale` is 1 / temperature where the loss has one; `bias` is the bound of scores that are CLIPPED. To add a reduction:
 write the two functions and name the triple here.
@@ -144,8 +144,10 @@ def _weigh_log_sum_exp(
     bias,
     rows,
     columns,
+    n,
     n_columns,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -156,8 +158,9 @@ def _weigh_log_sum_exp(
 ):
     """With g the upstream gradient, halved both ways: g_i e^(s - R_i) + g_j e^(s - C_j), less the targets.
 
-    The target is 1 - smoothing at the positive and smoothing / N' everywhere, of the row and, both ways, of the column.
-    Where upstream gradients are APART there is no target, and nothing is halved: that of the positive is added to it.
+    The target is 1 - smoothing at the positive and smoothing / N' everywhere, of the row and, both ways, smoothing / N
+    of the column. Where upstream gradients are APART nothing is halved, and that of the positive takes the place of its
+    target.
     """
     c = scale * LOG2_E
     inverse_scale = 1.0 / tl.cast(scale, tl.float64)
@@ -171,7 +174,7 @@ def _weigh_log_sum_exp(
     if TWO_WAY & FLAGS:
         of_column, column_high, column_low = _saved(column_lse, columns, inverse_scale)
         if APART & FLAGS:
-            b = tl.load(upstream + 2 * tl.cast(n_columns, tl.int64) + columns)
+            b = tl.load(upstream + 2 * tl.cast(upstream_stride, tl.int64) + columns)
         else:
             b = half if upstream is None else half * tl.load(upstream + columns)
         highest = tl.max(tl.max(high, 0), 0)
@@ -189,21 +192,24 @@ def _weigh_log_sum_exp(
     if SPECIAL and POSITIVE_EXCLUDED & FLAGS:
         w = tl.where(positive, 0.0, w)
     if TOTALS & FLAGS:
-        w -= g * (smoothing / n_columns)
+        even = g * (smoothing / n_columns)
         if TWO_WAY & FLAGS:
-            w -= b * (smoothing / n_columns)
-    if SPECIAL:
-        if APART & FLAGS:
-            w = _with_positives(w, upstream, rows, n_columns, positive)
-        else:
-            w = tl.where(positive, w - (1.0 - smoothing) * (g / half), w)
+            even += b * (smoothing / n)
+        # One subtraction of both targets: of one sample alone nothing is left.
+        if SPECIAL and not APART & FLAGS:
+            even = tl.where(positive, even + (1.0 - smoothing) * (g / half), even)
+        w -= even
+    elif SPECIAL and not APART & FLAGS:
+        w = tl.where(positive, w - (1.0 - smoothing) * (g / half), w)
+    if SPECIAL and APART & FLAGS:
+        w = _with_positives(w, upstream, upstream_stride, rows, positive)
     return w, w
 
 
 @triton.jit
-def _with_positives(w, upstream, rows, n_columns, positive):
+def _with_positives(w, upstream, upstream_stride, rows, positive):
     """Weights, and at positives their own upstream gradient besides."""
-    return tl.where(positive, w + tl.load(upstream + tl.cast(n_columns, tl.int64) + rows), w)
+    return tl.where(positive, w + tl.load(upstream + tl.cast(upstream_stride, tl.int64) + rows), w)
 
 
 @triton.jit
@@ -254,8 +260,10 @@ def _weigh_softplus(
     bias,
     rows,
     columns,
+    n,
     n_columns,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -290,8 +298,10 @@ def _weigh_softplus_sum(
     bias,
     rows,
     columns,
+    n,
     n_columns,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -305,7 +315,7 @@ def _weigh_softplus_sum(
     if SPECIAL:
         if POSITIVE_EXCLUDED & FLAGS:
             w = tl.where(positive, 0.0, w)
-        w = _with_positives(w, upstream, rows, n_columns, positive)
+        w = _with_positives(w, upstream, upstream_stride, rows, positive)
     return w, w
 
 
@@ -316,8 +326,10 @@ def _weigh_given(
     bias,
     rows,
     columns,
+    n,
     n_columns,
     upstream,
+    upstream_stride,
     row_lse,
     column_lse,
     smoothing,
@@ -327,7 +339,7 @@ def _weigh_given(
     SPECIAL: tl.constexpr,
 ):
     """dL/ds itself is the upstream gradient, [N, N']."""
-    w = tl.load(upstream + tl.cast(rows, tl.int64) * n_columns + columns)
+    w = tl.load(upstream + tl.cast(rows, tl.int64) * upstream_stride + columns)
     return w, w
 
 

@@ -49,10 +49,10 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE of each row of scores [N, N'], already divided by the temperature: [N], in nats.
 
-    The positive of row i is column i + offset.
+    The positive of row i is column i + offset. Both ways, that column's log-sum-exp is over all rows.
     """
 
-    def one_way(s: Tensor) -> Tensor:
+    def one_way(s: Tensor, offset: int) -> Tensor:
         rows = torch.arange(s.shape[0], device=s.device)
         positive = s[rows, rows + offset]
         logits = s
@@ -65,5 +65,19 @@ def info_nce(
             target = target + label_smoothing * s.mean(1)
         return torch.logsumexp(logits, dim=1) - target
 
-    losses = one_way(scores)
-    return 0.5 * (losses + one_way(scores.mT)) if symmetric else losses
+    losses = one_way(scores, offset)
+    if not symmetric:
+        return losses
+    return 0.5 * (losses + one_way(scores[:, offset : offset + len(scores)].mT, 0))
+
+
+def partial_lse(scores: Tensor, offset: int, positive_in_denominator: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Positives [N], zero where row i has none at column i + offset, and log-sum-exps of rows [N] and columns [N']."""
+    n, n_columns = scores.shape
+    own = torch.arange(n, device=scores.device) + offset
+    here = (own >= 0) & (own < n_columns)
+    positives = torch.where(here, scores.gather(1, own.clamp(0, n_columns - 1)[:, None])[:, 0], 0.0)
+    if not positive_in_denominator:
+        columns = torch.arange(n_columns, device=scores.device)
+        scores = scores.masked_fill(own[:, None] == columns, -torch.inf)
+    return positives, torch.logsumexp(scores, 1), torch.logsumexp(scores, 0)

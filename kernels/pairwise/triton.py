@@ -16,6 +16,7 @@ which is more time than forming them again at d < 1000.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -25,7 +26,7 @@ from torch import Tensor
 from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions_triton as reductions
 from mibfast.kernels.pairwise import scores_triton as scores
-from mibfast.kernels.pairwise.reductions_triton import POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.pairwise.reductions_triton import APART, POSITIVE_EXCLUDED, TOTALS, TWO_WAY
 from mibfast.kernels.projection import triton as projection
 
 # Indices a program of `_finish` takes, and partial results that it reads at once.
@@ -56,7 +57,7 @@ def _merged(states, parts, count, index, factor, PARTS: tl.constexpr, INDICES: t
     return lse, of_scores
 
 
-@triton.jit(do_not_specialize=["n", "n_columns"])
+@triton.jit(do_not_specialize=["n", "n_columns", "offset"])
 def _finish(
     row_states,
     column_states,
@@ -69,33 +70,42 @@ def _finish(
     n_columns,
     splits,
     groups,
+    offset,
     smoothing,
     SCALE: tl.constexpr,
     TWO_WAYS: tl.constexpr,
+    SHIFTED: tl.constexpr,
     TOTALLED: tl.constexpr,
     PARTS: tl.constexpr,
     INDICES: tl.constexpr,
 ):
+    """Log-sum-exps of rows and, both ways, of columns; losses too, unless they are None, or positives in nats.
+
+    SHIFTED says that the positive of a row is not the column of its number.
+    """
     index = tl.program_id(0) * INDICES + tl.arange(0, INDICES)
     mask = index < n
     factor = engine.load_scalar(scale, SCALE)
-    target = (1.0 - smoothing) * factor.to(tl.float64) * tl.load(positive_scores + index, mask=mask, other=0.0)
-    even = smoothing * factor / n_columns
+    positive = factor.to(tl.float64) * tl.load(positive_scores + index, mask=mask, other=0.0)
     lse, total = _merged(row_states, tl.cast(splits, tl.int32), n, index, factor, PARTS, INDICES, TOTALLED)
     tl.store(row_lse + index, lse, mask=mask)
-    loss = lse - target
+    loss = lse - (1.0 - smoothing) * positive
     if TOTALLED:
-        loss -= even * total
+        loss -= smoothing * factor / n_columns * total
     if TWO_WAYS:
-        lse, total = _merged(
-            column_states, tl.cast(groups, tl.int32), n_columns, index, factor, PARTS, INDICES, TOTALLED
-        )
-        tl.store(column_lse + index, lse, mask=mask)
-        other = lse - target
+        programs = tl.cast(groups, tl.int32)
+        lse, total = _merged(column_states, programs, n_columns, index, factor, PARTS, INDICES, TOTALLED)
+        tl.store(column_lse + index, lse, mask=index < n_columns)
+        if SHIFTED and losses is not None:
+            lse, total = _merged(column_states, programs, n_columns, index + offset, factor, PARTS, INDICES, TOTALLED)
+        other = lse - (1.0 - smoothing) * positive
         if TOTALLED:
-            other -= even * total
+            other -= smoothing * factor / n * total
         loss = 0.5 * (loss + other)
-    tl.store(losses + index, loss.to(tl.float32), mask=mask)
+    if losses is not None:
+        tl.store(losses + index, loss.to(tl.float32), mask=mask)
+    else:
+        tl.store(positive_scores + index, positive.to(tl.float32), mask=mask)
 
 
 def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
@@ -107,48 +117,93 @@ def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothi
 
 def losses(score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N], and log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
-    each, _, row_lse, column_lse = losses_and_positives(score, pairs, flags, smoothing)
-    return each, row_lse, column_lse
-
-
-def losses_and_positives(
-    score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `losses`, with the positives' scores [N], float32, after the first."""
     states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
+    result = torch.empty(pairs.n, dtype=torch.float32, device=pairs.rows.device)
+    return result, *_finished(states, pairs, flags, smoothing, result)
+
+
+def log_sum_exps(score: scores.Score, pairs: engine.Pairs, flags: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positives [N], float32 and zero where there are none, and log-sum-exps as `losses` gives them."""
+    states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
+    return states.positives, *_finished(states, pairs, flags, 0.0, None)
+
+
+def _finished(
+    states: engine.States, pairs: engine.Pairs, flags: int, smoothing: float, losses: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of rows and columns; writes the losses, or without them positives times the scale."""
     rows, two_ways = pairs.rows, bool(flags & TWO_WAY.value)
-    result = torch.empty(pairs.n, dtype=torch.float32, device=rows.device)
     row_lse = torch.empty(pairs.n, dtype=torch.float64, device=rows.device)
     column_lse = torch.empty(pairs.count if two_ways else 0, dtype=torch.float64, device=rows.device)
     with torch.cuda.device_of(rows):
-        _finish[(triton.cdiv(pairs.n, _INDICES),)](
+        _finish[(triton.cdiv(max(pairs.n, column_lse.numel()), _INDICES),)](
             row_states=states.rows,
             column_states=states.columns,
             positive_scores=states.positives,
             scale=pairs.scale.value,
-            losses=result,
+            losses=losses,
             row_lse=row_lse,
             column_lse=column_lse,
             n=pairs.n,
             n_columns=pairs.count,
             splits=states.rows.shape[1],
             groups=states.columns.shape[1],
+            offset=pairs.offset,
             smoothing=smoothing,
             SCALE=pairs.scale.kind,
             TWO_WAYS=two_ways,
+            SHIFTED=pairs.offset != 0,
             TOTALLED=bool(flags & TOTALS.value),
             PARTS=_PARTS,
             INDICES=_INDICES,
             num_warps=4,
         )
-    return result, states.positives, row_lse, column_lse
+    return row_lse, column_lse
 
 
 def losses_gradient(
     score: scores.Score, pairs: engine.Pairs, flags: int, weights: engine.Weights, wanted: engine.Wanted
 ) -> engine.Gradients:
     """Gradients of `losses`; their `sums` hold that of the scale, divided by the weights' factor."""
+    if flags & TWO_WAY.value and pairs.n != pairs.count:
+        flags, weights = flags | APART.value, _apart(pairs, weights)
     return engine.gradient(score, reductions.log_sum_exp(flags), pairs, flags, weights, wanted)
+
+
+def _apart(pairs: engine.Pairs, weights: engine.Weights) -> engine.Weights:
+    """Weights of two-way losses whose columns are not all those of a positive, by upstream gradients APART."""
+    device = pairs.rows.device
+    g = torch.ones(pairs.n, device=device) if weights.upstream is None else weights.upstream
+    grad_columns = torch.zeros(pairs.count, dtype=torch.float32, device=device)
+    grad_columns[pairs.offset : pairs.offset + pairs.n] = 0.5 * g
+    return replace(weights, upstream=apart(0.5 * g, -(1.0 - weights.smoothing) * g, grad_columns))
+
+
+def apart(grad_rows: Tensor, grad_positives: Tensor, grad_columns: Tensor | None) -> Tensor:
+    """Upstream gradients of rows, positives and columns in planes, as the engine takes them where they are APART."""
+    count = max(grad_rows.numel(), 0 if grad_columns is None else grad_columns.numel())
+    planes = torch.zeros(3, count, dtype=torch.float32, device=grad_rows.device)
+    for plane, given in zip(planes, (grad_rows, grad_positives, grad_columns), strict=True):
+        if given is not None:
+            plane[: given.numel()] = given
+    return planes
+
+
+def log_sum_exps_gradient(
+    score: scores.Score,
+    pairs: engine.Pairs,
+    flags: int,
+    wanted: engine.Wanted,
+    *,
+    grad_positives: Tensor,
+    grad_rows: Tensor,
+    grad_columns: Tensor | None,
+    row_lse: Tensor,
+    column_lse: Tensor | None,
+) -> engine.Gradients:
+    """Gradients of `log_sum_exps`."""
+    weights = engine.Weights(apart(grad_rows, grad_positives, grad_columns), 1.0, row_lse, column_lse)
+    return engine.gradient(score, reductions.log_sum_exp(flags), pairs, flags | APART.value, weights, wanted)
 
 
 def _pairs(query: Tensor, key: Tensor, temperature: Tensor, offset: int) -> engine.Pairs:
@@ -232,6 +287,43 @@ def info_nce_with_gradient(
     wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]), dtype=torch.float32)
     gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
     return each.mean(), *_results(gradients, query, key, temperature, factor, torch.float32)
+
+
+def partial_lse(
+    rows: Tensor, columns: Tensor, temperature: Tensor, offset: int, positive_in_denominator: bool
+) -> list[Tensor]:
+    """Positives [N], log-sum-exps of rows [N] and of columns [N'], and both once more in float64."""
+    flags = info_nce_flags(positive_in_denominator, True, 0.0)
+    positives, *wide = log_sum_exps(scores.INNER_PRODUCT, _pairs(rows, columns, temperature, offset), flags)
+    return [positives, *(lse.float() for lse in wide), *wide]
+
+
+def partial_lse_backward(
+    grad_positives: Tensor,
+    grad_row_lse: Tensor,
+    grad_column_lse: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    temperature: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    needed: list[bool],
+    offset: int,
+    positive_in_denominator: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, columns and temperature, for those of the positives and of both log-sum-exps."""
+    gradients = log_sum_exps_gradient(
+        scores.INNER_PRODUCT,
+        _pairs(rows, columns, temperature, offset),
+        info_nce_flags(positive_in_denominator, True, 0.0),
+        engine.Wanted(needed[0], needed[1], sums=int(needed[2])),
+        grad_positives=grad_positives,
+        grad_rows=grad_row_lse,
+        grad_columns=grad_column_lse,
+        row_lse=row_lse,
+        column_lse=column_lse,
+    )
+    return _results(gradients, rows, columns, temperature, 1.0, rows.dtype)
 
 
 def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engine.Scalar) -> engine.Pairs:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Standardisation(nn.Module):
     """Shift and scale features to mean 0 and standard deviation 1; constant features become 0.
 
-    The mean is subtracted in the input's dtype, of integers in float64 and of shorter floats in float32, so that features
-    with a large mean and a small spread keep their digits; the result is float32.
+    The mean is subtracted in the input's dtype, but in float64 of integers and in float32 of shorter floats, so that
+    features with a large mean and a small spread keep their digits; the result is float32.
 
     Parameters
     ----------

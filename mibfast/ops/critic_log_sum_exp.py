@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,11 +28,13 @@ def critic_log_sum_exp(
     positive: bool = False,
     clip: float | None = None,
     columns: bool = False,
+    offset: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
     r"""Scores of positive pairs, and log-sum-exps of those of all pairs: what InfoNCE, NWJ, DV and SMILE are made of.
 
-    .. math:: p_i = s_{ii}, \qquad R_i = \log \sum_{j} e^{\operatorname{clamp}(s_{ij}, -t, t)}, \qquad
+    .. math:: p_i = s_{i, i + \mathrm{offset}}, \qquad
+       R_i = \log \sum_{j} e^{\operatorname{clamp}(s_{ij}, -t, t)}, \qquad
        C_j = \log \sum_{i} e^{\operatorname{clamp}(s_{ij}, -t, t)}
 
     over all pairs, or over all but the positives (`positive=False`). The score is an inner product, :math:`s_{ij} = x_i
@@ -47,7 +49,7 @@ def critic_log_sum_exp(
     x : Tensor [N, d], or [N, h] where additive
         float64, float32, bfloat16 or float16, any strides.
     y : Tensor [N', d] or [N', h]
-        Of the same dtype as all tensors here, N' >= N; the positive of row i is column i.
+        Of the same dtype as all tensors here, N' >= N + offset.
     weight : Tensor [h], or [g] with `hidden`
         w, of additive scores alone.
     bias : 0-d Tensor, optional
@@ -60,21 +62,23 @@ def critic_log_sum_exp(
     clip : float, optional
         t > 0: a score beyond it has no gradient. Positives are not clamped.
     columns : bool
-        Give C too; needs N' = N.
+        Give C too.
+    offset : int
+        The positive of row i is column i + offset: a slice of a larger batch.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 
     Returns
     -------
     tuple of Tensor
-        p [N] and R [N], and C [N] with `columns`, in nats; float64 for float64 inputs, else float32. A sum of nothing
+        p [N] and R [N], and C [N'] with `columns`, in nats; float64 for float64 inputs, else float32. A sum of nothing
         has the logarithm -inf.
 
     Raises
     ------
     TypeError, ValueError
         For shapes that do not match, unequal dtypes or devices, parameters that are missing or that the score does not
-        have, a clip that is not positive, N' < N, or `columns` with N' > N.
+        have, a clip that is not positive, or an offset outside [0, N' - N].
 
     Examples
     --------
@@ -88,14 +92,11 @@ def critic_log_sum_exp(
     bound = _critic.bound(_NAME, clip)
     for argument, flag in (("positive", positive), ("columns", columns)):
         _check.boolean(_NAME, argument, flag)
-    if columns and x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"{_NAME}: columns=True needs as many rows of x as of y, got N = {x.shape[0]} and N' = {y.shape[0]}"
-        )
+    offset = _check.positives(_NAME, x, y, offset)
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
-        return reference.log_sum_exp(reference.scores(x, y, parameters), positive, bound, columns)
-    results = _log_sum_exps(chosen, (x, y, *parameters), _Options(positive, bound, columns))
+        return reference.log_sum_exp(reference.scores(x, y, parameters), positive, bound, columns, offset)
+    results = _log_sum_exps(chosen, (x, y, *parameters), _Options(positive, bound, columns, offset))
     return results if columns else results[:2]
 
 
@@ -103,10 +104,11 @@ class _Options(NamedTuple):
     positive: bool
     clip: float
     columns: bool
+    offset: int
 
 
 def _results(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, backend: str
+    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, *_: Any
 ) -> list[Tensor]:
     """Positives, the log-sum-exps of rows and of columns, and these two in float64."""
     n, n_columns, dtype = x.shape[0], y.shape[0] if columns else 0, accumulation_dtype(x.dtype)

@@ -54,7 +54,7 @@ def info_nce(
         :math:`\tau > 0`; a tensor may need a gradient, and is not read back: :math:`\tau \le 0` there gives NaN.
     positive_in_denominator : bool
     symmetric : bool
-        Needs N' = N.
+        The other direction picks the query of key i + offset out of all N queries.
     label_smoothing : float
         In [0, 1]: as in `torch.nn.functional.cross_entropy`; 0 where the positive is left out.
     reduction : {"mean", "sum", "none"}
@@ -73,7 +73,7 @@ def info_nce(
     ------
     TypeError, ValueError
         For shapes that do not match, unequal dtypes or devices, a number for the temperature that is not positive, an
-        offset outside [0, N' - N], or N' = 1 with the positive left out.
+        offset outside [0, N' - N], or a single key (or query, if symmetric) with the positive left out.
 
     Examples
     --------
