@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -385,6 +385,38 @@ def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
 def reduction(operation: str, x: Any) -> str:
     """Check how the losses of samples are reduced."""
     return choice(operation, "reduction", x, ("mean", "sum", "none"))
+
+
+def device(operation: str, x: Any) -> torch.device | None:
+    """Check a device, by name or as it is, that is there and holds memory; None for that of the input."""
+    if x is None:
+        return None
+    if not isinstance(x, (str, torch.device)):
+        raise TypeError(f"{operation}: device must be a torch.device, its name or None, got {described(x)}")
+    try:
+        torch.empty(0, device=x)
+        found = torch.device(x)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        # Torch explains an unknown name by many lines.
+        raise ValueError(f"{operation}: device {x!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if found.type == "meta":
+        raise ValueError(f"{operation}: device must hold numbers, got {x!r}")
+    return found
+
+
+def whole_numbers(operation: str, argument: str, x: Any) -> list[int]:
+    """Check a sequence of at least one int that a generator takes as its seed."""
+    if not isinstance(x, Iterable) or isinstance(x, (str, bytes)) or (isinstance(x, Tensor) and x.ndim != 1):
+        raise TypeError(f"{operation}: {argument} must be a sequence of ints, got {described(x)}")
+    given = list(x)
+    for each in given:
+        if isinstance(each, bool) or not isinstance(each, Integral):
+            raise TypeError(f"{operation}: {argument} must hold ints, got {described(each)}")
+        if not 0 <= int(each) <= _LARGEST_INT:
+            raise ValueError(f"{operation}: {argument} must be in [0, 2^63), got {_written(each)}")
+    if not given:
+        raise ValueError(f"{operation}: {argument} must hold at least one, got none")
+    return [int(each) for each in given]
 
 
 def positives(

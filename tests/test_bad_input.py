@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import mibfast
+from mibfast import bottleneck, information, losses, nn, omib, train
 from mibfast import functional as F
-from mibfast import information, losses, nn, omib, train
 from mibfast.nn import fusion
 from mibfast.train import comparison
 
@@ -619,3 +619,66 @@ def test_environment_variables_are_checked(variable, value) -> None:
     )
     assert done.returncode == 1
     assert value in done.stderr.strip().splitlines()[-1]
+
+
+def _estimate(**options):
+    return information.estimate(torch.randn(40, 2), torch.randn(40, 2), epochs=1, **options)
+
+
+def _model(**options):
+    encoders = {"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)}
+    return omib.OMIB(options.pop("encoders", encoders), 3, fusion.Classification(2), beta=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _estimate(device=torch.zeros(3, 0)), TypeError, "estimate: device must be a torch.device, its name"),
+        (lambda: _estimate(device="gpu"), ValueError, "estimate: device 'gpu' cannot be used: "),
+        (lambda: _estimate(device="meta"), ValueError, "estimate: device must hold numbers, got 'meta'"),
+        (lambda: _estimate(seeds="12"), TypeError, "estimate: seeds must be a sequence of ints, got str '12'"),
+        (lambda: _estimate(seeds=1.5), TypeError, "estimate: seeds must be a sequence of ints, got float 1.5"),
+        (lambda: _estimate(seeds=[True]), TypeError, "estimate: seeds must hold ints, got bool True"),
+        (
+            lambda: _estimate(seeds=[2**63]),
+            ValueError,
+            r"estimate: seeds must be in \[0, 2\^63\), got 9223372036854775808",
+        ),
+        (lambda: _estimate(seeds=[]), ValueError, "estimate: seeds must hold at least one, got none"),
+        (lambda: _estimate(progress="yes"), TypeError, "estimate: progress must be a callable or None, got str 'yes'"),
+        (
+            lambda: bottleneck.Bottleneck(encoder="X -> Z", decoder="Z -> X", beta=1.0, likelihoods=["X"]),
+            TypeError,
+            r"Bottleneck: likelihoods must be a mapping or None, got list \['X'\]",
+        ),
+        (
+            lambda: bottleneck.GaussianEncoder(4, 2)(torch.zeros(5, 3)),
+            ValueError,
+            r"GaussianEncoder: parents must have N samples of 4 features together, got a tensor of shape \[5, 3\]",
+        ),
+        (
+            lambda: bottleneck.GaussianEncoder(4, 2)(torch.zeros(5, 4, dtype=torch.int64)),
+            TypeError,
+            r"GaussianEncoder: parents\[0\] must be floating-point \[N, ...\], got a tensor of shape \[5, 4\]",
+        ),
+        (lambda: _model(encoders={"a": len, "b": len}), TypeError, r"OMIB: encoders\['a'\] must be an nn.Module, got "),
+        (
+            lambda: _model(head_features=3),
+            TypeError,
+            "OMIB: head_features must be a sequence of ints or None, got int 3",
+        ),
+        (
+            lambda: omib.f1_at_true_count([[0.1], [0.2, 0.3]], [0, 1]),
+            TypeError,
+            r"f1_at_true_count: scores must be numbers \[N\], got list",
+        ),
+        (
+            lambda: omib.f1_at_true_count([0.1, 0.2], [[0], [1, 1]]),
+            TypeError,
+            r"f1_at_true_count: labels must be numbers \[N\], got list",
+        ),
+    ],
+)
+def test_arguments_of_estimates_and_models(call, error, message) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        call()

@@ -44,6 +44,7 @@ class GaussianEncoder(ResettableModule):
         sizes = {"in_features": in_features, "latent_features": latent_features, "hidden_features": hidden_features}
         for argument, size in {**sizes, "depth": depth}.items():
             _check.count("GaussianEncoder", argument, size)
+        self.in_features = in_features
         layers = pairwise([in_features, *[hidden_features] * depth])
         self.layers = nn.Sequential(*(layer for pair in layers for layer in (nn.Linear(*pair), nn.ReLU())))
         self.mean = nn.Linear(hidden_features, latent_features)
@@ -51,6 +52,13 @@ class GaussianEncoder(ResettableModule):
 
     def forward(self, *parents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, latent_features] for parents [N, ...]."""
+        name, features = "GaussianEncoder", self.in_features
+        for k, x in enumerate(parents):
+            if not isinstance(x, Tensor) or x.ndim < 2 or not x.dtype.is_floating_point:
+                raise TypeError(f"{name}: parents[{k}] must be floating-point [N, ...], got {_check.described(x)}")
+        if sum(x[0].numel() if len(x) else 0 for x in parents) != features or len({len(x) for x in parents}) != 1:
+            given = ", ".join(map(_check.described, parents)) or "none"
+            raise ValueError(f"{name}: parents must have N samples of {features} features together, got {given}")
         hidden = self.layers(torch.cat([x.flatten(1) for x in parents], 1))
         return self.mean(hidden), self.logvar(hidden)
 

@@ -137,7 +137,7 @@ class Bottleneck:
         self.observed = tuple(
             dict.fromkeys(name for name in [*nodes(self.encoder_edges), *predicted] if name not in made)
         )
-        self.likelihoods = self._checked_likelihoods(predicted, likelihoods or {})
+        self.likelihoods = self._checked_likelihoods(predicted, {} if likelihoods is None else likelihoods)
         self.terms = (*self._compressions(), *self._weighted(self._predictions(targets), beta))
 
     def _check_encoder(self, made: set[str]) -> None:
@@ -188,6 +188,8 @@ class Bottleneck:
     def _checked_likelihoods(
         self, predicted: list[str], given: Mapping[str, str | Likelihood]
     ) -> dict[str, str | Likelihood]:
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{_NAME}: likelihoods must be a mapping or None, got {_check.described(given)}")
         for name, likelihood in given.items():
             if name not in predicted:
                 raise InputError(

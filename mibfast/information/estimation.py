@@ -217,7 +217,10 @@ def estimate(
     >>> 0.5 < found.value < 0.9
     True
     """
-    rows_x, rows_y = _samples("x", x, device), _samples("y", y, device)
+    where = _check.device(_NAME, device)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"{_NAME}: progress must be a callable or None, got {_check.described(progress)}")
+    rows_x, rows_y = _samples("x", x, where), _samples("y", y, where)
     n = rows_x.shape[0]
     if n != rows_y.shape[0]:
         raise ValueError(
@@ -243,9 +246,7 @@ def estimate(
         raise ValueError(f"{_NAME}: learning_rate must be positive, got {learning_rate}")
     if isinstance(seeds, (int, Integral)):
         seeds = range(_check.count(_NAME, "seeds", seeds if isinstance(seeds, bool) else int(seeds)))
-    chosen = list(seeds)
-    if not chosen:
-        raise ValueError(f"{_NAME}: seeds must hold at least one, got none")
+    chosen = _check.whole_numbers(_NAME, "seeds", seeds)
     make = critic if callable(critic) else _CRITICS[_check.choice(_NAME, "critic", critic, tuple(_CRITICS))]
     doubts = []
     if _check.choice(_NAME, "transform", transform, ("standardise", "ranks")) == "ranks":
@@ -370,7 +371,7 @@ def _labelled(progress: Callable[[str], object], label: str) -> Callable[[str], 
     return lambda line: progress(label + line)
 
 
-def _samples(argument: str, given: Samples, device: torch.device | str | None) -> Tensor:
+def _samples(argument: str, given: Samples, device: torch.device | None) -> Tensor:
     expected = f"{_NAME}: {argument} must be an array or a tensor of real numbers, got {_check.described(given)}"
     if isinstance(given, Tensor):
         x = given.detach()

@@ -379,6 +379,10 @@ def _head(inputs: int, task: Task, head_features: Sequence[int] | None) -> nn.Se
     anomalies = isinstance(task, AnomalyDetection)
     if head_features is None:
         head_features = (256,) if anomalies else (50,) if isinstance(task, Regression) else (512, 100)
+    if not isinstance(head_features, Sequence) or isinstance(head_features, str):
+        raise TypeError(
+            f"OMIB: head_features must be a sequence of ints or None, got {_check.described(head_features)}"
+        )
     for width in head_features:
         _check.count("OMIB", "head_features", width)
     layers: list[nn.Module] = []

@@ -103,7 +103,7 @@ def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> 
     0.5
     """
     name = "f1_at_true_count"
-    given, anomalies = _scores(name, scores), np.asarray(_array(name, "labels", labels))
+    given, anomalies = _scores(name, scores), _array(name, "labels", labels)
     if anomalies.shape != given.shape:
         raise ValueError(f"{name}: labels must be {list(given.shape)} as scores are, got {list(anomalies.shape)}")
     if not np.isin(anomalies, (0, 1)).all():
@@ -117,18 +117,22 @@ def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> 
     return float(found / count)
 
 
-def _array(name: str, argument: str, x: ArrayLike | Tensor) -> ArrayLike:
+def _array(name: str, argument: str, x: ArrayLike | Tensor) -> NDArray[Any]:
     if not isinstance(x, torch.Tensor):
-        return x
+        try:
+            return np.asarray(x)
+        except ValueError as error:
+            raise TypeError(f"{name}: {argument} must be numbers [N], got {_check.described(x)}") from error
     if x.layout != torch.strided or x.is_nested or x.is_meta:
         raise TypeError(f"{name}: {argument} must be a dense tensor with numbers in it, got {_check.described(x)}")
     x = x.detach().cpu().resolve_neg().resolve_conj()
     # NumPy has no bfloat16.
-    return (x.double() if x.is_floating_point() else x).numpy()
+    array: NDArray[Any] = (x.double() if x.is_floating_point() else x).numpy()
+    return array
 
 
 def _scores(name: str, scores: ArrayLike | Tensor) -> NDArray[np.number[Any]]:
-    given = np.asarray(_array(name, "scores", scores))
+    given = _array(name, "scores", scores)
     if given.dtype.kind not in "fiu" or given.ndim != 1 or not given.size:
         raise TypeError(f"{name}: scores must be numbers [N], got {_check.described(scores)}")
     if not np.isfinite(given).all():

@@ -47,6 +47,9 @@ class FusionModel(ResettableModule):
         if not isinstance(task, Task):
             raise TypeError(f"{name}: task must be a mibfast.nn.fusion.Task, got {_check.described(task)}")
         _check.count(name, "features", features)
+        for each, encoder in encoders.items():
+            if not isinstance(encoder, nn.Module):
+                raise TypeError(f"{name}: encoders[{each!r}] must be an nn.Module, got {_check.described(encoder)}")
         self.encoders = nn.ModuleDict(encoders)
         self.features, self.task = features, task
         risks = [] if task.biased else collapse_risks(self.encoders)
