@@ -177,6 +177,8 @@ def embeddings(operation: str, x: Any, presence: Any = None, *, fewest: int = 2)
             f"{operation}: embeddings must be a sequence of M tensors [N, d], one tensor [M, N, d] or a mapping from "
             f"a modality's name to [N, d], got {described(x)}"
         )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{operation}: embeddings must have names that differ, got {', '.join(names)}")
     if len(tensors) < fewest:
         raise ValueError(f"{operation}: embeddings must hold at least {fewest} modalities, got {len(tensors)}")
     for argument, z in zip(arguments, tensors, strict=True):
@@ -416,6 +418,8 @@ def whole_numbers(operation: str, argument: str, x: Any) -> list[int]:
             raise ValueError(f"{operation}: {argument} must be in [0, 2^63), got {_written(each)}")
     if not given:
         raise ValueError(f"{operation}: {argument} must hold at least one, got none")
+    if len(set(given)) < len(given):
+        raise ValueError(f"{operation}: {argument} must differ, got {_written(given)}")
     return [int(each) for each in given]
 
 

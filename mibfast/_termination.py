@@ -57,6 +57,11 @@ def deferred() -> Iterator[Request]:
     previous = signal.signal(signal.SIGTERM, request)
     try:
         yield request
+    except Exception as error:
+        # Nobody may take the error for one to go on from.
+        if request.made:
+            raise Terminated from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
     if request.made:

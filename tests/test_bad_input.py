@@ -682,3 +682,23 @@ def _model(**options):
 def test_arguments_of_estimates_and_models(call, error, message) -> None:
     with pytest.raises(error, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: losses.GRAMLoss()({0: x, "0": x}), "GRAMLoss: embeddings must have names that differ, got 0, 0"),
+        (
+            lambda x: losses.PairwiseCLIPLoss()({"a-b": x, "c": x, "a": x, "b-c": x}),
+            "PairwiseCLIPLoss: two pairs of modalities would be called a-b-c; rename one of a-b, c, a, b-c",
+        ),
+    ],
+)
+def test_names_that_would_hide_a_term(call, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(torch.randn(5, 4))
+
+
+def test_a_query_and_a_key_of_unequal_dtypes() -> None:
+    with pytest.raises(TypeError, match="InfoNCELoss: query and key must have one dtype"):
+        losses.InfoNCELoss()(torch.randn(5, 4).half(), torch.randn(5, 4).bfloat16())

@@ -9,6 +9,7 @@ from operations import NAMES, OPERATIONS, inputs
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mibfast import functional as F
 from mibfast import losses
 
 
@@ -138,3 +139,8 @@ def test_exported_programs_are_exact(loss) -> None:
     example, other = ([torch.randn(6, 4) for _ in range(3)] for _ in range(2))
     exported = torch.export.export(Model(), tuple(example))
     torch.testing.assert_close(exported.module()(*other), loss(other))
+
+
+def test_vmap_of_nothing_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="vmap needs a batch of at least one element"):
+        torch.func.vmap(lambda x: F.info_nce(x, torch.ones(6, 5)))(torch.zeros(0, 6, 5))

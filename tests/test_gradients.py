@@ -99,3 +99,35 @@ def test_a_learned_temperature_gets_its_gradient_under_every_reduction() -> None
         step = 1e-6
         high, low = (F.info_nce(a, b, tau.item() + s, **options).sum() for s in (step, -step))
         assert abs(found.item() - (high - low).item() / (2 * step)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.split(",")[0].endswith(("info_nce", "siglip", "kl", "exp"))]
+)
+def test_results_may_be_changed_in_place(name, backend) -> None:
+    """As in `loss /= accumulation_steps`."""
+    leaves = inputs(5, 4)
+    expected = torch.autograd.grad(
+        (OPERATIONS[name](*leaves, backend=backend) / 2 + 1).sum(), leaves, allow_unused=True
+    )
+    result = OPERATIONS[name](*leaves, backend=backend)
+    result /= 2
+    result += 1
+    for a, b in zip(torch.autograd.grad(result.sum(), leaves, allow_unused=True), expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
+def test_barlow_twins_leaves_terms_and_views_to_the_caller() -> None:
+    """Both may be changed in place before the backward, which needs neither."""
+    a, b = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4)
+    (expected,) = torch.autograd.grad(sum(F.barlow_twins_terms(a, b)), a)
+    views = a * 1, b.clone()
+    invariance, redundancy = F.barlow_twins_terms(*views)
+    invariance += 1
+    redundancy /= 1
+    for view in views:
+        view.detach().add_(1)
+    views[1].add_(1)
+    assert torch.equal(torch.autograd.grad(invariance + redundancy, a)[0], expected)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mibfast import functional as F
 from mibfast import losses
+from mibfast.ops.info_nce import _loss, _Options
 
 
 def _shape_and_dtype(x: Tensor | None) -> object:
@@ -135,3 +136,22 @@ def test_gradients_that_are_zero_without_memory() -> None:
     result = F.leave_one_out_projection([x, x.detach().flip(0)])
     (gradient,) = torch.autograd.grad(result, x, torch._efficientzerotensor(result.shape))
     assert torch.equal(gradient, torch.zeros(6, 4))
+
+
+NUMBERS_ON_META = ["info_nce", "info_nce, each", "siglip", "one_vs_all_info_nce", "gram_info_nce", "symile_info_nce"]
+
+
+@pytest.mark.parametrize("name", NUMBERS_ON_META)
+def test_the_default_device_is_of_no_account(name) -> None:
+    """To a temperature that is a number: made on the meta device, it would have a fake kernel answer."""
+    *values, _ = (x.detach() for x in inputs(5, 4, torch.float32))
+    expected = OPERATIONS[name](*values, 0.5, backend="cpu")
+    with torch.device("meta"):
+        assert torch.equal(OPERATIONS[name](*values, 0.5, backend="cpu"), expected)
+
+
+def test_meta_tensors_beside_others_are_refused() -> None:
+    """Past the checks of a public function."""
+    x = torch.randn(5, 4)
+    with pytest.raises(TypeError, match="info_nce: meta tensors stand beside others, got a tensor of shape"):
+        _loss("cpu", (x, x.to("meta"), torch.tensor(0.5)), _Options(0, True, False, 0.0), "none")

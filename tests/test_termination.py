@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("lightning")
-from mibfast import train
+from mibfast import _termination, train
 from mibfast.train.folder import RunFolder
 from mibfast.train.recording import Recording
 
@@ -169,3 +169,15 @@ def test_a_handler_of_the_users_own_decides(npz, monkeypatch) -> None:
         signal.signal(signal.SIGTERM, previous)
     assert len(run.epochs) == 2
     assert received == [signal.SIGTERM]
+
+
+def test_a_request_is_not_lost_where_the_body_fails() -> None:
+    """A comparison would go on with its next run after one that diverged."""
+
+    def fails() -> None:
+        with _termination.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError("diverged")
+
+    with pytest.raises(_termination.Terminated):
+        fails()

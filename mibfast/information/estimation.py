@@ -220,7 +220,8 @@ def estimate(
     where = _check.device(_NAME, device)
     if progress is not None and not callable(progress):
         raise TypeError(f"{_NAME}: progress must be a callable or None, got {_check.described(progress)}")
-    rows_x, rows_y = _samples("x", x, where), _samples("y", y, where)
+    rows_x = _samples("x", x, where)
+    rows_y = _samples("y", y, rows_x.device)
     n = rows_x.shape[0]
     if n != rows_y.shape[0]:
         raise ValueError(
@@ -375,7 +376,7 @@ def _samples(argument: str, given: Samples, device: torch.device | None) -> Tens
     expected = f"{_NAME}: {argument} must be an array or a tensor of real numbers, got {_check.described(given)}"
     if isinstance(given, Tensor):
         x = given.detach()
-        if x.is_complex():
+        if x.is_complex() or x.is_meta:
             raise TypeError(expected)
         # Integers are wider than float32, and most of them standardise to what is not: 1.7e9 seconds, give or take 60.
         x = x if x.dtype.is_floating_point else x.double()

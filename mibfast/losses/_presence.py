@@ -51,6 +51,10 @@ def over_pairs(
     losses = {}
     for i, j in combinations(range(len(z)), 2):
         pair = f"{names[i]}-{names[j]}"
+        if pair in losses:
+            raise ValueError(
+                f"{operation}: two pairs of modalities would be called {pair}; rename one of {', '.join(names)}"
+            )
         if presence is None:
             losses[pair] = loss(z[i], z[j])
             continue

@@ -30,7 +30,7 @@ class InfoNCELoss(Loss):
         Learn it, as its logarithm.
     positive_in_denominator : bool
     symmetric : bool
-        Half the sum of both directions, for N' = N.
+        Half the sum of both directions, as :func:`mibfast.functional.info_nce` takes them.
     label_smoothing : float
         In [0, 1].
     normalize : bool
@@ -79,6 +79,7 @@ class InfoNCELoss(Loss):
         is missing.
         """
         pair = [_check.tensor(self._name, "query", query, "N d"), _check.tensor(self._name, "key", key, "N' d")]
+        _check.alike(self._name, query=query, key=key)
         if presence is not None:
             _check.same_shape(self._name, query=query, key=key)
             pair, _ = _check.embeddings(self._name, pair)

@@ -81,7 +81,10 @@ def inverse_temperature(temperature: float | Tensor) -> float | Tensor:
 
 def temperature_tensor(temperature: float | Tensor) -> Tensor:
     """Return a temperature as a 0-d tensor."""
-    return temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
+    if isinstance(temperature, Tensor):
+        return temperature
+    # On the CPU whatever the default device is: kernels read it there.
+    return torch.tensor(temperature, dtype=torch.float64, device="cpu")
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
@@ -241,6 +244,12 @@ class DifferentiableOperation(Operation):
         results: tuple[Tensor, ...] = self._apply(self, backend, options, *operands)
         return results[: self.outputs]
 
+    def kept(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Return the operands as they are kept for the backward: one number in place of each that it does not read."""
+        if self._keeps_operands:
+            return list(operands)
+        return [x.new_empty(()).expand(x.shape) for x in operands]
+
     def backward(
         self,
         backend: str,
@@ -285,7 +294,7 @@ class DifferentiableOperation(Operation):
     def _compiled_context(self, ctx: Any, inputs: Any, output: Sequence[Tensor]) -> None:
         operands, *ctx.options, ctx.backend = inputs
         ctx.count = len(operands)
-        ctx.save_for_backward(*operands, *output[self.saved_from :])
+        ctx.save_for_backward(*self.kept(operands), *output[self.saved_from :])
 
     def _compiled_backward(self, ctx: Any, upstream: Sequence[Tensor]) -> Any:
         tensors = ctx.saved_tensors
@@ -447,6 +456,8 @@ def _dispatched(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         )
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
     for x in tensors:
+        if x.is_meta and not tensors[0].is_meta:
+            raise TypeError(f"{name}: meta tensors stand beside others, got {_check.described(x)}")
         if type(x).__name__ == "DTensor":
             raise TypeError(
                 f"{name}: a DTensor is spread over devices; give x.full_tensor() or x.to_local(), {instead}, "
@@ -480,6 +491,8 @@ def _one_by_one(operation: Any, info: Any, in_dims: Sequence[Any], *arguments: A
             return [select(each, at, index) for each, at in zip(x, dim, strict=True)]
         return x if dim is None else x.select(dim, index)
 
+    if not info.batch_size:
+        raise _check.BackendError("torch.vmap needs a batch of at least one element, got none")
     calls = [
         operation(*(select(x, dim, index) for x, dim in zip(arguments, in_dims, strict=True)))
         for index in range(info.batch_size)
@@ -524,22 +537,25 @@ class _Recomputed(_FirstOrder):
     def forward(
         operation: DifferentiableOperation, backend: str, options: tuple[Any, ...], *operands: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple(operation.forward(backend, operands, options))
+        results = operation.forward(backend, operands, options)
+        return (*results, _anchor(results[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
         ctx.operation, ctx.backend, ctx.options, *operands = inputs
+        *results, anchor = output
         outputs = ctx.operation.outputs
-        ctx.mark_non_differentiable(*output[outputs:])
+        ctx.mark_non_differentiable(*results[outputs:])
         # Zeros in place of the upstream gradients of what has none would be made for nothing.
         ctx.set_materialize_grads(False)
-        ctx.results = [(x.shape, x.dtype) for x in output[:outputs]]
+        ctx.results = [(x.shape, x.dtype) for x in results[:outputs]]
         ctx.count = len(operands)
-        ctx.save_for_backward(*operands, *output[ctx.operation.saved_from :])
+        ctx.save_for_backward(anchor, *ctx.operation.kept(operands), *results[ctx.operation.saved_from :])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        anchor, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
         operands, saved = tensors[: ctx.count], tensors[ctx.count :]
         given = [x for x in upstream if x is not None]
         if not given:
@@ -552,7 +568,7 @@ class _Recomputed(_FirstOrder):
         def gradients() -> Any:
             return ctx.operation.backward(ctx.backend, above, operands, saved, needed, ctx.options)
 
-        return None, None, None, *_differentiable_once(ctx.operation.name, gradients, (*given, *operands))
+        return None, None, None, *_differentiable_once(ctx.operation.name, gradients, (*given, anchor))
 
 
 class _Scaled(_FirstOrder):
@@ -564,29 +580,38 @@ class _Scaled(_FirstOrder):
         needed: list[bool],
         *operands: Tensor,
     ) -> tuple[Tensor, ...]:
-        return tuple(operation.with_gradient(backend, operands, needed, options))
+        results = operation.with_gradient(backend, operands, needed, options)
+        return (*results, _anchor(results[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
         ctx.operation, _, _, _, *operands = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        *results, anchor = output
+        ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
         ctx.dtypes = [x.dtype for x in operands]
-        # The value too: a second derivative is refused to what it depends on, without keeping the operands for that.
-        ctx.save_for_backward(output[0], *output[ctx.operation.outputs :])
+        ctx.save_for_backward(anchor, *results[ctx.operation.outputs :])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Any:
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
-        value, *formed = ctx.saved_tensors
+        anchor, *formed = ctx.saved_tensors
         operands = list(zip(formed, ctx.dtypes, ctx.needs_input_grad[4:], strict=True))
         times = _scaled if _readable((upstream, *formed)) else _scaled_by_dispatcher
 
         def gradients() -> Any:
             return [times(g, upstream, dtype) if need else None for g, dtype, need in operands]
 
-        return None, None, None, None, *_differentiable_once(ctx.operation.name, gradients, (upstream, value))
+        return None, None, None, None, *_differentiable_once(ctx.operation.name, gradients, (upstream, anchor))
+
+
+def _anchor(result: Tensor) -> Tensor:
+    """Return an empty result, which links the refusal of second derivatives to the operands.
+
+    The operands need not be kept for that, and nobody else has it: what the caller has may be changed in place.
+    """
+    return result.new_empty(0)
 
 
 def _differentiable_once(name: str, gradients: Callable[[], Any], depends_on: Sequence[Tensor]) -> Any:

@@ -119,8 +119,8 @@ def barlow_twins_terms(
         values = reference.barlow_twins(a.to(dtype), b.to(dtype))
     else:
         (values,) = _terms(chosen, (a, b))
-    invariance, redundancy = values.unbind()
-    return invariance, redundancy
+    # Not by `unbind`, whose views cannot be changed in place.
+    return values[0], values[1]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -43,7 +43,7 @@ def one_vs_all_minimality(
     presence : bool Tensor [N, M], optional
         True where sample n has modality m, in the order of `embeddings`; None where none is missing.
     backend : str, optional
-        See :class:`mibfast.use_backend`.
+        See :class:`mibfast.use_backend`. With a presence or `reduction="none"` every backend is one pass of PyTorch.
 
     Returns
     -------
