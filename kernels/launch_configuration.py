@@ -240,7 +240,7 @@ def elementwise_tile(d: int, matrices: int, dtype: torch.dtype) -> Tile:
     Eight numbers a thread keep loads at 16 bytes of half precision; fewer where many matrices share the registers.
     """
     registers = matrices * (2 if dtype == torch.float64 else 1)
-    a_thread = 8 if registers <= 4 else 4 if registers <= 16 else 2
+    a_thread = 8 if registers <= 4 else 4 if registers <= 16 else 2 if registers <= 34 else 1
     columns = min(power_of_two(d), _LONGEST_PIECE, 4 * _WARP * a_thread)
     return Tile(4 * _WARP * a_thread // columns, columns, 4)
 

@@ -253,7 +253,8 @@ def _scalar_tensor(operation: str, argument: str, x: Tensor, device: torch.devic
 def positive(operation: str, argument: str, x: Any, expected: str = "a positive number") -> float:
     """Check a positive Python number that, as its inverse, float32 holds."""
     value = _real(operation, argument, x, expected)
-    if not (math.isfinite(value) and value > 0):
+    # Comparisons, for under torch.compile numbers may be symbols.
+    if not 0 < value < math.inf:
         raise ValueError(f"{operation}: {argument} must be positive and finite, got {_written(x)}")
     if not _SMALLEST_DIVISOR <= value <= _LARGEST_DIVISOR:
         raise ValueError(
@@ -335,7 +336,7 @@ def scalar(operation: str, argument: str, x: Any, device: torch.device) -> float
 def number(operation: str, argument: str, x: Any, minimum: float = -math.inf, maximum: float = math.inf) -> float:
     """Check a Python number in [minimum, maximum], finite in float32 too."""
     value = _real(operation, argument, x)
-    if not (math.isfinite(value) and minimum <= value <= maximum):
+    if not (-math.inf < value < math.inf and minimum <= value <= maximum):
         bound = f" and in [{minimum:g}, {maximum:g}]"
         if maximum == math.inf:
             bound = f" and at least {minimum:g}" if minimum > -math.inf else ""

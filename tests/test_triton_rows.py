@@ -332,7 +332,7 @@ def _fusion_kernels(dtype: str, m: int, tokens: list[tuple[int, int]]) -> list[t
     compilations = []
     for name, matrices, types in (
         ("_samples", 4, {"samples": x, "divergences": wide}),
-        ("_samples_backward", 9, above),
+        ("_samples_backward", 18 if dtype == "fp64" else 9, above),
     ):
         tile = elementwise_tile(_D, matrices, precision)
         constants = {"D": _D, "M": m, "LOW": -10.0, "HIGH": 4.0, "OF_NOISE": True, "DTYPE": of_dtype}

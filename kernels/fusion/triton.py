@@ -215,6 +215,11 @@ def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor,
     return (out.view(tensors[0].shape), divergences.view(tensors[0].shape[:-1])) if m == 1 else (out, divergences)
 
 
+def matrices_of_samples_backward(dtype: torch.dtype) -> int:
+    """How many tiles are held at a time: five inputs, three gradients and an exponential, in float64 of many parts."""
+    return 18 if dtype == torch.float64 else 9
+
+
 def samples_backward(
     sample_upstream: Tensor,
     divergence_upstream: Tensor,
@@ -231,8 +236,7 @@ def samples_backward(
     gradients = [
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[: (3 if of_noise else 2) * m]
     ]
-    # Five inputs, three gradients and an exponential.
-    tile = elementwise_tile(d, 9, dtype)
+    tile = elementwise_tile(d, matrices_of_samples_backward(dtype), dtype)
     with on_device_of(above):
         _samples_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
             above,
