@@ -19,6 +19,7 @@ name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
@@ -156,7 +157,9 @@ class Operation:
     def forward(self, backend: str, operands: Sequence[Tensor], options: tuple[Any, ...]) -> Sequence[Tensor]:
         """Return all results, those that are kept for the backward too."""
         if _readable(operands):
-            return self._forward(operands, *options, backend)
+            # Views among several results of a Function could not be changed in place.
+            results = self._forward(operands, *options, backend)
+            return [_own(x) if x._is_view() else x for x in results]
         return self._forward_operation(_dispatched(self.name, operands), *options, backend)  # type: ignore[no-any-return]
 
     def _forward(self, operands: Sequence[Tensor], *options: Any) -> list[Tensor]:
@@ -206,8 +209,12 @@ class Operation:
         return registered
 
     def _launch(self, launcher: str, backend: str, arguments: Sequence[Any]) -> list[Tensor]:
+        launch = getattr(kernels(self._folder, backend), launcher)
+        # A default device is a mode, and kernels of the CPU make tensors without naming theirs.
+        elsewhere = backend == "cpu" and torch._C._len_torch_function_stack()
         try:
-            results = getattr(kernels(self._folder, backend), launcher)(*arguments)
+            with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+                results = launch(*arguments)
         except Exception as error:
             # What Triton says names neither the operation nor what it was given. Memory may be there next time.
             if backend != "triton" or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -401,6 +408,11 @@ def _wanted(
         else:
             results.append(gradient if gradient.dtype == dtype else gradient.to(dtype))
     return results
+
+
+def _own(view: Tensor) -> Tensor:
+    """Return a tensor on the memory of a view that autograd takes for none."""
+    return view.new_empty(0).set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
