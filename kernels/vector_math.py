@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from mibfast.kernels.compilation import FASTMATH, INLINED
+from mibfast.kernels.compilation import FASTMATH, INLINED, inline
 
 _f32 = np.float32
 
@@ -340,3 +340,33 @@ def _softplus_sigmoid_and_exp(x: Any) -> Any:
         return softplus, (1.0 if x > 0.0 else u) / (1.0 + u), 1.0 / u if x > 0.0 else u
 
     return by_the_library
+
+
+# float32 sums are cut into pieces of this length, which are added in float64.
+PIECE = 2048
+
+
+@inline
+def sum_of(scores: Any) -> float:
+    """The sum of numbers, in float64 between pieces of 2048."""
+    total = 0.0
+    for start in range(0, scores.size, PIECE):
+        piece = scores[start : start + PIECE]
+        partial = scores.dtype.type(0.0)
+        for j in range(piece.size):
+            partial += piece[j]
+        total += partial
+    return total
+
+
+@inline
+def dot(x: Any, y: Any) -> float:
+    """The inner product of numbers, in float64 between pieces of 2048."""
+    total = 0.0
+    for start in range(0, x.size, PIECE):
+        a, b = x[start : start + PIECE], y[start : start + PIECE]
+        partial = x.dtype.type(0.0)
+        for j in range(a.size):
+            partial += a[j] * b[j]
+        total += partial
+    return total

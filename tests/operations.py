@@ -169,6 +169,12 @@ OPERATIONS: dict[str, Operation] = {
         _info_nce, symmetric=True, positive_in_denominator=False, reduction="none"
     ),
     "info_nce, symmetric, smoothed, each": partial(_info_nce, symmetric=True, label_smoothing=0.2, reduction="none"),
+    "info_nce, squared_distance": partial(_info_nce, score="squared_distance"),
+    "info_nce, squared_distance, symmetric, smoothed, each": partial(
+        _info_nce, score="squared_distance", symmetric=True, label_smoothing=0.2, reduction="none"
+    ),
+    "info_nce, lorentz": partial(_info_nce, score="lorentz"),
+    "info_nce, lorentz, symmetric": partial(_info_nce, score="lorentz", symmetric=True),
     "info_nce, slice": _slice_of_a_batch,
     "info_nce, slice, symmetric": partial(_slice_of_a_batch, symmetric=True, reduction="mean"),
     "info_nce, slice, symmetric, smoothed": partial(
@@ -178,6 +184,7 @@ OPERATIONS: dict[str, Operation] = {
         _slice_of_a_batch, symmetric=True, positive_in_denominator=False, fewest=2
     ),
     "partial_lse": _partial_lse,
+    "partial_lse, lorentz": partial(_partial_lse, score="lorentz"),
     "partial_lse, without positives": _partial_lse_of_a_bank,
     "partial_lse, more rows": partial(_partial_lse_of_more_rows, offset=-1),
     "partial_lse, more rows, positive out": partial(_partial_lse_of_more_rows, positive_in_denominator=False),

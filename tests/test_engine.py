@@ -10,63 +10,64 @@ import torch
 from operations import NAMES, OPERATIONS, inputs, value_and_gradients
 
 from mibfast import _threads, functional
-from mibfast.kernels.compilation import inline
-from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores_cpu
+from mibfast.kernels.halves import cpu as half
+from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores, tiles_cpu
+from mibfast.kernels.pairwise.engine_cpu import Pairs
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.tiles_cpu import Columns, Gradients
 
-SQUARED_DISTANCE_LIKE = 1000
-FOLDERS = ("pairwise.engine_", "critic.", "cross_correlation.", "gaussian.", "multilinear.", "projection.", "volume.")
+GRAM_VOLUME, INNER_PRODUCT = scores.named("gram_volume"), scores.named("inner_product")
+FOLDERS = ("pairwise.tiles_", "critic.", "cross_correlation.", "gaussian.", "multilinear.", "projection.", "volume.")
 
 
-@inline
-def _negative_excess(tiles, column_statistics, scratch):
+@half
+def _negative_excess(tiles, squared_norm, statistics, scratch):
     """q . b - b . b / 2, whose columns' statistics are b . b: what squared distances amount to, up to the row."""
-    out, statistic = scratch[0], column_statistics[0]
+    out, statistic = scratch[0], statistics[0]
     half = tiles.dtype.type(0.5)
     for j in range(out.size):
         out[j] = tiles[0, j] - half * statistic[j]
     return out
 
 
-@inline
-def _negative_excess_gradient(tiles, column_statistics, weights, factor, column_gradient, scratch):
+@half
+def _grad_negative_excess(tiles, squared_norm, statistics, weights, factor, grad_statistics, scratch):
     half = tiles.dtype.type(0.5)
     for j in range(weights.size):
         tiles[0, j] = weights[j]
-        column_gradient[0, j] -= half * factor * weights[j]
+        grad_statistics[0, j] -= half * factor * weights[j]
+    return tiles.dtype.type(0.0)
 
 
 def test_a_score_is_added_without_touching_the_loop(monkeypatch) -> None:
-    monkeypatch.setitem(scores_cpu._ROWS, SQUARED_DISTANCE_LIKE, _negative_excess)
-    monkeypatch.setitem(scores_cpu._GRADIENT_ROWS, SQUARED_DISTANCE_LIKE, _negative_excess_gradient)
+    score = scores.Score(_negative_excess, _grad_negative_excess, None, None)
+    monkeypatch.setattr(scores, "NUMBERED", (*scores.NUMBERED, score))
     q, b = (torch.randn(40, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
     statistic = torch.randn(1, 40, dtype=torch.float64, requires_grad=True)
-    truth = reference.info_nce(q @ b.T - statistic / 2, symmetric=True)
-    expected = torch.autograd.grad(truth.mean(), (q, b, statistic))
+    scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    truth = reference.info_nce(scale * (q @ b.T - statistic / 2), symmetric=True)
+    expected = torch.autograd.grad(truth.mean(), (q, b, statistic, scale))
 
     objective = cpu.Objective(symmetric=True)
-    columns = engine_cpu.Columns(b.detach()[None], statistic.detach())
-    losses, row_lse, column_lse = cpu.losses(SQUARED_DISTANCE_LIKE, Rows(q.detach()), columns, objective)
-    gradients = engine_cpu.Gradients(
-        torch.zeros(40, 7).double(), torch.empty(1, 40, 7).double(), torch.empty(1, 40).double()
-    )
+    columns = Columns(b.detach()[None], statistic.detach())
+    pairs = Pairs(score, Rows(q.detach()), columns, scale=1.7, wants_grad_scale=True)
+    losses, row_lse, column_lse = cpu.losses(pairs, objective)
+    gradients = Gradients(torch.zeros(40, 7).double(), torch.empty(1, 40, 7).double(), torch.empty(1, 40).double())
     upstream = torch.full((40,), 1 / 40)
-    cpu.losses_gradient(
-        SQUARED_DISTANCE_LIKE, Rows(q.detach()), columns, objective, upstream, row_lse, column_lse, gradients
-    )
+    cpu.losses_gradient(pairs, objective, upstream, row_lse, column_lse, gradients)
     torch.testing.assert_close(losses, truth.detach(), rtol=1e-12, atol=1e-12)
-    found = (gradients.rows, gradients.columns[0], gradients.statistics)
+    found = (gradients.rows, gradients.columns[0], gradients.statistics, torch.tensor(pairs.grad_scale))
     # The upstream gradient is float32: 1 / 40 is not exact.
     for a, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(a.double(), e, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_blocks_and_slots_join(n, dtype) -> None:
     q, b = torch.randn(n, 9, dtype=dtype), torch.randn(n + 3, 9, dtype=dtype)
-    columns = engine_cpu.Columns(b[None], b.new_empty(0, n + 3))
-    losses, row_lse, _ = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q, scale=3.0), columns, cpu.Objective(offset=2))
+    columns = Columns(b[None], b.new_empty(0, n + 3))
+    losses, row_lse, _ = cpu.losses(Pairs(INNER_PRODUCT, Rows(q), columns, scale=3.0, offset=2), cpu.Objective())
     truth = reference.info_nce(3.0 * reference.inner_product(q.double(), b.double()), 2)
     tolerance = 1e-12 if dtype == torch.float64 else 3e-5
     torch.testing.assert_close(losses.double(), truth, rtol=tolerance, atol=tolerance)
@@ -114,8 +115,8 @@ def test_both_ways_in_one_tile_and_in_more(n, smoothing, included) -> None:
         return
     q, b = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     options = {"positive_in_denominator": included, "symmetric": True, "label_smoothing": smoothing}
-    columns = engine_cpu.Columns(b.detach().float()[None], torch.empty(0, n))
-    assert engine_cpu.fits_one_tile(Rows(q.detach().float()), columns) == (n <= 1024)
+    columns = Columns(b.detach().float()[None], torch.empty(0, n))
+    assert engine_cpu.fits_one_tile(Pairs(INNER_PRODUCT, Rows(q.detach().float()), columns)) == (n <= 1024)
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
         leaves = [x.detach().to(dtype).requires_grad_() for x in (q, b)]
         loss = functional.info_nce(*leaves, 0.4, **options, backend="cpu")
@@ -130,9 +131,9 @@ def test_both_ways_in_one_tile_and_in_more(n, smoothing, included) -> None:
 def test_several_tiles_both_ways_in_one_block_and_in_more(n) -> None:
     """16 MiB hold two tiles and the scores of 1182 rows in float32 and of 836 in float64; 1024 rows are the most."""
     z = [torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    columns = engine_cpu.Columns(torch.empty(2, n, 6), torch.empty(1, n))
+    columns = Columns(torch.empty(2, n, 6), torch.empty(1, n))
     rows = Rows(torch.empty(n, 6), wants_norms=True)
-    assert engine_cpu.fits_one_tile(rows, columns, scores_cpu.GRAM_VOLUME) == (n <= 1024)
+    assert engine_cpu.fits_one_tile(Pairs(GRAM_VOLUME, rows, columns)) == (n <= 1024)
     truth = functional.gram_info_nce(z[0], z[1:], 2.0, backend="reference")
     expected = torch.autograd.grad(truth, z)
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
@@ -144,23 +145,24 @@ def test_several_tiles_both_ways_in_one_block_and_in_more(n) -> None:
 
 
 def test_a_score_of_one_tile_that_is_not_the_tile_keeps_its_scores() -> None:
-    columns = engine_cpu.Columns(torch.empty(1, 1500, 6), torch.empty(1, 1500))
-    assert not engine_cpu.fits_one_tile(Rows(torch.empty(1500, 6)), columns, scores_cpu.GRAM_VOLUME)
-    assert engine_cpu.fits_one_tile(Rows(torch.empty(1000, 6)), columns, scores_cpu.GRAM_VOLUME)
+    columns = Columns(torch.empty(1, 1500, 6), torch.empty(1, 1500))
+    assert not engine_cpu.fits_one_tile(Pairs(GRAM_VOLUME, Rows(torch.empty(1500, 6)), columns))
+    assert engine_cpu.fits_one_tile(Pairs(GRAM_VOLUME, Rows(torch.empty(1000, 6)), columns))
 
 
 def test_tiles_stay_small_however_many_columns() -> None:
     for n_columns in (64, 4096, 65536, 2**20):
-        rows = engine_cpu._tile_rows(4 * n_columns)
+        rows = tiles_cpu.tile_rows(4 * n_columns)
         assert rows >= 16
-        assert rows * 4 * n_columns <= max(engine_cpu._LARGEST_TILE_BYTES, 16 * 4 * n_columns)
+        assert rows * 4 * n_columns <= max(tiles_cpu._LARGEST_TILE_BYTES, 16 * 4 * n_columns)
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.T.contiguous().T, lambda x: x.repeat(1, 2)[:, :9]])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_rows_that_nothing_is_done_to_are_read_where_they_lie(scale, layout) -> None:
     source = torch.randn(40, 9)
-    rows = Rows(layout(source), scale=scale)
+    rows = Rows(layout(source))
+    rows.multiply(scale)
     rows.start(16)
     block = rows.block(8, 20)
     assert torch.equal(block, scale * source[8:20])
@@ -169,12 +171,13 @@ def test_rows_that_nothing_is_done_to_are_read_where_they_lie(scale, layout) -> 
 
 
 @pytest.mark.parametrize("n", [1, 513, 2100])
-@pytest.mark.parametrize("score", [scores_cpu.INNER_PRODUCT, scores_cpu.PROJECTION])
+@pytest.mark.parametrize("score", ["inner_product", "projection"])
 def test_blocks_make_up_all_scores(score, n) -> None:
-    q, b = torch.randn(n, 9), torch.randn(2 if score else 1, 30, 9)
-    columns = engine_cpu.Columns(b, b.new_empty(0, 30))
-    found = np.concatenate([block.copy() for _, block in engine_cpu.blocks(score, Rows(q), columns)])
-    assert np.array_equal(found, engine_cpu.dense(score, Rows(q), columns).numpy())
+    q, b = torch.randn(n, 9), torch.randn(2 if score == "projection" else 1, 30, 9)
+    columns = Columns(b, b.new_empty(0, 30))
+    pairs = Pairs(scores.named(score), Rows(q), columns)
+    found = np.concatenate([block.copy() for _, block in engine_cpu.blocks(pairs)])
+    assert np.array_equal(found, engine_cpu.dense(pairs).numpy())
 
 
 def test_columns_far_apart_are_summed_with_a_maximum_each(slots) -> None:
@@ -184,8 +187,8 @@ def test_columns_far_apart_are_summed_with_a_maximum_each(slots) -> None:
     q[:, 0] = 100.0
     b[1::3, 0] = 3.0
     b[2::3, 0] = -3.0
-    columns = engine_cpu.Columns(b[None], b.new_empty(0, 300))
-    _, _, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, cpu.Objective(symmetric=True))
+    columns = Columns(b[None], b.new_empty(0, 300))
+    _, _, column_lse = cpu.losses(Pairs(INNER_PRODUCT, Rows(q), columns), cpu.Objective(symmetric=True))
     truth = torch.logsumexp(q.double() @ b.double().T, 0)
     assert truth.max() - truth.min() > 500
     torch.testing.assert_close(column_lse, truth, rtol=1e-6, atol=1e-4)
@@ -195,13 +198,13 @@ def test_columns_far_apart_are_summed_with_a_maximum_each(slots) -> None:
 def test_rows_of_minus_infinity_and_nan(symmetric) -> None:
     q = torch.ones(6, 1, dtype=torch.float64)
     b = torch.tensor([[-math.inf]] * 6, dtype=torch.float64)
-    columns = engine_cpu.Columns(b[None], b.new_empty(0, 6))
+    columns = Columns(b[None], b.new_empty(0, 6))
     objective = cpu.Objective(symmetric=symmetric)
-    _, row_lse, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, objective)
+    _, row_lse, column_lse = cpu.losses(Pairs(INNER_PRODUCT, Rows(q), columns), objective)
     assert (row_lse == -math.inf).all()
     assert (column_lse == -math.inf).all()
     b[2] = math.nan
-    _, row_lse, column_lse = cpu.losses(scores_cpu.INNER_PRODUCT, Rows(q), columns, objective)
+    _, row_lse, column_lse = cpu.losses(Pairs(INNER_PRODUCT, Rows(q), columns), objective)
     assert row_lse.isnan().all()
     assert np.array_equal(column_lse.isnan().numpy(), np.arange(6) == 2) or not symmetric
 
@@ -209,9 +212,9 @@ def test_rows_of_minus_infinity_and_nan(symmetric) -> None:
 def test_blocks_of_many_columns_are_shorter() -> None:
     """Blocks hold at most 16 MiB, however many columns there are, and no more rows than there are."""
     for n, count, height in ((6000, 1000, 3072), (6000, 4096, 1024), (40, 1000, 40)):
-        columns = engine_cpu.Columns(torch.randn(1, count, 4), torch.empty(0, count))
-        rows = Rows(torch.randn(n, 4))
-        found = [(first, block.shape) for first, block in engine_cpu.blocks(scores_cpu.INNER_PRODUCT, rows, columns)]
+        columns = Columns(torch.randn(1, count, 4), torch.empty(0, count))
+        pairs = Pairs(INNER_PRODUCT, Rows(torch.randn(n, 4)), columns)
+        found = [(first, block.shape) for first, block in engine_cpu.blocks(pairs)]
         assert found[0] == (0, (height, count))
         assert sum(shape[0] for _, shape in found) == n
 

@@ -1,5 +1,6 @@
 """Top-k retrieval: backends, ties, NaN, blocks, threads, memory."""
 
+import dataclasses
 import math
 import threading
 import tracemalloc
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from mibfast import functional as F
+from mibfast.kernels.pairwise import scores
 from mibfast.kernels.retrieval import cpu, reference
 
 # Embeddings a query, where it has more than one.
 CONTEXTS = {"ridge_projection": 3, "gram_volume": 3, "triangle_area": 2, "symile": 3}
-SCORES = ["inner_product", "cosine", *CONTEXTS]
+SCORES = ["inner_product", "squared_distance", "lorentz", "cosine", *CONTEXTS]
 LOWEST_ARE_BEST = ["gram_volume", "triangle_area"]
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 EVERY_SCORE = pytest.mark.parametrize("score", SCORES)
@@ -309,8 +311,12 @@ def test_the_lowest_are_best_for_a_score_that_says_so(monkeypatch) -> None:
     """One entry makes a score, whichever end of it is the better."""
     scores_of, _ = reference.SCORES["inner_product"]
     monkeypatch.setitem(reference.SCORES, "cosine", (scores_of, False))
-    plain = cpu.SCORES["inner_product"]
-    monkeypatch.setitem(cpu.SCORES, "cosine", cpu.Score(plain.columns, unit=False, largest=False))
+    lowest = dataclasses.replace(scores.named("inner_product"), large_is_alike=False)
+    monkeypatch.setattr(scores, "NUMBERED", (*scores.NUMBERED, lowest))
+    plain = cpu.RANKINGS["inner_product"]
+    monkeypatch.setitem(
+        cpu.RANKINGS, "cosine", cpu.Ranking(lambda query, ridge: (lowest, plain.columns(query, ridge)[1]))
+    )
     query, key = _whole_numbers(10, 4), _whole_numbers(500, 4)
     values, indices = F.top_k(query, key, 9, score="cosine")
     expected, places = F.top_k(query, key, 9, score="cosine", backend="reference")
@@ -351,4 +357,4 @@ def test_memory_does_not_grow_with_all_scores(score) -> None:
 def test_every_score_is_in_every_list() -> None:
     from mibfast.ops import top_k
 
-    assert list(top_k._QUERIES) == list(cpu.SCORES) == list(reference.SCORES)
+    assert list(top_k._QUERIES) == list(cpu.RANKINGS) == list(reference.SCORES)

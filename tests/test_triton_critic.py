@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from mibfast.kernels.critic import triton as kernels
 from mibfast.kernels.launch_configuration import shipped
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise import reductions_triton as reductions
+from mibfast.kernels.pairwise import flags as asked
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 NAMES = [
@@ -411,16 +411,16 @@ def test_two_layers_compile_without_spills(capability) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_inner_products_compile_without_spills(capability) -> None:
     """The heaviest: both ways and clipped, upstream gradients apart, the positive out; and softplus sums."""
-    log_sum_exp = reductions.CLIPPED.value | reductions.TWO_WAY.value | reductions.POSITIVE_EXCLUDED.value
-    apart, positive_out = log_sum_exp | reductions.APART.value, reductions.POSITIVE_EXCLUDED.value
+    log_sum_exp = asked.CLAMPED | asked.TWO_WAY | asked.POSITIVE_EXCLUDED
+    apart, positive_out = log_sum_exp | asked.APART, asked.POSITIVE_EXCLUDED
     cases = [
         ("_reduce", 512, log_sum_exp),
         ("_reduce", 128, log_sum_exp),
-        ("_reduce", 512, positive_out, "SOFTPLUS_SUM"),
-        ("_weigh_chunk", 512, apart),
-        ("_weigh_chunk", 512, positive_out, "SOFTPLUS_SUM"),
+        ("_reduce", 512, positive_out, "softplus"),
+        ("_grad_chunk", 512, apart),
+        ("_grad_chunk", 512, positive_out, "softplus"),
         ("_recompute", 128, apart),
-        ("_recompute", 128, positive_out, "SOFTPLUS_SUM"),
+        ("_recompute", 128, positive_out, "softplus"),
     ]
     assert_compiled_without_spills(
         [of_pairwise_engine(kernel, capability, *case) for kernel, *case in cases], capability

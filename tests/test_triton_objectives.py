@@ -327,8 +327,8 @@ def _of_symile(kernel: str, capability: int, dtype: torch.dtype, lead: torch.dty
         **dict.fromkeys(("d", "lead_stride", "last_stride", "column_stride", "weights_stride"), "i32:16"),
     }
     constants = {
-        "ADD": "mibfast.kernels.pairwise.reductions_triton:_add_log_sum_exp",
-        "FLAGS": 1,
+        "ADD": "mibfast.kernels.pairwise.reductions:REDUCTIONS.log_sum_exp.triton.0",
+        "FLAGS": 2,
         "SCALE": 1,
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,

@@ -26,12 +26,14 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
+from mibfast.kernels.halves import gpu  # noqa: E402
 from mibfast.kernels.pairwise import engine_triton as engine  # noqa: E402
-from mibfast.kernels.pairwise import reductions_triton as reductions  # noqa: E402
-from mibfast.kernels.pairwise import scores_triton as scores  # noqa: E402
+from mibfast.kernels.pairwise import flags as asked  # noqa: E402
+from mibfast.kernels.pairwise import scores  # noqa: E402
 from mibfast.kernels.pairwise import triton as pairwise  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
+TWO_WAY_TOTALS = asked.TWO_WAY | asked.TOTALS
 LOSSES = [name for name in NAMES if name.split(",")[0] in ("info_nce", "siglip", "partial_lse")]
 
 
@@ -210,7 +212,7 @@ def test_rows_of_minus_infinity() -> None:
     q, b = torch.ones(40, 1), torch.full((40, 1), -torch.inf)
     for symmetric in (False, True):
         pairs = engine.Pairs(q, b[None])
-        _, row_lse, column_lse = pairwise.losses(scores.INNER_PRODUCT, pairs, int(symmetric), 0.0)
+        _, row_lse, column_lse = pairwise.losses(pairwise.INNER_PRODUCT, pairs, asked.TWO_WAY if symmetric else 0, 0.0)
         assert (row_lse == -torch.inf).all()
         assert (column_lse == -torch.inf).all()
 
@@ -295,7 +297,7 @@ def test_autocast_changes_nothing_and_float64_is_refused(operation) -> None:
         operation(a.double(), b.double(), backend="triton")
 
 
-@triton.jit
+@gpu
 def _volume_like(tiles, row_statistic, column_statistics):
     squared = tiles[0] * tiles[0]
     for k in tl.static_range(1, len(tiles)):
@@ -303,7 +305,7 @@ def _volume_like(tiles, row_statistic, column_statistics):
     return column_statistics[0] * (row_statistic - squared) + column_statistics[1]
 
 
-@triton.jit
+@gpu
 def _volume_like_gradient(tiles, row_statistic, column_statistics, weights):
     squared = tiles[0] * tiles[0]
     for k in tl.static_range(1, len(tiles)):
@@ -337,11 +339,11 @@ def test_a_score_of_several_tiles_is_added_without_touching_the_loop(symmetric, 
     upstream = torch.linspace(-0.7, 1.3, n, dtype=torch.float64)
     expected = truth(*leaves)
     gradients = torch.autograd.grad(expected, leaves, upstream, allow_unused=True)
-    score = scores.Score(_volume_like, _volume_like_gradient)
+    score = scores.Score(_volume_like, _volume_like_gradient, _volume_like, _volume_like_gradient)
     pairs = engine.Pairs(q, b, engine.scalar(2.5), row_statistic=row, column_statistics=column)
     if apart:
         pairs = dataclasses.replace(pairs, positives=known)
-    flags = int(symmetric) | reductions.TOTALS.value
+    flags = (asked.TWO_WAY if symmetric else 0) | asked.TOTALS
     each, *saved = pairwise.losses(score, pairs, flags, 0.1)
     torch.testing.assert_close(each.double(), expected.detach(), rtol=1e-4, atol=1e-4)
     weights = engine.Weights(upstream.float(), 1.0, *saved, 0.1)
@@ -373,7 +375,9 @@ def test_the_workspace_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(engine, "_reduce", {})
     x = torch.zeros(1, 512, dtype=torch.bfloat16).expand(n, 512)
     with pytest.raises(KeyError):
-        engine.reduce(scores.INNER_PRODUCT, reductions.log_sum_exp(5), engine.Pairs(x, x[None]), 5)
+        engine.reduce(
+            pairwise.INNER_PRODUCT, pairwise.LOG_SUM_EXP, engine.Pairs(x, x[None]), asked.TWO_WAY | asked.TOTALS
+        )
     assert sum(4 * torch.Size(shape).numel() for shape in allocated) <= 8 * 2**30
 
 
@@ -402,16 +406,16 @@ def test_kernels_compile_without_spills(capability) -> None:
     of_float32 = {"dtype": torch.float32}
     cases = [
         of_pairwise_engine("_reduce", capability, 512),
-        of_pairwise_engine("_reduce", capability, 512, 5),
-        of_pairwise_engine("_reduce", capability, 128, 5),
-        of_pairwise_engine("_reduce", capability, 512, 0, "SOFTPLUS"),
-        of_pairwise_engine("_reduce", capability, 512, 5, how="ieee", **of_float32),
-        of_pairwise_engine("_weigh_chunk", capability, 512),
-        of_pairwise_engine("_weigh_chunk", capability, 512, 5),
-        of_pairwise_engine("_weigh_chunk", capability, 512, 0, "SOFTPLUS"),
-        of_pairwise_engine("_weigh_chunk", capability, 512, 5, how="tf32", **of_float32),
-        of_pairwise_engine("_recompute", capability, 128, 5),
-        of_pairwise_engine("_recompute", capability, 64, 0, "SOFTPLUS"),
+        of_pairwise_engine("_reduce", capability, 512, TWO_WAY_TOTALS),
+        of_pairwise_engine("_reduce", capability, 128, TWO_WAY_TOTALS),
+        of_pairwise_engine("_reduce", capability, 512, 0, "sigmoid_loss"),
+        of_pairwise_engine("_reduce", capability, 512, TWO_WAY_TOTALS, how="ieee", **of_float32),
+        of_pairwise_engine("_grad_chunk", capability, 512),
+        of_pairwise_engine("_grad_chunk", capability, 512, TWO_WAY_TOTALS),
+        of_pairwise_engine("_grad_chunk", capability, 512, 0, "sigmoid_loss"),
+        of_pairwise_engine("_grad_chunk", capability, 512, TWO_WAY_TOTALS, how="tf32", **of_float32),
+        of_pairwise_engine("_recompute", capability, 128, TWO_WAY_TOTALS),
+        of_pairwise_engine("_recompute", capability, 64, 0, "sigmoid_loss"),
     ]
     assert_compiled_without_spills(cases, capability)
 

@@ -39,9 +39,9 @@ class Resources(NamedTuple):
 def resources(compilations: Sequence[Compilation], capability: int) -> list[Resources]:
     """Compile kernels, each a module, a name in it, types of its arguments, constants, and options such as num_warps.
 
-    A constant that is a string "module:a.b" stands for what is found there; arguments without a type are constants,
-    and those of type "*..." and "i..." may end in ":16" where they are known to be divisible by 16. The type of a tuple
-    is a list of types.
+    A constant that is a string "module:a.b.0" stands for the attribute, entry or element that is found there; arguments
+    without a type are constants, and those of type "*..." and "i..." may end in ":16" where they are known to be
+    divisible by 16. The type of a tuple is a list of types.
     """
     compiler = _compiler()
     assert compiler.stdin is not None
@@ -67,34 +67,32 @@ def of_pairwise_engine(
     reduction: str = "log_sum_exp",
     dtype: torch.dtype = torch.bfloat16,
     how: str = "half",
-    score: str = "INNER_PRODUCT",
+    score: str = "inner_product",
     k: int = 1,
     s: int = 0,
 ) -> Compilation:
     """The compilation of a kernel of the pairwise engine, at the tile that is shipped.
 
-    `reduction` is a name in `reductions_triton`, `how` the arithmetic. A score is of k tiles, and of s statistics of
+    `reduction` is the name of one, `how` the arithmetic. A score is of k tiles, and of s statistics of
     columns and, with them, one of rows and positives that are known apart.
     """
     from mibfast.kernels.launch_configuration import shipped
-    from mibfast.kernels.pairwise import reductions_triton
+    from mibfast.kernels.pairwise import reductions
 
-    place = "mibfast.kernels.pairwise.reductions_triton"
-    if reduction == "log_sum_exp":
-        found, functions = reductions_triton.log_sum_exp(flags), [f"{place}:_{x}_log_sum_exp" for x in ("add", "weigh")]
-    else:
-        found, functions = getattr(reductions_triton, reduction), [f"{place}:{reduction}.{x}" for x in ("add", "weigh")]
-    names = {"_reduce": "reduce", "_weigh_chunk": "chunk", "_recompute": "recompute", "_score": "score"}
-    light = found.light and kernel != "_score"
+    found = reductions.named(reduction)
+    names = {"_reduce": "reduce", "_grad_chunk": "chunk", "_recompute": "recompute", "_score": "score"}
+    light = found.is_light(flags) and kernel != "_score"
     tile = shipped(f"pairwise.{names[kernel]}", capability, how, d, k + (s > 0), light)
+    place_of_score = f"mibfast.kernels.pairwise.scores:SCORES.{score}.triton"
+    place_of_reduction = f"mibfast.kernels.pairwise.reductions:REDUCTIONS.{reduction}.triton"
     constants = {
-        "SCORE": f"mibfast.kernels.pairwise.scores_triton:{score}.value",
-        "SCORE_GRADIENT": f"mibfast.kernels.pairwise.scores_triton:{score}.gradient",
-        "ADD": functions[0],
-        "WEIGH": functions[1],
-        "ROW_PLANES": found.row_planes,
-        "COLUMN_PLANES": found.column_planes,
-        "MAXIMUM": found.maximum,
+        "SCORE": f"{place_of_score}.0",
+        "SCORE_GRADIENT": f"{place_of_score}.1",
+        "ADD": f"{place_of_reduction}.0",
+        "GRAD": f"{place_of_reduction}.1",
+        "ROW_PLANES": found.row_planes(flags),
+        "COLUMN_PLANES": found.column_planes(flags),
+        "MAXIMUM": found.keeps_maximum,
         "FLAGS": flags,
         "K": k,
         "S": s,
@@ -102,7 +100,7 @@ def of_pairwise_engine(
         "SCALE": 2,
         **dict.fromkeys(("BIAS", "GAIN", "UNDONE"), 0),
         "TIMES_SCALE": True,
-        "SUMS": 2 if reduction == "SOFTPLUS" else 1,
+        "SUMS": 2 if reduction == "sigmoid_loss" else 1,
         "TOGETHER": 8,
         "OF_COLUMNS": True,
         **dict.fromkeys(("ROWS", "OWN"), tile.rows),
@@ -161,7 +159,10 @@ def _compiled(compilation: Compilation, capability: int) -> Resources:
             module, _, path = x.partition(":")
             value = importlib.import_module(module)
             for name in path.split("."):
-                value = getattr(value, name)
+                if isinstance(value, dict):
+                    value = value[name]
+                else:
+                    value = value[int(name)] if name.isdigit() else getattr(value, name)
             return value
         return x
 

@@ -38,11 +38,15 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import kernel
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions_cpu as reductions
-from mibfast.kernels.pairwise import scores_cpu as scores
-from mibfast.kernels.pairwise.reductions_cpu import sum_of
+from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.flags import LOG_SUM_EXP_BESIDE, POSITIVE_EXCLUDED, POSITIVE_LOGISTIC
+from mibfast.kernels.pairwise.reductions import softplus as softplus_sums
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.scores import Score
+from mibfast.kernels.pairwise.tiles_cpu import Gradients, Tiles
+from mibfast.kernels.vector_math import sum_of
 
+_SOFTPLUS = reductions.named("softplus")
 # A tile of additive scores, which all h units pass over, stays in a core's second cache.
 _TILE_BYTES = 2**20
 # Columns at a time: eight vectors of them stay in the first cache.
@@ -260,7 +264,7 @@ class _AdditiveColumns:
         self.sums = np.empty((0, 0), self.weight.dtype)
         self.weight_gradient, self.bias_gradient = torch.zeros(h, dtype=torch.float64), 0.0
 
-    def tiles(self, score: int, rows: Rows) -> engine.Tiles:
+    def tiles(self, score: Score, rows: Rows) -> Tiles:
         return _AdditiveTiles(rows, self)
 
     def gradients(self) -> list[Tensor]:
@@ -270,7 +274,7 @@ class _AdditiveColumns:
         return [(b.T * w).contiguous(), self.weight_gradient - along, torch.tensor(self.bias_gradient)]
 
 
-class _AdditiveTiles(engine.Tiles):
+class _AdditiveTiles(Tiles):
     def __init__(self, rows: Rows, columns: _AdditiveColumns) -> None:
         self._own = columns
         h, n_columns = columns.negated.shape
@@ -289,13 +293,13 @@ class _AdditiveTiles(engine.Tiles):
 
         parallel(add, len(shares))
 
-    def scale_columns(self, factor: float, gradients: engine.Gradients) -> None:
+    def scale_columns(self, factor: float, gradients: Gradients) -> None:
         own = self._own
         own.sums *= own.sums.dtype.type(factor)
         own.weight_gradient *= factor
         own.bias_gradient *= factor
 
-    def bring_back(self, first: int, count: int, gradients: engine.Gradients) -> None:
+    def backward(self, first: int, count: int, gradients: Gradients) -> None:
         own, u, g = self._own, self.rows.block(first, first + count).numpy(), self._tile[:count]
         if first == 0:
             own.sums = _zeros(*own.negated.shape, like=own.negated)
@@ -312,7 +316,7 @@ class _AdditiveTiles(engine.Tiles):
         if gradients.rows is not None:
             torch.mul(a, torch.from_numpy(own.weight), out=gradients.rows[first : first + count])
 
-    def finish(self, gradients: engine.Gradients) -> None:
+    def finish(self, gradients: Gradients) -> None:
         pass
 
 
@@ -328,7 +332,7 @@ class _DeepColumns:
         self.unit_gradients = np.zeros((2, self.weight.size))
         self.bias_gradient = 0.0
 
-    def tiles(self, score: int, rows: Rows) -> engine.Tiles:
+    def tiles(self, score: Score, rows: Rows) -> Tiles:
         return _DeepTiles(rows, self)
 
     def gradients(self) -> list[Tensor]:
@@ -338,7 +342,7 @@ class _DeepColumns:
         return [of_v, of_weight, torch.tensor(self.bias_gradient), self.matrix_gradient, of_offset]
 
 
-class _DeepTiles(engine.Tiles):
+class _DeepTiles(Tiles):
     def __init__(self, rows: Rows, columns: _DeepColumns) -> None:
         self._own = columns
         own, dtype = columns, columns.v.dtype
@@ -387,14 +391,14 @@ class _DeepTiles(engine.Tiles):
 
         parallel(score, len(shares))
 
-    def scale_columns(self, factor: float, gradients: engine.Gradients) -> None:
+    def scale_columns(self, factor: float, gradients: Gradients) -> None:
         own = self._own
         own.column_gradient *= own.column_gradient.dtype.type(factor)
         own.matrix_gradient *= factor
         own.unit_gradients *= factor
         own.bias_gradient *= factor
 
-    def bring_back(self, first: int, count: int, gradients: engine.Gradients) -> None:
+    def backward(self, first: int, count: int, gradients: Gradients) -> None:
         own, u, g = self._own, self.rows.block(first, first + count).numpy(), self._tile[:count]
         if first == 0:
             own.column_gradient = _zeros(*own.v.shape, like=own.v)
@@ -403,11 +407,11 @@ class _DeepTiles(engine.Tiles):
         self.each_slot(lambda _, begin, end, __: _apply_factors(g, self.factors, begin, end, self._sums), first, count)
         own.bias_gradient += self._sums[:count].sum()
         for i, rows, j, columns in self._blocks(count):
-            of_rows = self._bring_back_block(u[i : i + rows], g[i : i + rows], j, columns)
+            of_rows = self._backward_block(u[i : i + rows], g[i : i + rows], j, columns)
             if gradients.rows is not None:
                 gradients.rows[first + i : first + i + rows] += torch.from_numpy(of_rows)
 
-    def _bring_back_block(self, u: np.ndarray, g: np.ndarray, first: int, columns: int) -> np.ndarray:
+    def _backward_block(self, u: np.ndarray, g: np.ndarray, first: int, columns: int) -> np.ndarray:
         own, rows = self._own, u.shape[0]
         units, second, shares = self._layers(u, first, columns)
         # In float64: tens of thousands of pairs are added one by one.
@@ -433,66 +437,60 @@ class _DeepTiles(engine.Tiles):
         parallel(add, len(unit_shares))
         return of_rows
 
-    def finish(self, gradients: engine.Gradients) -> None:
+    def finish(self, gradients: Gradients) -> None:
         pass
 
 
-def _operands(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> tuple[Rows, Any]:
-    rows = Rows(x.detach())
-    if not parameters:
-        operands = y.detach().to(rows.dtype).contiguous()[None]
-        return rows, engine.Columns(operands, operands.new_empty(0, y.shape[0]))
-    if len(parameters) == 2:
-        return rows, _AdditiveColumns(rows.dtype, y, *parameters)
-    return rows, _DeepColumns(rows.dtype, y, *parameters)
+class _Critic:
+    """The pairs of a critic: inner products without parameters, else additive scores of one or two hidden layers."""
 
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        parameters: Sequence[Tensor],
+        *,
+        offset: int = 0,
+        needed: Sequence[bool] = (False, False),
+    ) -> None:
+        self._x, self._y, self._parameters = x, y, parameters
+        rows = Rows(x.detach())
+        self._columns: Any = None
+        if not parameters:
+            self._columns = pairwise.embedding_columns(y, rows.dtype)
+        elif len(parameters) == 2:
+            self._columns = _AdditiveColumns(rows.dtype, y, *parameters)
+        else:
+            self._columns = _DeepColumns(rows.dtype, y, *parameters)
+        # The tiles are the scores, whatever they are of.
+        score = pairwise.INNER_PRODUCT
+        self.pairs = engine.Pairs(score, rows, self._columns, offset=offset)
+        of_columns = needed[1] and not parameters
+        self.gradients = pairwise.embedding_gradients(x, y, rows, score, (needed[0], of_columns))
 
-def _gradients(x: Tensor, y: Tensor, parameters: Sequence[Tensor], rows: Rows, needed: list[bool]) -> engine.Gradients:
-    of_columns = needed[1] and not parameters
-    return engine.Gradients(
-        torch.from_numpy(_buffers.empty(tuple(x.shape), rows.numpy_dtype)).zero_() if needed[0] else None,
-        torch.from_numpy(_buffers.empty((1, *y.shape), rows.numpy_dtype)) if of_columns else None,
-        None,
-    )
+    def results(self, dtype: torch.dtype | None = None, column_factor: float = 1.0) -> list[Tensor]:
+        """The gradients of x, y and the parameters in a dtype, or each in its own; all but x's times a factor.
 
-
-def _results(
-    gradients: engine.Gradients,
-    columns: Any,
-    x: Tensor,
-    y: Tensor,
-    parameters: Sequence[Tensor],
-    dtype: torch.dtype | None = None,
-    of_columns: float = 1.0,
-) -> list[Tensor]:
-    """The gradients of x, y and the parameters in a dtype, or each in its own; all but x's times a factor.
-
-    One of x or y that was not needed is empty.
-    """
-    of_x = x.new_empty(x.shape) if gradients.rows is None else gradients.rows
-    if parameters:
-        others = columns.gradients()
-    else:
-        others = [y.new_empty(y.shape) if gradients.columns is None else gradients.columns[0]]
-    if of_columns != 1.0:
-        others = [g.mul_(of_columns) for g in others]
-    found = zip([of_x, *others], (x, y, *parameters), strict=True)
-    return [g.to(z.dtype if dtype is None else dtype) for g, z in found]
+        One of x or y that was not needed is empty.
+        """
+        x, y = self._x, self._y
+        grad_x = x.new_empty(x.shape) if self.gradients.rows is None else self.gradients.rows
+        if self._parameters:
+            others = self._columns.gradients()
+        else:
+            others = [y.new_empty(y.shape) if self.gradients.columns is None else self.gradients.columns[0]]
+        if column_factor != 1.0:
+            others = [g.mul_(column_factor) for g in others]
+        pairs = zip([grad_x, *others], (x, y, *self._parameters), strict=True)
+        return [g.to(z.dtype if dtype is None else dtype) for g, z in pairs]
 
 
 def log_sum_exp(
     x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, offset: int
 ) -> list[Tensor]:
-    """Positives [N], log-sum-exps of rows [N] and of columns [N'] (or [0]), and both once more in float64.
-
-    Rounded to the engine's dtype, they would put an error of 1e-3 on the backward's weights of scores of 1e4.
-    """
-    rows, operands = _operands(x, y, parameters)
-    objective = pairwise.Objective(offset, positive, columns, clip=clip)
-    state, _, column_lse = pairwise.log_sum_exps(scores.INNER_PRODUCT, rows, operands, objective)
-    positives = torch.from_numpy(state[reductions.POSITIVE]).to(rows.dtype, copy=True)
-    wide = (torch.from_numpy(state[reductions.LSE].copy()), torch.from_numpy(column_lse))
-    return [positives, *(lse.to(rows.dtype, copy=True) for lse in wide), *wide]
+    """Positives [N], log-sum-exps of rows [N] and of columns [N'] (or [0]), and both once more in float64."""
+    critic = _Critic(x, y, parameters, offset=offset)
+    return pairwise.positives_and_log_sum_exps(critic.pairs, pairwise.Objective(positive, columns, clip=clip))
 
 
 def log_sum_exp_backward(
@@ -511,39 +509,35 @@ def log_sum_exp_backward(
     offset: int,
 ) -> list[Tensor]:
     """Gradients of x, y and the parameters for upstream gradients [N], [N] and [N'] (or [0])."""
-    rows, operands = _operands(x, y, parameters)
-    gradients = _gradients(x, y, parameters, rows, needed)
+    critic = _Critic(x, y, parameters, offset=offset, needed=needed)
     pairwise.log_sum_exps_gradient(
-        scores.INNER_PRODUCT,
-        rows,
-        operands,
-        pairwise.Objective(offset, positive, columns, clip=clip),
+        critic.pairs,
+        pairwise.Objective(positive, columns, clip=clip),
         row_lse=row_lse.numpy(),
         column_lse=column_lse.numpy(),
         grad_rows=grad_rows.double().numpy(),
         grad_columns=grad_columns.double().numpy(),
         grad_positives=grad_positives.double().numpy(),
-        gradients=gradients,
+        gradients=critic.gradients,
     )
-    return _results(gradients, operands, x, y, parameters)
+    return critic.results()
 
 
 def _softplus_flags(positive: bool) -> int:
-    return 0 if positive else reductions.POSITIVE_EXCLUDED
+    return 0 if positive else POSITIVE_EXCLUDED
 
 
 def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
     """Positives [N] and sums of softplus over rows [N], in the engine's dtype."""
-    rows, operands = _operands(x, y, parameters)
-    flags = _softplus_flags(positive)
-    state, _, _ = engine.reduce(scores.INNER_PRODUCT, reductions.SOFTPLUS, rows, operands, 0, flags)
-    positives, sums = (torch.from_numpy(state[r]) for r in (reductions.POSITIVE, reductions.SOFTPLUS_SUM))
-    return positives.to(rows.dtype, copy=True), sums.to(rows.dtype, copy=True)
+    critic = _Critic(x, y, parameters)
+    state, dtype = engine.reduce(critic.pairs, _SOFTPLUS, _softplus_flags(positive)).rows, critic.pairs.rows.dtype
+    positives, sums = (torch.from_numpy(state[r]) for r in (softplus_sums.POSITIVE, softplus_sums.SUM))
+    return positives.to(dtype, copy=True), sums.to(dtype, copy=True)
 
 
 def softplus_backward(
-    of_positives: Tensor,
-    of_rows: Tensor,
+    grad_positives: Tensor,
+    grad_rows: Tensor,
     x: Tensor,
     y: Tensor,
     parameters: list[Tensor],
@@ -551,32 +545,22 @@ def softplus_backward(
     positive: bool,
 ) -> list[Tensor]:
     """Gradients of x, y and the parameters for upstream gradients [N] and [N]."""
-    rows, operands = _operands(x, y, parameters)
-    gradients = _gradients(x, y, parameters, rows, needed)
-    row_weights = np.zeros((5, rows.n))
-    row_weights[reductions.ROW_UPSTREAM] = of_rows.double().numpy()
-    row_weights[reductions.ROW_POSITIVE] = of_positives.double().numpy()
+    critic = _Critic(x, y, parameters, needed=needed)
+    row_weights = np.zeros((softplus_sums.ROW_WEIGHTS, critic.pairs.rows.n))
+    row_weights[softplus_sums.GRAD_SUM] = grad_rows.double().numpy()
+    row_weights[softplus_sums.GRAD_POSITIVE] = grad_positives.double().numpy()
     engine.gradient(
-        scores.INNER_PRODUCT,
-        reductions.SOFTPLUS,
-        rows,
-        operands,
-        0,
-        _softplus_flags(positive),
-        row_weights=row_weights,
-        column_weights=np.zeros((3, 1), rows.numpy_dtype),
-        gradients=gradients,
+        critic.pairs, _SOFTPLUS, _softplus_flags(positive), row_weights=row_weights, gradients=critic.gradients
     )
-    return _results(gradients, operands, x, y, parameters)
+    return critic.results()
 
 
 def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool]) -> list[Tensor]:
     """The logarithm of the mean of e^s over negatives, and its gradients, all in the engine's dtype."""
-    rows, operands = _operands(x, y, parameters)
-    gradients = _gradients(x, y, parameters, rows, needed)
-    total, of_columns = pairwise.log_sum_exp_of_all_with_gradient(scores.INNER_PRODUCT, rows, operands, gradients)
-    value = torch.tensor(total - math.log(_negatives(x, y)), dtype=rows.dtype)
-    return [value, *_results(gradients, operands, x, y, parameters, rows.dtype, of_columns)]
+    critic = _Critic(x, y, parameters, needed=needed)
+    total, column_factor = pairwise.log_sum_exp_of_all_with_gradient(critic.pairs, critic.gradients)
+    value = torch.tensor(total - math.log(_negatives(x, y)), dtype=critic.pairs.rows.dtype)
+    return [value, *critic.results(critic.pairs.rows.dtype, column_factor)]
 
 
 def mean_softplus_with_gradient(
@@ -587,27 +571,23 @@ def mean_softplus_with_gradient(
     The loss is the mean softplus of negatives, and with `positives` that of their negated scores beside it. All in the
     engine's dtype.
     """
-    rows, operands = _operands(x, y, parameters)
-    gradients = _gradients(x, y, parameters, rows, needed)
-    state = np.zeros((reductions.ROW_STATES, rows.n))
-    state[reductions.SOFTPLUS_CLIP] = clip
-    count = _negatives(x, y)
+    critic, count = _Critic(x, y, parameters, needed=needed), _negatives(x, y)
+    dtype = critic.pairs.rows.dtype
+    state = np.zeros((softplus_sums.ROW_STATES, critic.pairs.rows.n))
+    state[softplus_sums.CLIP] = clip
+    flags = POSITIVE_EXCLUDED | (POSITIVE_LOGISTIC if positives else 0)
     engine.reduce_with_gradient(
-        scores.INNER_PRODUCT,
-        reductions.SOFTPLUS_AND_LOG_SUM_EXP if log_mean_exp else reductions.SOFTPLUS,
-        rows,
-        operands,
-        0,
-        reductions.POSITIVE_EXCLUDED | (reductions.POSITIVE_LOGISTIC if positives else 0),
+        critic.pairs,
+        _SOFTPLUS,
+        flags | (LOG_SUM_EXP_BESIDE if log_mean_exp else 0),
         upstream=1.0 / count,
-        label_smoothing=0.0,
-        gradients=gradients,
+        gradients=critic.gradients,
         row_state=state,
     )
-    mean = torch.tensor(state[reductions.SOFTPLUS_SUM].sum() / count, dtype=rows.dtype)
-    found = pairwise.log_sum_exp_of_rows(state[reductions.LSE]) - math.log(count) if log_mean_exp else math.nan
-    beside = (torch.tensor(z, dtype=rows.dtype) for z in (found, state[reductions.POSITIVE].mean()))
-    return [mean, *beside, *_results(gradients, operands, x, y, parameters, rows.dtype)]
+    mean = torch.tensor(state[softplus_sums.SUM].sum() / count, dtype=dtype)
+    found = pairwise.log_sum_exp_of_rows(state[softplus_sums.LSE]) - math.log(count) if log_mean_exp else math.nan
+    beside = (torch.tensor(z, dtype=dtype) for z in (found, state[softplus_sums.POSITIVE].mean()))
+    return [mean, *beside, *critic.results(dtype)]
 
 
 def _negatives(x: Tensor, y: Tensor) -> int:

@@ -43,10 +43,12 @@ from torch import Tensor
 from mibfast.kernels.launch_configuration import Problem, Tile, arithmetic, capability, choose, precision, shipped
 from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise import reductions_triton as reductions
+from mibfast.kernels.pairwise import reductions
 from mibfast.kernels.pairwise import triton as pairwise
-from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
+from mibfast.kernels.pairwise.flags import CLAMPED, POSITIVE_EXCLUDED, TWO_WAY
+from mibfast.kernels.pairwise.triton import INNER_PRODUCT
 
+_SOFTPLUS_SUMS = reductions.named("softplus")
 # Rows, columns and units are padded to multiples of these, so that no load in an inner loop has a mask, and tiles
 # divide them.
 _PADDING, _UNITS_TOGETHER, _UNIT_PADDING = 64, 8, 64
@@ -859,9 +861,9 @@ def _pairs(x: Tensor, y: Tensor, clip: float = math.inf, offset: int = 0) -> eng
 
 
 def _flags(positive: bool, clip: float = math.inf, columns: bool = False) -> int:
-    flags = 0 if positive else reductions.POSITIVE_EXCLUDED.value
-    flags |= reductions.CLIPPED.value if clip < math.inf else 0
-    return int(flags | (reductions.TWO_WAY.value if columns else 0))
+    flags = 0 if positive else POSITIVE_EXCLUDED
+    flags |= CLAMPED if clip < math.inf else 0
+    return flags | (TWO_WAY if columns else 0)
 
 
 def _results(gradients: engine.Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -927,7 +929,7 @@ def log_sum_exp_backward(
 def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
     """As `cpu.softplus`."""
     if not parameters:
-        states = engine.reduce(INNER_PRODUCT, reductions.SOFTPLUS_SUM, _pairs(x, y), _flags(positive))
+        states = engine.reduce(INNER_PRODUCT, _SOFTPLUS_SUMS, _pairs(x, y), _flags(positive))
         return states.positives, states.rows[0].sum(0, dtype=torch.float64).float()
     positives, _, totals = _operands(x, y, parameters).reduce(True, positive, math.inf)
     return positives, totals.sum(0, dtype=torch.float64).to(totals.dtype)
@@ -946,7 +948,7 @@ def softplus_backward(
     if not parameters:
         weights = engine.Weights(pairwise.apart(of_rows, of_positives, None))
         wanted = engine.Wanted(needed[0], needed[1])
-        reduction, flags = reductions.SOFTPLUS_SUM, _flags(positive)
+        reduction, flags = _SOFTPLUS_SUMS, _flags(positive)
         return _results(engine.gradient(INNER_PRODUCT, reduction, _pairs(x, y), flags, weights, wanted), x, y)
     operands = _operands(x, y, parameters)
     return operands.gradients(of_positives, of_rows, None, None, None, positive, math.inf, 0, (x, y, *parameters))

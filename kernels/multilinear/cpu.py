@@ -28,24 +28,35 @@ from torch import Tensor
 
 from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
+from mibfast.kernels.halves import compiled
+from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions_cpu as reductions
-from mibfast.kernels.pairwise import scores_cpu
-from mibfast.kernels.pairwise.cpu import column_gradients
-from mibfast.kernels.pairwise.reductions_cpu import (
+from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, SEPARATE_EXPONENTIALS, TWO_WAY
+from mibfast.kernels.pairwise.reductions import rows as row_functions
+from mibfast.kernels.pairwise.reductions.log_sum_exp import (
+    COLUMN_LSE,
+    COLUMN_SUM,
+    COLUMN_WEIGHTS,
+    FACTOR,
+    GRAD_COLUMN_LSE,
+    GRAD_LSE,
+    GRAD_POSITIVE,
     LSE,
+    MAXIMUM,
     POSITIVE,
-    ROW_FACTOR,
     ROW_LSE,
-    ROW_MAXIMUM,
-    ROW_POSITIVE,
-    ROW_SOFTMAX,
-    TWO_WAY_LOG_SUM_EXP,
+    ROW_STATES,
+    ROW_WEIGHTS,
+    merge_columns,
 )
+from mibfast.kernels.pairwise.rows_by_code_cpu import add_row, grad_row
 from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 from mibfast.kernels.vector_math import WEIGHT_EXPONENT, exp, weight_scale
 
+_BOTH_WAYS = reductions.code(pairwise.LOG_SUM_EXP, TWO_WAY)
+_raise_maxima, _add_to_sums = compiled(row_functions.raise_maxima), compiled(row_functions.add_to_sums)
 # NaN and infinity are results here, not accidents.
 _QUIET = np.errstate(all="ignore")
 # Products and tile of a block together; narrow tiles reach the full rate of a GEMM with 2048 rows.
@@ -156,7 +167,7 @@ def _reduce_rows(
     for local in range(begin, end):
         row, at = first + local, state_begin + local
         positive = row // diagonal if row % diagonal == 0 else 0
-        reductions.add_row(TWO_WAY_LOG_SUM_EXP, tile[local], at, positive, 0, row_state, column_state, reference)
+        add_row(_BOTH_WAYS, tile[local], at, positive, 0, row_state, column_state, reference)
         if row % diagonal == 0:
             positives[positive] = row_state[POSITIVE, at]
         lse, number = row_state[LSE, at], row
@@ -177,9 +188,9 @@ def _reduce_columns(tile: Any, begin: int, end: int, maxima: Any, sums: Any) -> 
     maxima[:] = -np.inf
     sums[:] = 0.0
     for local in range(begin, end):
-        reductions.raise_maxima(tile[local], maxima)
+        _raise_maxima(tile[local], maxima)
     for local in range(begin, end):
-        reductions.add_to_sums(tile[local], maxima, sums)
+        _add_to_sums(tile[local], maxima, sums)
 
 
 @kernel
@@ -214,10 +225,10 @@ def _weigh_rows(
             total += math.exp(shift - lse[k, number % n])
             number //= n
         positive = row // diagonal if row % diagonal == 0 else 0
-        row_weights[ROW_LSE, 0], row_weights[ROW_SOFTMAX, 0] = shift, weight * total
-        row_weights[ROW_FACTOR, 0] = math.exp(shift - middle)
-        row_weights[ROW_POSITIVE, 0] = -positive_weight if row % diagonal == 0 else 0.0
-        reductions.weigh_row(TWO_WAY_LOG_SUM_EXP, tile[local], 0, positive, flags, row_weights, column_weights)
+        row_weights[ROW_LSE, 0], row_weights[GRAD_LSE, 0] = shift, weight * total
+        row_weights[FACTOR, 0] = math.exp(shift - middle)
+        row_weights[GRAD_POSITIVE, 0] = -positive_weight if row % diagonal == 0 else 0.0
+        grad_row(_BOTH_WAYS, tile[local], 0, positive, flags, row_weights, column_weights)
 
 
 @kernel
@@ -238,7 +249,7 @@ def _weigh_kept_rows(
     n, one = tile.shape[1], tile.dtype.type(1.0)
     for local in range(begin, end):
         row, e = first + local, tile[local]
-        largest, total, number = row_state[ROW_MAXIMUM, row], 0.0, row
+        largest, total, number = row_state[MAXIMUM, row], 0.0, row
         for k in range(lse.shape[0] - 1, -1, -1):
             total += math.exp(largest - lse[k, number % n])
             number //= n
@@ -311,7 +322,7 @@ class _LogSumExps:
         n, m = sweep.n, sweep.rows.m + 1
         # Whether the tile still holds what the sweep left there.
         self.kept = sweep.kept
-        self.rows = np.empty((reductions.ROW_STATES, sweep.count if sweep.kept else sweep.size))
+        self.rows = np.empty((ROW_STATES, sweep.count if sweep.kept else sweep.size))
         self.positives = np.empty(n)
         column_states = np.zeros((sweep.slots, 2, n), sweep.rows.dtype)
         references = np.full((sweep.slots, 1), -np.inf, sweep.rows.dtype)
@@ -344,14 +355,14 @@ class _LogSumExps:
                 )
 
             sweep.each_slot(reduce, count)
-            reference = reductions.merge_columns(column_states, references, whole, reference)
+            reference = merge_columns(column_states, references, whole, reference)
             column_states.fill(0.0)
             references.fill(-np.inf)
         highest = maxima.max(0)
         finite = np.where(highest == -np.inf, 0.0, highest)
         of_rows = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
         unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
-        of_columns = np.log(whole[reductions.COLUMN_SUM]) - unscaled + reference
+        of_columns = np.log(whole[COLUMN_SUM]) - unscaled + reference
         # One reference for all columns leaves those far below it to the floor of the exponential. NaN is no sign of it.
         if np.nanmin(of_columns, initial=np.inf) < reference - _DEEPEST_COLUMN[sweep.dtype]:
             of_columns = _columns_exactly(sweep)
@@ -426,15 +437,15 @@ def _add_gradients(
     # What the first pass left has row maxima for shifts, which exceed no log-sum-exp of the row.
     kept = found.kept and one_exponential
     flags, middle = 0, 0.5 * (highest + lowest)
-    column_weights = np.zeros((3, sweep.n))
+    column_weights = np.zeros((COLUMN_WEIGHTS, sweep.n))
     if one_exponential:
-        column_weights[reductions.COLUMN_SOFTMAX] = weight * np.exp(middle - columns)
+        column_weights[GRAD_COLUMN_LSE] = weight * np.exp(middle - columns)
     else:
-        flags, middle = reductions.SEPARATE_EXPONENTIALS, 0.0
-        column_weights[reductions.COLUMN_LSE] = columns
-        column_weights[reductions.COLUMN_SOFTMAX] = weight
+        flags, middle = SEPARATE_EXPONENTIALS, 0.0
+        column_weights[COLUMN_LSE] = columns
+        column_weights[GRAD_COLUMN_LSE] = weight
     column_weights = column_weights.astype(sweep.rows.dtype)
-    row_weights = np.zeros((sweep.slots, 5, 1))
+    row_weights = np.zeros((sweep.slots, ROW_WEIGHTS, 1))
     # Each slot adds to its own: rows of one block share samples.
     by_slot = np.zeros((sweep.slots if wants_rows else 0, sweep.rows.m, sweep.n, sweep.d), sweep.rows.dtype)
     for first, count in sweep.blocks():
@@ -457,7 +468,7 @@ def _add_gradients(
                     middle,
                     weight,
                     positive_weight,
-                    column_weights[reductions.COLUMN_SOFTMAX],
+                    column_weights[GRAD_COLUMN_LSE],
                 )
             else:
                 _weigh_rows(
@@ -511,10 +522,8 @@ def _add_gradients(
 
 def negatives_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
     """Log-sum-exp over j != i of q_i . k_j: [N], float64."""
-    rows, columns = _pairs(query, key)
-    arguments = (scores_cpu.INNER_PRODUCT, reductions.LOG_SUM_EXP, rows, columns, 0, reductions.POSITIVE_EXCLUDED)
-    row_state, _, _ = engine.reduce(*arguments)
-    return torch.from_numpy(row_state[LSE].copy())
+    results = engine.reduce(_pairs(query, key), pairwise.LOG_SUM_EXP, POSITIVE_EXCLUDED)
+    return torch.from_numpy(results.rows[LSE].copy())
 
 
 @_QUIET
@@ -522,34 +531,21 @@ def negatives_log_sum_exp_backward(
     upstream: Tensor, query: Tensor, key: Tensor, lse: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `negatives_log_sum_exp`, those that are needed; the others are empty."""
-    rows, columns = _pairs(query, key)
-    row_weights = np.zeros((5, rows.n))
-    # A row of -inf, without negatives, has no softmax: exp(s - inf) = 0.
-    row_weights[ROW_LSE] = np.where(lse.numpy() == -np.inf, np.inf, lse.numpy())
-    row_weights[ROW_SOFTMAX] = upstream.double().numpy()
-    gradients = engine.Gradients(
-        torch.zeros(query.shape, dtype=rows.dtype) if needed[0] else None,
-        column_gradients(columns)[0] if needed[1] else None,
-        None,
-    )
-    engine.gradient(
-        scores_cpu.INNER_PRODUCT,
-        reductions.LOG_SUM_EXP,
-        rows,
-        columns,
-        0,
-        reductions.POSITIVE_EXCLUDED,
-        row_weights=row_weights,
-        column_weights=np.zeros((3, 1), rows.numpy_dtype),
+    pairs = _pairs(query, key)
+    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    pairwise.log_sum_exps_gradient(
+        pairs,
+        pairwise.Objective(positive_in_denominator=False),
+        row_lse=lse.numpy(),
+        column_lse=np.empty(0),
+        grad_rows=upstream.double().numpy(),
+        grad_columns=np.empty(0),
+        grad_positives=np.zeros(pairs.rows.n),
         gradients=gradients,
     )
-    return (
-        query.new_empty(query.shape) if gradients.rows is None else gradients.rows.to(query.dtype),
-        key.new_empty(key.shape) if gradients.columns is None else gradients.columns[0].to(key.dtype),
-    )
+    return pairwise.embedding_results(gradients, query, key, query.dtype)
 
 
-def _pairs(query: Tensor, key: Tensor) -> tuple[Rows, engine.Columns]:
+def _pairs(query: Tensor, key: Tensor) -> engine.Pairs:
     rows = Rows(query.detach())
-    operands = key.detach().to(rows.dtype).contiguous()[None]
-    return rows, engine.Columns(operands, operands.new_empty(0, key.shape[0]))
+    return engine.Pairs(pairwise.INNER_PRODUCT, rows, pairwise.embedding_columns(key, rows.dtype))

@@ -47,12 +47,12 @@ from mibfast.kernels import launch_configuration
 from mibfast.kernels.launch_configuration import Problem, Tile, launched
 from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise import reductions_triton as reductions
 from mibfast.kernels.pairwise import triton as pairwise
-from mibfast.kernels.pairwise.reductions_triton import LOG2_E, POSITIVE_EXCLUDED, TWO_WAY
-from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
+from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, TWO_WAY
+from mibfast.kernels.pairwise.reductions.log_sum_exp import LOG2_E
+from mibfast.kernels.pairwise.triton import INNER_PRODUCT, LOG_SUM_EXP
 
-_REDUCTION = reductions.log_sum_exp(TWO_WAY.value)
+_LOG2_E = tl.constexpr(LOG2_E)
 # Row states, and weights with products and their gradients, that are held at once.
 _STATE_BYTES = 32 * 2**20
 _CHUNK_BYTES = 32 * 2**20
@@ -229,7 +229,7 @@ def _weigh(
     positive = (own == sample)[:, None] & (column == sample)[None, :]
     s = tl.where(positive, tl.load(positives + tl.maximum(sample, 0)), s)
 
-    c = factor * LOG2_E
+    c = factor * _LOG2_E
     inverse_scale = 1.0 / factor.to(tl.float64)
     of_lead = tl.load(lead_lse + group)
     of_last = tl.load(last_lse + tl.minimum(own, n - 1))
@@ -416,8 +416,8 @@ def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
             **sweep.arguments(block, sweep.lead(block), tile),
             row_states=row_states,
             column_states=column_states,
-            ADD=_REDUCTION.add,
-            FLAGS=TWO_WAY.value,
+            ADD=LOG_SUM_EXP.triton[0],
+            FLAGS=TWO_WAY,
         )
         of_rows, of_columns = (
             factor * maxima.double() + sums.double().log()
@@ -561,7 +561,7 @@ def _add_to_rows(
 
 def negatives_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
     """Log-sum-exp over j != i of q_i . k_j: [N], float64."""
-    return pairwise.losses(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED.value, 0.0)[1]
+    return pairwise.losses(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED, 0.0)[1]
 
 
 def negatives_log_sum_exp_backward(
@@ -571,7 +571,7 @@ def negatives_log_sum_exp_backward(
     # Smoothed by all of it, InfoNCE's target is gone from the positive; nothing else is asked to be smoothed.
     weights = engine.Weights(upstream.float().contiguous(), 1.0, lse, lse.new_empty(0), 1.0)
     wanted = engine.Wanted(needed[0], needed[1])
-    gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED.value, weights, wanted)
+    gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED, weights, wanted)
     return (
         query.new_empty(query.shape) if gradients.rows is None else gradients.rows,
         key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0],

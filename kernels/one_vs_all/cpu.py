@@ -19,8 +19,8 @@ from torch import Tensor
 from mibfast import _buffers
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import scores_cpu
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.tiles_cpu import Columns, Gradients
 from mibfast.kernels.projection import cpu as projection
 
 
@@ -39,20 +39,22 @@ class _Modality:
         self._z, self._m, self._ridge, self._inverse = z, m, ridge, inverse
         self._others = [k for k in range(len(z)) if k != m]
         if inverse is None:
-            self.score, self.columns = pairwise.projection_columns([z[k].detach() for k in self._others], ridge)
+            score, columns = pairwise.projection_columns([z[k].detach() for k in self._others], ridge)
         else:
             keys = projection.unit_leave_one_out(z, inverse, m)
-            self.score, self.columns = (
-                scores_cpu.INNER_PRODUCT,
-                engine.Columns(keys[None], keys.new_empty(0, len(keys))),
-            )
-        scale = pairwise.inverse_temperature(temperature)
-        self.rows = Rows(z[m].detach(), scale=scale, unit=True, scaled=wants_temperature)
+            score, columns = pairwise.INNER_PRODUCT, Columns(keys[None], keys.new_empty(0, len(keys)))
+        self.pairs = engine.Pairs(
+            score,
+            Rows(z[m].detach(), unit=True),
+            columns,
+            scale=pairwise.inverse_temperature(temperature),
+            wants_grad_scale=wants_temperature,
+        )
 
-    def gradients(self, into: Sequence[Tensor]) -> engine.Gradients:
-        return engine.Gradients(into[self._m], *pairwise.column_gradients(self.columns))
+    def gradients(self, into: Sequence[Tensor]) -> Gradients:
+        return Gradients(into[self._m], *pairwise.column_gradients(self.pairs.product_columns))
 
-    def bring_back(self, gradients: engine.Gradients, into: Sequence[Tensor]) -> None:
+    def backward(self, gradients: Gradients, into: Sequence[Tensor]) -> None:
         """Add the gradients of the keys to those of the embeddings."""
         assert gradients.columns is not None
         if self._inverse is None:
@@ -71,12 +73,6 @@ def _zeros(z: Sequence[Tensor]) -> list[Tensor]:
     return [torch.from_numpy(_buffers.empty(tuple(x.shape), dtype)).zero_() for x in z]
 
 
-def _temperature_gradient(scale_gradient: float, temperature: Tensor) -> Tensor:
-    """dL/dtau = -dL/d(1 / tau) / tau^2."""
-    scale = pairwise.inverse_temperature(temperature)
-    return torch.tensor(-scale_gradient * scale**2, dtype=temperature.dtype)
-
-
 def info_nce(
     z: Sequence[Tensor], temperature: Tensor, ridge: float, keys: str, positive_in_denominator: bool
 ) -> tuple[Tensor, Tensor]:
@@ -86,7 +82,7 @@ def info_nce(
     results = []
     for m in range(len(z)):
         modality = _Modality(z, m, temperature, ridge, inverse)
-        results.append(pairwise.losses(modality.score, modality.rows, modality.columns, objective)[:2])
+        results.append(pairwise.losses(modality.pairs, objective)[:2])
     return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results])
 
 
@@ -105,20 +101,11 @@ def info_nce_backward(
     objective = pairwise.Objective(positive_in_denominator=positive_in_denominator)
     inverse = _inverse(z, ridge, keys)
 
-    def sweep(m: int, modality: _Modality, gradients: engine.Gradients) -> None:
-        pairwise.losses_gradient(
-            modality.score,
-            modality.rows,
-            modality.columns,
-            objective,
-            upstream[m],
-            lse[m],
-            lse.new_empty(0),
-            gradients,
-        )
+    def sweep(m: int, modality: _Modality, gradients: Gradients) -> None:
+        pairwise.losses_gradient(modality.pairs, objective, upstream[m], lse[m], lse.new_empty(0), gradients)
 
-    *gradients, d_temperature = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
-    return [*(g.to(z[0].dtype) for g in gradients), d_temperature]
+    *gradients, grad_temperature = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
+    return [*(g.to(z[0].dtype) for g in gradients), grad_temperature]
 
 
 def info_nce_with_gradient(
@@ -136,10 +123,8 @@ def info_nce_with_gradient(
     weight = 1.0 / (len(z) * z[0].shape[0])
     loss = torch.zeros((), dtype=torch.float64)
 
-    def sweep(m: int, modality: _Modality, gradients: engine.Gradients) -> None:
-        loss.add_(
-            pairwise.sum_with_gradient(modality.score, modality.rows, modality.columns, objective, weight, gradients)
-        )
+    def sweep(m: int, modality: _Modality, gradients: Gradients) -> None:
+        loss.add_(pairwise.sum_with_gradient(modality.pairs, objective, weight, gradients))
 
     gradients = _gradients(z, temperature, ridge, inverse, wants_temperature, sweep)
     return [loss.to(pairwise.accumulation_dtype(z[0].dtype)), *gradients]
@@ -150,13 +135,12 @@ def _gradients(
 ) -> list[Tensor]:
     into = _zeros(z)
 
-    def of_modality(m: int) -> float:
+    def of_modality(m: int) -> Tensor:
         # A function of its own, so that one modality's keys are gone before the next one's are made.
         modality = _Modality(z, m, temperature, ridge, inverse, wants_temperature)
         gradients = modality.gradients(into)
         sweep(m, modality, gradients)
-        modality.bring_back(gradients, into)
-        return modality.rows.scale_gradient
+        modality.backward(gradients, into)
+        return pairwise.temperature_gradient(modality.pairs, temperature)
 
-    scale_gradient = sum(of_modality(m) for m in range(len(z)))
-    return [*into, _temperature_gradient(scale_gradient, temperature)]
+    return [*into, torch.stack([of_modality(m) for m in range(len(z))]).sum(0)]

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise import triton as pairwise
-from mibfast.kernels.pairwise.scores_triton import RIDGE_PROJECTION
 from mibfast.kernels.projection import triton as projection
+
+_RIDGE_PROJECTION = scores.named("ridge_projection")
 
 
 def info_nce(
@@ -34,13 +36,14 @@ def info_nce(
     if keys == "per_sample":
         queries, projections, _, _ = projection.unit_queries_and_keys(z, ridge)
         results = [
-            pairwise.info_nce(query, key, temperature, 0, positive_in_denominator, False, 0.0)[:2]
+            pairwise.info_nce(query, key, temperature, "inner_product", 0, positive_in_denominator, False, 0.0)[:2]
             for query, key in zip(queries, projections, strict=True)
         ]
     else:
         flags = pairwise.info_nce_flags(positive_in_denominator, False, 0.0)
         results = [
-            pairwise.losses(RIDGE_PROJECTION, _cosines(z, m, ridge, temperature), flags, 0.0)[:2] for m in range(len(z))
+            pairwise.losses(_RIDGE_PROJECTION, _cosines(z, m, ridge, temperature), flags, 0.0)[:2]
+            for m in range(len(z))
         ]
     return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results])
 
@@ -82,6 +85,7 @@ def info_nce_backward(
             lse[m],
             lse.new_empty(0),
             [True, True, wants_temperature],
+            "inner_product",
             0,
             positive_in_denominator,
             False,
@@ -112,6 +116,7 @@ def info_nce_with_gradient(
             projections[m],
             temperature,
             [True, True, wants_temperature],
+            "inner_product",
             0,
             positive_in_denominator,
             False,
@@ -146,13 +151,13 @@ def _sweep_pairwise(
     for m in range(len(z)):
         pairs = _cosines(z, m, ridge, temperature)
         if lse is None:
-            each, row_lse, _ = pairwise.losses(RIDGE_PROJECTION, pairs, flags, 0.0)
+            each, row_lse, _ = pairwise.losses(_RIDGE_PROJECTION, pairs, flags, 0.0)
             loss += each.mean() / len(z)
         else:
             row_lse = lse[m]
         weights = engine.Weights(None if upstream is None else upstream[m].contiguous(), factor, row_lse)
         wanted = engine.Wanted(statistics=True, sums=int(wants_temperature), dtype=torch.float32)
-        gradients = pairwise.losses_gradient(RIDGE_PROJECTION, pairs, flags, weights, wanted)
-        pairwise.bring_back_cosines(gradients, pairs, _others(z, m), ridge, into[m], _others(into, m))
+        gradients = pairwise.losses_gradient(_RIDGE_PROJECTION, pairs, flags, weights, wanted)
+        pairwise.cosines_backward(gradients, pairs, _others(z, m), ridge, into[m], _others(into, m))
         d_temperature.append(pairwise.temperature_gradient(gradients, temperature, factor))
     return [loss, *into, torch.stack(d_temperature).sum(0)]

@@ -10,7 +10,8 @@ The row passes add for each score one exponential (0.43 ns on one core) and a ma
 GEMM (2 ns at d = 256 on two cores): one tenth of three GEMMs. Memory beyond operands and results is the tile and a few
 vectors. Measurements: `benches/notes/cpu-measurements.md`.
 
-Scores and reductions are plug-ins: `scores_cpu.py`, `reductions_cpu.py`. This file knows neither.
+Scores and reductions are files of `scores/` and `reductions/`, of which this file knows none. The inverse of a
+temperature is the scale of the pairs: scores are multiplied by it here, or their rows are where that is the same.
 """
 
 from __future__ import annotations
@@ -19,451 +20,190 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mibfast import _buffers
-from mibfast._threads import parallel, slots
-from mibfast.kernels.compilation import inline, kernel
-from mibfast.kernels.pairwise import reductions_cpu as reductions
-from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.compilation import kernel
+from mibfast.kernels.halves import compiled
+from mibfast.kernels.pairwise import reductions, scores
+from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.pairwise.reductions import Reduction, log_sum_exp
+from mibfast.kernels.pairwise.reductions import rows as row_functions
+from mibfast.kernels.pairwise.rows_by_code_cpu import (
+    add_row,
+    grad_added_row,
+    grad_merged_row,
+    grad_row,
+    grad_score_row,
+    score_row,
+)
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.scores import Score
+from mibfast.kernels.pairwise.tiles_cpu import MOST_ROWS, AnyColumns, Columns, Gradients, ProductTiles, Tiles
+from mibfast.kernels.vector_math import dot
 
-# GEMMs run at 93% of their full rate on 512 rows and at 98% on 1024, and what a tile adds to the columns' gradient is
-# read and written once a tile; above 16 MiB a tile is better short than large, and beyond 64 MiB memory decides.
-_LEAST_ROWS, _MOST_ROWS = 512, 1024
 # Where a tile is only read once, what a taller one wins in the GEMM (3%) is more than what it loses in cache.
 _MOST_ROWS_OF_BLOCKS = 3072
-_TILE_BYTES, _LARGEST_TILE_BYTES = 16 * 2**20, 64 * 2**20
 # One tile for all pairs saves a quarter of the GEMMs, and may be this large.
 _ONE_TILE_BYTES = 16 * 2**20
-# Scores a slot, at least: 30 microseconds of work.
-_GRAIN = 65536
 
-
-@inline
-def _put_positive(s: Any, row: Any, positive: Any, positives: Any) -> None:
-    """Put the score of a row's positive, where it is known apart, in place of the tiles'."""
-    if row < positives.size:
-        s[positive] = positives[row]
-
-
-@inline
-def _set_positive_aside(s: Any, row: Any, positive: Any, factor: Any, positive_gradient: Any) -> None:
-    """Keep dL/ds of a positive whose score is known apart, and leave the pair out of the tiles' gradients."""
-    if row < positive_gradient.size:
-        positive_gradient[row] = factor * s[positive]
-        s[positive] = 0.0
+# What the row kernel does with a row of scores: adds it to the reduction's state; forms its gradient in the same pass;
+# forms the gradient from an earlier pass, or from what adding left, once all rows of the only tile are merged; keeps
+# the scores; brings given gradients of scores back; finds the columns' maxima, and sums relative to them.
+_REDUCE, _REDUCE_AND_GRADIENT, _GRADIENT, _MERGED_GRADIENT, _KEEP, _KEPT_GRADIENT, _MAXIMA, _SUMS = range(8)
+# In place of what a sweep has no use for, by the bytes of a number.
+_NOTHING = {4: np.empty((0, 0), np.float32), 8: np.empty((0, 0))}
+_NO_NUMBERS = {4: np.empty(0, np.float32), 8: np.empty(0)}
+_clamp, _set_positive = compiled(row_functions.clamp), compiled(row_functions.set_positive)
+_raise_maxima, _add_to_sums = compiled(row_functions.raise_maxima), compiled(row_functions.add_to_sums)
 
 
 @functools.cache
-def _reduce_rows(score: int, reduction: int) -> Callable[..., None]:
+def _row_kernel(stage: int, score: int, reduction: int) -> Callable[..., None]:
+    """The kernel of a block's rows at a stage, of a score's number and a reduction's code. Arrays come in tuples."""
+
     @kernel
-    def reduce_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        positives: Any,
-        offset: int,
-        flags: int,
-        row_state: Any,
-        column_state: Any,
-        reference: Any,
-        scratch: Any,
-        kept: Any,
+    def row_kernel(
+        first: int,  # row of the embeddings that the tile begins with
+        begin: int,  # rows of the tile, from ...
+        end: int,  # ... to
+        asked: Any,  # offset, flags, scale; of gradients upstream and label smoothing, of columns' maxima the clip
+        operands: Any,  # tile [B, K, N'], squared norms [B], statistics [S, N'], scores of positives [P], scratch
+        state: Any,  # row_state [R, N], column_state [2, N'], reference [1]
+        weights: Any,  # row_weights [W, N], column_weights [3, N']
+        kept: Any,  # [B or 0, N']; [N, N'] at the stages of kept scores
+        # factors [B]; gradients of statistics [S, N'], squared norms [B], positives [P], scale [B]; room [N' or 0]
+        gradients: Any,
     ) -> None:
+        offset, flags, scale, upstream, label_smoothing, clip = asked
+        tile, squared_norms, statistics, positives, scratch = operands
+        row_state, column_state, reference = state
+        row_weights, column_weights = weights
+        factors, grad_statistics, grad_squared_norms, grad_positives, grad_scale, unscaled = gradients
         for local in range(begin, end):
-            row = first + local
-            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
-            _put_positive(s, row, row + offset, positives)
-            reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
-            if kept.size > 0:
-                kept[local, :] = s
+            row, tiles, squared_norm = first + local, tile[local], squared_norms[local]
+            positive = row + offset
+            if stage == _MERGED_GRADIENT:
+                s = kept[local] if kept.size > 0 else tiles[0]
+            else:
+                s = score_row(score, tiles, squared_norm, statistics, scratch)
+                # Of positives whose scores are known better than from the tiles.
+                if row < positives.size:
+                    s[positive] = positives[row]
+                if unscaled.size > 0:
+                    unscaled[:] = s
+                if scale != 1.0:
+                    number = tile.dtype.type(scale)
+                    for j in range(s.size):
+                        s[j] *= number
+            if stage == _KEEP:
+                kept[row, :] = s
+            elif stage >= _MAXIMA:
+                _clamp(s, tile.dtype.type(clip))
+                if flags != 0:
+                    _set_positive(s, positive, -np.inf)
+                if stage == _MAXIMA:
+                    _raise_maxima(s, column_state[0])
+                else:
+                    _add_to_sums(s, column_state[0], column_state[1])
+            elif stage == _REDUCE:
+                add_row(reduction, s, row, positive, flags, row_state, column_state, reference)
+                if kept.size > 0:
+                    kept[local, :] = s
+            else:
+                factor = 1.0
+                if stage == _REDUCE_AND_GRADIENT:
+                    total = add_row(reduction, s, row, positive, flags, row_state, column_state, reference)
+                    factor = grad_added_row(reduction, s, positive, flags, total, upstream, label_smoothing)
+                elif stage == _GRADIENT:
+                    factor = grad_row(reduction, s, row, positive, flags, row_weights, column_weights)
+                elif stage == _MERGED_GRADIENT:
+                    factor = grad_merged_row(
+                        reduction, s, row, positive, flags, row_state, column_weights, upstream, label_smoothing
+                    )
+                    if unscaled.size > 0:
+                        unscaled[:] = score_row(score, tiles, squared_norm, statistics, scratch)
+                        if row < positives.size:
+                            unscaled[positive] = positives[row]
+                else:
+                    s[:] = kept[row]
+                if unscaled.size > 0:
+                    grad_scale[local] = factor * dot(s, unscaled)
+                factor *= scale
+                factors[local] = factor
+                if row < grad_positives.size:
+                    grad_positives[row] = factor * s[positive]
+                    s[positive] = 0.0
+                grad_squared_norms[local] = grad_score_row(
+                    score, tiles, squared_norm, statistics, s, tile.dtype.type(factor), grad_statistics, scratch
+                )
 
-    return reduce_rows
-
-
-@functools.cache
-def _reduce_and_weigh_rows(score: int, reduction: int) -> Callable[..., None]:
-    @kernel
-    def reduce_and_weigh_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        positives: Any,
-        offset: int,
-        flags: int,
-        row_state: Any,
-        column_state: Any,
-        reference: Any,
-        scratch: Any,
-        upstream: float,
-        label_smoothing: float,
-        factors: Any,
-        column_gradient: Any,
-        squared_norm_gradient: Any,
-        positive_gradient: Any,
-    ) -> None:
-        for local in range(begin, end):
-            row = first + local
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
-            _put_positive(s, row, row + offset, positives)
-            total = reductions.add_row(reduction, s, row, row + offset, flags, row_state, column_state, reference)
-            factor = reductions.weigh_added_row(reduction, s, row + offset, flags, total, upstream, label_smoothing)
-            factors[local] = factor
-            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
-            squared_norm_gradient[local] = scores.score_gradient_row(
-                score,
-                tiles,
-                squared_norms[local],
-                column_statistics,
-                s,
-                tile.dtype.type(factor),
-                column_gradient,
-                scratch,
-            )
-
-    return reduce_and_weigh_rows
-
-
-@functools.cache
-def _weigh_rows(score: int, reduction: int) -> Callable[..., None]:
-    @kernel
-    def weigh_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        positives: Any,
-        offset: int,
-        flags: int,
-        row_weights: Any,
-        column_weights: Any,
-        scratch: Any,
-        factors: Any,
-        column_gradient: Any,
-        squared_norm_gradient: Any,
-        positive_gradient: Any,
-    ) -> None:
-        for local in range(begin, end):
-            row = first + local
-            tiles = tile[local]
-            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
-            _put_positive(s, row, row + offset, positives)
-            factor = reductions.weigh_row(reduction, s, row, row + offset, flags, row_weights, column_weights)
-            factors[local] = factor
-            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
-            squared_norm_gradient[local] = scores.score_gradient_row(
-                score,
-                tiles,
-                squared_norms[local],
-                column_statistics,
-                s,
-                tile.dtype.type(factor),
-                column_gradient,
-                scratch,
-            )
-
-    return weigh_rows
+    return row_kernel
 
 
-@functools.cache
-def _weigh_merged_rows(score: int, reduction: int) -> Callable[..., None]:
-    @kernel
-    def weigh_merged_rows(
-        tile: Any,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        offset: int,
-        flags: int,
-        row_state: Any,
-        column_weights: Any,
-        scratch: Any,
-        kept: Any,
-        upstream: float,
-        label_smoothing: float,
-        factors: Any,
-        column_gradient: Any,
-        squared_norm_gradient: Any,
-        positive_gradient: Any,
-    ) -> None:
-        for row in range(begin, end):
-            tiles = tile[row]
-            s = kept[row] if kept.size > 0 else tiles[0]
-            factor = reductions.weigh_merged_row(
-                reduction, s, row, row + offset, flags, row_state, column_weights, upstream, label_smoothing
-            )
-            factors[row] = factor
-            _set_positive_aside(s, row, row + offset, factor, positive_gradient)
-            squared_norm_gradient[row] = scores.score_gradient_row(
-                score,
-                tiles,
-                squared_norms[row],
-                column_statistics,
-                s,
-                tile.dtype.type(factor),
-                column_gradient,
-                scratch,
-            )
+class Pairs:
+    """What is scored: rows and columns, and what their scores are multiplied by.
 
-    return weigh_merged_rows
-
-
-@functools.cache
-def _reduce_columns(score: int) -> Callable[..., None]:
-    @kernel
-    def reduce_columns(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        positives: Any,
-        offset: int,
-        excluded: bool,
-        clip: float,
-        state: Any,
-        scratch: Any,
-    ) -> None:
-        maxima, sums = state[0], state[1]
-        bound = tile.dtype.type(clip)
-        maxima[:] = -np.inf
-        sums[:] = 0.0
-        for local in range(begin, end):
-            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
-            _put_positive(s, first + local, first + local + offset, positives)
-            reductions.clamp(s, bound)
-            if excluded:
-                reductions.set_positive(s, first + local + offset, -np.inf)
-            reductions.raise_maxima(s, maxima)
-        for local in range(begin, end):
-            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
-            _put_positive(s, first + local, first + local + offset, positives)
-            reductions.clamp(s, bound)
-            if excluded:
-                reductions.set_positive(s, first + local + offset, -np.inf)
-            reductions.add_to_sums(s, maxima, sums)
-
-    return reduce_columns
-
-
-@functools.cache
-def _score_rows(score: int) -> Callable[..., None]:
-    @kernel
-    def score_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        positives: Any,
-        scratch: Any,
-        out: Any,
-    ) -> None:
-        for local in range(begin, end):
-            row = first + local
-            s = scores.score_row(score, tile[local], squared_norms[local], column_statistics, scratch)
-            _put_positive(s, row, row, positives)
-            out[row, :] = s
-
-    return score_rows
-
-
-@functools.cache
-def _score_gradient_rows(score: int) -> Callable[..., None]:
-    @kernel
-    def score_gradient_rows(
-        tile: Any,
-        first: int,
-        begin: int,
-        end: int,
-        squared_norms: Any,
-        column_statistics: Any,
-        scratch: Any,
-        upstream: Any,
-        column_gradient: Any,
-        squared_norm_gradient: Any,
-        positive_gradient: Any,
-    ) -> None:
-        one = tile.dtype.type(1.0)
-        for local in range(begin, end):
-            row, tiles = first + local, tile[local]
-            s = scores.score_row(score, tiles, squared_norms[local], column_statistics, scratch)
-            s[:] = upstream[row]
-            _set_positive_aside(s, row, row, 1.0, positive_gradient)
-            squared_norm_gradient[local] = scores.score_gradient_row(
-                score, tiles, squared_norms[local], column_statistics, s, one, column_gradient, scratch
-            )
-
-    return score_gradient_rows
-
-
-class AnyColumns(Protocol):
-    """The columns of a score, which know how its tiles come about."""
-
-    @property
-    def count(self) -> int: ...
-
-    def tiles(self, score: int, rows: Rows) -> Tiles:
-        """The blocks of a sweep over all pairs with these rows."""
-        ...
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a score: K tiles' operands [K, N', d] and statistics [S, N'], contiguous, of one dtype."""
-
-    operands: Tensor
-    statistics: Tensor
-
-    @property
-    def count(self) -> int:
-        return int(self.operands.shape[1])
-
-    def tiles(self, score: int, rows: Rows) -> Tiles:
-        return ProductTiles(score, rows, self)
-
-
-@dataclass
-class Gradients:
-    """What a sweep adds gradients to; None where one is not wanted."""
-
-    rows: Tensor | None  # [N, d], added to, contiguous
-    columns: Tensor | None  # [K, N', d], written, not added to
-    statistics: Tensor | None  # [S, N'], written
-
-
-def _tile_rows(row_bytes: int, most: int = _MOST_ROWS) -> int:
-    preferred = min(max(_TILE_BYTES // row_bytes, _LEAST_ROWS), most)
-    return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
-
-
-class Tiles:
-    """The blocks of a sweep, and the slots that their rows are cut into; how a tile comes about is a subclass's matter.
-
-    `load` fills the tile [B, K, N'] for a block of rows, row functions turn it into scores and dL/dtile, and
-    `bring_back` and `finish` turn that into gradients.
+    The positive of row i is column i + offset. Where it is wanted, the gradient of the scale is in `grad_scale` after a
+    sweep that forms gradients.
     """
 
     def __init__(
-        self, rows: Rows, columns: AnyColumns, size: int, statistics: Tensor, *, k: int = 1, scratch: int = 1, work: int
-    ) -> None:
-        """`work`: what a score of all its tiles takes, in passes over the tile."""
-        self.rows, self.columns, self.n, self.size = rows, columns, rows.n, size
-        n_columns = columns.count
-        rows.start(size)
-        self.flat_tile = torch.from_numpy(_buffers.empty((size, k * n_columns), rows.numpy_dtype))
-        self.tile = self.flat_tile.numpy().reshape(size, k, n_columns)
-        self.slots = slots(size, max(1, _GRAIN // (n_columns * work)))
-        self.scratch = np.empty((self.slots, scratch, n_columns if scratch > 1 else 1), rows.numpy_dtype)
-        self.factors = np.ones(size, rows.numpy_dtype)
-        self.statistics = statistics.numpy()
-        self.statistics_gradient = np.zeros((self.slots, *statistics.shape), rows.numpy_dtype)
-
-    def run(
         self,
-        rows_function: Callable[[int, int, int, int], None],
-        gradients: Gradients | None = None,
-        after_tile: Callable[[int, int], None] = lambda first, count: None,
+        score: Score,
+        rows: Rows,
+        columns: AnyColumns,
+        *,
+        scale: float = 1.0,
+        offset: int = 0,
+        wants_grad_scale: bool = False,
     ) -> None:
-        """Call `rows_function(first, begin, end, slot)` for every slot of every block, once its tile is there."""
-        for first in range(0, self.n, self.size):
-            count = min(self.size, self.n - first)
-            self.load(first, count)
-            self.each_slot(rows_function, first, count)
-            after_tile(first, count)
-            if gradients is not None:
-                self.bring_back(first, count, gradients)
-        if gradients is not None:
-            self.finish(gradients)
+        self.score, self.rows, self.columns, self.offset = score, rows, columns, offset
+        # Rows that are multiplied as they are loaded cost nothing.
+        self.scale = 1.0 if score.homogeneous else scale
+        self._by_rows, self.wants_grad_scale = score.homogeneous, wants_grad_scale and not score.homogeneous
+        self._grad_scale, self.given_scale = 0.0, scale
+        if score.homogeneous:
+            rows.multiply(scale, wants_grad_scale)
 
-    def each_slot(self, rows_function: Callable[[int, int, int, int], None], first: int, count: int) -> None:
-        """Call `rows_function(first, begin, end, slot)` for the rows of a block, cut into slots."""
-        bounds = [count * slot // self.slots for slot in range(self.slots + 1)]
-        parallel(lambda slot: rows_function(first, bounds[slot], bounds[slot + 1], slot), self.slots)
+    @property
+    def grad_scale(self) -> float:
+        """dL/dscale."""
+        return self.rows.grad_scale if self._by_rows else self._grad_scale
 
-    def load(self, first: int, count: int) -> None:
-        """Form the tile of a block of rows."""
-        raise NotImplementedError
+    def add_grad_scale(self, of_rows: np.ndarray) -> None:
+        """Add what rows [B] gave for dL/dscale."""
+        self._grad_scale += float(of_rows.sum())
 
-    def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
-        """Turn a tile of gradients into those of columns and rows."""
-        raise NotImplementedError
+    def tiles(self) -> Tiles:
+        """Begin a sweep."""
+        return self.columns.tiles(self.score, self.rows)
 
-    def scale_columns(self, factor: float, gradients: Gradients) -> None:
-        """Multiply what `bring_back` has gathered for columns so far."""
-        raise NotImplementedError
-
-    def finish(self, gradients: Gradients) -> None:
-        """Add up what is left when all blocks are done."""
-        raise NotImplementedError
+    @property
+    def product_columns(self) -> Columns:
+        """Columns whose tiles are products."""
+        assert isinstance(self.columns, Columns)
+        return self.columns
 
 
-class ProductTiles(Tiles):
-    """Tiles of inner products, one GEMM each, and two for their gradients."""
+@dataclass
+class Results:
+    """What a reduction found, float64: the state of rows [R, N] and of columns [2, N'], and their sums' reference."""
 
-    def __init__(
-        self, score: int, rows: Rows, columns: Columns, size: int | None = None, most_rows: int = _MOST_ROWS
-    ) -> None:
-        k, n_columns, self.d = columns.operands.shape
-        row_bytes = k * n_columns * columns.operands.dtype.itemsize
-        size = min(rows.n, _tile_rows(row_bytes, most_rows)) if size is None else size
-        scratch = scores.scratch_rows(score, k)
-        super().__init__(rows, columns, size, columns.statistics, k=k, scratch=scratch, work=k)
-        self._flat = columns.operands.view(k * n_columns, self.d)
-        self._row_gradient: Tensor | None = None
-
-    def load(self, first: int, count: int) -> None:
-        torch.mm(self.rows.block(first, first + count), self._flat.T, out=self.flat_tile[:count])
-
-    def bring_back(self, first: int, count: int, gradients: Gradients) -> None:
-        tile = self.flat_tile[:count]
-        if gradients.columns is not None:
-            flat_gradient = gradients.columns.view(self._flat.shape)
-            weighted = self.rows.weighted(self.factors, count)
-            if first == 0:
-                torch.mm(tile.T, weighted, out=flat_gradient)
-            else:
-                flat_gradient.addmm_(tile.T, weighted)
-        if gradients.rows is not None or self.rows.scaled:
-            if self._row_gradient is None:
-                self._row_gradient = torch.empty(self.size, self.d, dtype=self._flat.dtype)
-            torch.mm(tile, self._flat, out=self._row_gradient[:count])
-            self.rows.add_gradient(first, count, self._row_gradient, self.factors, gradients.rows)
-
-    def scale_columns(self, factor: float, gradients: Gradients) -> None:
-        """Multiply the gradients of operands and statistics so far."""
-        self.statistics_gradient *= factor
-        if gradients.columns is not None:
-            gradients.columns.mul_(factor)
-
-    def finish(self, gradients: Gradients) -> None:
-        """Add up what the slots gathered for the columns' statistics."""
-        if gradients.statistics is not None:
-            gradients.statistics.copy_(torch.from_numpy(self.statistics_gradient.sum(0)))
+    rows: np.ndarray
+    columns: np.ndarray
+    reference: float
 
 
 class _ColumnStates:
     """Partial results over rows, one a slot and tile, merged into float64 after each tile."""
 
-    def __init__(self, tiles: Tiles, reduction: int, flags: int) -> None:
-        self.wanted = reduction in reductions.OVER_COLUMNS or bool(flags & reductions.TOTALS)
+    def __init__(self, tiles: Tiles, flags: int) -> None:
+        self.wanted = bool(flags & (TWO_WAY | TOTALS))
         width = tiles.columns.count if self.wanted else 1
         self.slots = np.zeros((tiles.slots, 2, width), tiles.factors.dtype)
         self.references = np.full((tiles.slots, 1), -np.inf, tiles.factors.dtype)
@@ -472,78 +212,121 @@ class _ColumnStates:
 
     def merge(self, *_: int) -> None:
         if self.wanted:
-            self.reference = reductions.merge_columns(self.slots, self.references, self.whole, self.reference)
+            self.reference = log_sum_exp.merge_columns(self.slots, self.references, self.whole, self.reference)
             self.slots.fill(0.0)
             self.references.fill(-np.inf)
 
 
-def reduce(
-    score: int,
-    reduction: int,
-    rows: Rows,
-    columns: AnyColumns,
-    offset: int,
-    flags: int,
-    row_state: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Reduce all pairs: the row state [5, N], the column state [2, N'] and the reference of its sums, float64.
+class _Sweep:
+    """The arguments of the row kernel in one sweep over pairs, and its calls."""
 
-    A reduction that is given something for each row finds it in `row_state`, which is zeros otherwise.
-    """
-    tiles = columns.tiles(score, rows)
-    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
-    states = _ColumnStates(tiles, reduction, flags)
-    kernel_of_rows, nothing = _reduce_rows(score, reduction), np.empty((0, 0), tiles.factors.dtype)
+    def __init__(
+        self,
+        pairs: Pairs,
+        tiles: Tiles,
+        flags: int = 0,
+        *,
+        reduction: Reduction | None = None,
+        row_state: np.ndarray | None = None,
+        column_weights: np.ndarray | None = None,
+        row_weights: np.ndarray | None = None,
+        kept: np.ndarray | None = None,
+        upstream: float = 0.0,
+        label_smoothing: float = 0.0,
+        clip: float = math.inf,
+    ) -> None:
+        self._pairs, self._tiles, self._flags = pairs, tiles, flags
+        self._score, dtype = scores.NUMBERED.index(pairs.score), tiles.factors.dtype
+        self._code = 0 if reduction is None else reductions.code(reduction, flags)
+        # The gradient of an earlier reduction sums nothing over rows.
+        self.states = _ColumnStates(tiles, flags if row_weights is None else 0)
+        if row_state is None:
+            row_state = np.zeros((0 if reduction is None else reduction.row_states, tiles.n))
+        self.row_state = row_state
+        nothing = _NOTHING[dtype.itemsize]
+        self.column_weights = nothing if column_weights is None else column_weights
+        self._row_weights = _NOTHING[8] if row_weights is None else row_weights
+        self._kept = nothing if kept is None else kept
+        self._upstream, self._label_smoothing, self._clip = upstream, label_smoothing, clip
+        self._grad_scale = _NO_NUMBERS[8]
+        self._unscaled: np.ndarray | None = None
+        self._no_room = _NO_NUMBERS[dtype.itemsize]
+        if pairs.wants_grad_scale:
+            self._grad_scale = np.zeros(tiles.size)
+            self._unscaled = np.empty((tiles.slots, tiles.columns.count), dtype)
 
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            offset,
-            flags,
-            row_state,
-            states.slots[slot],
-            states.references[slot],
-            tiles.scratch[slot],
-            nothing,
+    def function(self, stage: int, column_state: np.ndarray | None = None) -> Callable[[int, int, int, int], None]:
+        """The kernel at a stage, as a function of a block's first row, the rows begin to end, and their slot.
+
+        `column_state` [slots, 2, N'] takes the place of the reduction's.
+        """
+        row_kernel = _row_kernel(stage, self._score, self._code)
+        tiles, sums, rows = self._tiles, self.states, self._pairs.rows
+        state = sums.slots if column_state is None else column_state
+        asked = (
+            self._pairs.offset,
+            self._flags,
+            float(self._pairs.scale),
+            float(self._upstream),
+            float(self._label_smoothing),
+            float(self._clip),
         )
 
-    tiles.run(of_rows, after_tile=states.merge)
-    return row_state, states.whole, states.reference
+        def call(first: int, begin: int, end: int, slot: int) -> None:
+            row_kernel(
+                first,
+                begin,
+                end,
+                asked,
+                (tiles.tile, rows.squared_norms, tiles.statistics, rows.positives, tiles.scratch[slot]),
+                (self.row_state, state[slot], sums.references[slot]),
+                (self._row_weights, self.column_weights),
+                self._kept,
+                (
+                    tiles.factors,
+                    tiles.grad_statistics[slot],
+                    rows.grad_squared_norms,
+                    rows.grad_positives,
+                    self._grad_scale,
+                    self._no_room if self._unscaled is None else self._unscaled[slot],
+                ),
+            )
+
+        return call
+
+    def add_grad_scale(self, first: int, count: int) -> None:
+        """Add what the rows of a tile gave for dL/dscale."""
+        if self._unscaled is not None:
+            self._pairs.add_grad_scale(self._grad_scale[:count])
+
+    def results(self) -> Results:
+        return Results(self.row_state, self.states.whole, self.states.reference)
 
 
-def reduce_columns(
-    score: int, rows: Rows, columns: AnyColumns, offset: int, excluded: bool, clip: float = math.inf
-) -> tuple[np.ndarray, np.ndarray]:
+def reduce(pairs: Pairs, reduction: Reduction, flags: int, row_state: np.ndarray | None = None) -> Results:
+    """Reduce all pairs. A reduction that is given something for each row finds it in `row_state`, zeros otherwise."""
+    tiles = pairs.tiles()
+    sweep = _Sweep(pairs, tiles, flags, reduction=reduction, row_state=row_state)
+    tiles.run(sweep.function(_REDUCE), after_tile=sweep.states.merge)
+    return sweep.results()
+
+
+def reduce_columns(pairs: Pairs, excluded: bool, clip: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """Maxima of the columns and sums of exp_weight(score - maximum), [N'] float64, with a maximum for each column.
 
     Of scores brought into [-clip, clip].
     """
-    tiles = columns.tiles(score, rows)
-    states = np.empty((tiles.slots, 2, columns.count), tiles.factors.dtype)
-    maxima, sums = np.full(columns.count, -np.inf), np.zeros(columns.count)
-    kernel_of_rows = _reduce_columns(score)
+    tiles = pairs.tiles()
+    states = np.empty((tiles.slots, 2, pairs.columns.count), tiles.factors.dtype)
+    maxima, sums = np.full(pairs.columns.count, -np.inf), np.zeros(pairs.columns.count)
+    sweep = _Sweep(pairs, tiles, POSITIVE_EXCLUDED if excluded else 0, clip=clip)
+    find_maxima, add = sweep.function(_MAXIMA, states), sweep.function(_SUMS, states)
 
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            offset,
-            excluded,
-            clip,
-            states[slot],
-            tiles.scratch[slot],
-        )
+    def find_both(first: int, begin: int, end: int, slot: int) -> None:
+        states[slot, 0], states[slot, 1] = -np.inf, 0.0
+        find_maxima(first, begin, end, slot)
+        # The first pass leaves a score that is the tile clamped, and without its positive where that is left out.
+        add(first, begin, end, slot)
 
     @np.errstate(all="ignore")
     def merge(*_: int) -> None:
@@ -553,268 +336,147 @@ def reduce_columns(
             sums[:] = sums * np.exp(maxima - finite) + state[1] * np.exp(state[0] - finite)
             maxima[:] = higher
 
-    tiles.run(of_rows, after_tile=merge)
+    tiles.run(find_both, after_tile=merge)
     return maxima, sums
 
 
 def reduce_with_gradient(
-    score: int,
-    reduction: int,
-    rows: Rows,
-    columns: AnyColumns,
-    offset: int,
+    pairs: Pairs,
+    reduction: Reduction,
     flags: int,
     *,
     upstream: float,
-    label_smoothing: float,
     gradients: Gradients,
+    label_smoothing: float = 0.0,
     row_state: np.ndarray | None = None,
     weigh_block: Callable[[np.ndarray, np.ndarray, int, int], float] | None = None,
 ) -> np.ndarray:
-    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [5, N].
+    """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [R, N].
 
     `row_state` as in :func:`reduce`. Where rows have weights that are known only from their results,
     `weigh_block(row_state, factors, first, count)` gets those of each block in turn, multiplies the factors [B] of its
-    rows, and returns what to multiply the columns' gradients so far by; for scores without statistics.
+    rows, and returns what to multiply the columns' gradients so far by; for scores without statistics, and without the
+    scale's gradient.
     """
-    tiles = columns.tiles(score, rows)
-    row_state = np.zeros((reductions.ROW_STATES, tiles.n)) if row_state is None else row_state
-    states = _ColumnStates(tiles, reduction, flags)
-    kernel_of_rows = _reduce_and_weigh_rows(score, reduction)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            offset,
-            flags,
-            row_state,
-            states.slots[slot],
-            states.references[slot],
-            tiles.scratch[slot],
-            upstream,
-            label_smoothing,
-            tiles.factors,
-            tiles.statistics_gradient[slot],
-            rows.squared_norm_gradient,
-            rows.positive_gradient,
-        )
+    tiles = pairs.tiles()
+    sweep = _Sweep(
+        pairs,
+        tiles,
+        flags,
+        reduction=reduction,
+        row_state=row_state,
+        upstream=upstream,
+        label_smoothing=label_smoothing,
+    )
 
     def after_tile(first: int, count: int) -> None:
-        states.merge()
+        sweep.states.merge()
+        sweep.add_grad_scale(first, count)
         if weigh_block is not None:
-            factor = weigh_block(row_state, tiles.factors, first, count)
+            factor = weigh_block(sweep.row_state, tiles.factors, first, count)
             if first and factor != 1.0:
                 tiles.scale_columns(factor, gradients)
 
-    tiles.run(of_rows, gradients, after_tile)
-    return row_state
+    tiles.run(sweep.function(_REDUCE_AND_GRADIENT), gradients, after_tile)
+    return sweep.row_state
 
 
-def fits_one_tile(rows: Rows, columns: Columns, score: int = scores.INNER_PRODUCT) -> bool:
+def fits_one_tile(pairs: Pairs) -> bool:
     """Whether all rows fit one tile, with their scores: what `reduce_both_ways_with_gradient` needs."""
-    k, n_columns, _ = columns.operands.shape
-    kept = 0 if scores.is_tile(score) else 1
-    row_bytes = (k + kept) * n_columns * columns.operands.dtype.itemsize
-    return rows.n <= min(_MOST_ROWS, _ONE_TILE_BYTES // row_bytes)
+    k, n_columns, _ = pairs.product_columns.operands.shape
+    kept = 0 if pairs.score.is_tile else 1
+    row_bytes = (k + kept) * n_columns * pairs.product_columns.operands.dtype.itemsize
+    return pairs.rows.n <= min(MOST_ROWS, _ONE_TILE_BYTES // row_bytes)
 
 
 def reduce_both_ways_with_gradient(
-    score: int,
-    reduction: int,
-    rows: Rows,
-    columns: Columns,
-    offset: int,
+    pairs: Pairs,
+    reduction: Reduction,
     flags: int,
     *,
     upstream: float,
     label_smoothing: float,
-    weigh_columns: Callable[[np.ndarray, np.ndarray, float], np.ndarray | None],
+    weigh_columns: Callable[[Results], np.ndarray | None],
     gradients: Gradients,
-) -> tuple[np.ndarray, np.ndarray, float, bool]:
+) -> tuple[Results, bool]:
     """Reduce rows and columns and form gradients from one tile: 3 GEMMs, where more tiles need 4.
 
-    `weigh_columns` gets the row state, the column state and its reference, and gives the column weights [3, N'], or
-    None where the tile cannot serve: then no gradient is formed, as the last result says. The others are those of
-    `reduce`.
+    `weigh_columns` gets the results and gives the column weights [3, N'], or None where the tile cannot serve: then no
+    gradient is formed, as the second result says.
     """
-    tiles = ProductTiles(score, rows, columns, rows.n)
-    row_state, states = np.zeros((reductions.ROW_STATES, tiles.n)), _ColumnStates(tiles, reduction, flags)
-    add_rows, weigh_rows = _reduce_rows(score, reduction), _weigh_merged_rows(score, reduction)
-    kept = _buffers.empty((0, 0) if scores.is_tile(score) else (tiles.n, columns.count), tiles.factors.dtype)
-
-    def add(first: int, begin: int, end: int, slot: int) -> None:
-        add_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            offset,
-            flags,
-            row_state,
-            states.slots[slot],
-            states.references[slot],
-            tiles.scratch[slot],
-            kept,
-        )
-
-    tiles.load(0, tiles.n)
-    tiles.each_slot(add, 0, tiles.n)
-    states.merge()
-    weights = weigh_columns(row_state, states.whole, states.reference)
+    n = pairs.rows.n
+    tiles = ProductTiles(pairs.score, pairs.rows, pairs.product_columns, n)
+    sweep = _Sweep(
+        pairs,
+        tiles,
+        flags,
+        reduction=reduction,
+        kept=_buffers.empty((0, 0) if pairs.score.is_tile else (n, pairs.columns.count), tiles.factors.dtype),
+        upstream=upstream,
+        label_smoothing=label_smoothing,
+    )
+    tiles.load(0, n)
+    tiles.each_slot(sweep.function(_REDUCE), 0, n)
+    sweep.states.merge()
+    results = sweep.results()
+    weights = weigh_columns(results)
     if weights is None:
-        return row_state, states.whole, states.reference, False
-
-    def weigh(first: int, begin: int, end: int, slot: int) -> None:
-        weigh_rows(
-            tiles.tile,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            offset,
-            flags,
-            row_state,
-            weights,
-            tiles.scratch[slot],
-            kept,
-            upstream,
-            label_smoothing,
-            tiles.factors,
-            tiles.statistics_gradient[slot],
-            rows.squared_norm_gradient,
-            rows.positive_gradient,
-        )
-
-    tiles.each_slot(weigh, 0, tiles.n)
-    tiles.bring_back(0, tiles.n, gradients)
+        return results, False
+    sweep.column_weights = weights
+    tiles.each_slot(sweep.function(_MERGED_GRADIENT), 0, n)
+    sweep.add_grad_scale(0, n)
+    tiles.backward(0, n, gradients)
     tiles.finish(gradients)
-    return row_state, states.whole, states.reference, True
+    return results, True
 
 
 def gradient(
-    score: int,
-    reduction: int,
-    rows: Rows,
-    columns: AnyColumns,
-    offset: int,
+    pairs: Pairs,
+    reduction: Reduction,
     flags: int,
     *,
     row_weights: np.ndarray,
-    column_weights: np.ndarray,
     gradients: Gradients,
+    column_weights: np.ndarray | None = None,
 ) -> None:
-    """Form gradients from the results of an earlier reduction: `row_weights` [5, N], `column_weights` [3, N']."""
-    tiles = columns.tiles(score, rows)
-    kernel_of_rows = _weigh_rows(score, reduction)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            offset,
-            flags,
-            row_weights,
-            column_weights,
-            tiles.scratch[slot],
-            tiles.factors,
-            tiles.statistics_gradient[slot],
-            rows.squared_norm_gradient,
-            rows.positive_gradient,
-        )
-
-    tiles.run(of_rows, gradients)
+    """Form gradients from the results of an earlier reduction: `row_weights` [W, N], `column_weights` [3, N']."""
+    tiles = pairs.tiles()
+    sweep = _Sweep(pairs, tiles, flags, reduction=reduction, row_weights=row_weights, column_weights=column_weights)
+    tiles.run(sweep.function(_GRADIENT), gradients, sweep.add_grad_scale)
 
 
-def blocks(score: int, rows: Rows, columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
+def blocks(pairs: Pairs) -> Iterator[tuple[int, np.ndarray]]:
     """Yield all scores a block of rows at a time: the first row, and [B, N'], which stays until the next is asked for.
 
     For reductions that a row at a time does not serve: those that keep more of a column than a number.
     """
-    tiles = ProductTiles(score, rows, columns, most_rows=_MOST_ROWS_OF_BLOCKS)
-    kernel_of_rows = None if score == scores.INNER_PRODUCT else _score_rows(score)
+    tiles = ProductTiles(pairs.score, pairs.rows, pairs.product_columns, most_rows=_MOST_ROWS_OF_BLOCKS)
+    untouched = pairs.score.is_tile and pairs.scale == 1.0
     out = tiles.tile[:, 0]
-    if kernel_of_rows is not None:
-        out = _buffers.empty((tiles.size, columns.count), tiles.factors.dtype)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        assert kernel_of_rows is not None
-        # Into a block of its own, so from its row 0 on.
-        kernel_of_rows(
-            tiles.tile,
-            0,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            tiles.scratch[slot],
-            out,
-        )
-
+    if not untouched:
+        out = _buffers.empty((tiles.size, pairs.columns.count), tiles.factors.dtype)
+    sweep = _Sweep(pairs, tiles, kept=out)
+    keep = sweep.function(_KEEP)
     for first in range(0, tiles.n, tiles.size):
         count = min(tiles.size, tiles.n - first)
         tiles.load(first, count)
-        if kernel_of_rows is not None:
-            tiles.each_slot(of_rows, first, count)
+        if not untouched:
+            # Into a block of its own, so from its row 0 on.
+            tiles.each_slot(keep, 0, count)
         yield first, out[:count]
 
 
-def dense(score: int, rows: Rows, columns: Columns) -> Tensor:
+def dense(pairs: Pairs) -> Tensor:
     """All scores [N, N'] of the engine's dtype: the one function whose result is N x N'."""
-    tiles = ProductTiles(score, rows, columns)
-    out = _buffers.empty((tiles.n, columns.count), tiles.factors.dtype)
-    kernel_of_rows = _score_rows(score)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            rows.positives,
-            tiles.scratch[slot],
-            out,
-        )
-
-    tiles.run(of_rows)
+    tiles = pairs.tiles()
+    out = _buffers.empty((tiles.n, pairs.columns.count), tiles.factors.dtype)
+    tiles.run(_Sweep(pairs, tiles, kept=out).function(_KEEP))
     return torch.from_numpy(out)
 
 
-def dense_gradient(score: int, rows: Rows, columns: Columns, upstream: Tensor, gradients: Gradients) -> None:
+def dense_gradient(pairs: Pairs, upstream: Tensor, gradients: Gradients) -> None:
     """Gradients of `dense` for an upstream gradient [N, N']."""
-    tiles = ProductTiles(score, rows, columns)
-    weights = upstream.to(columns.operands.dtype).contiguous().numpy()
-    kernel_of_rows = _score_gradient_rows(score)
-
-    def of_rows(first: int, begin: int, end: int, slot: int) -> None:
-        kernel_of_rows(
-            tiles.tile,
-            first,
-            begin,
-            end,
-            rows.squared_norms,
-            tiles.statistics,
-            tiles.scratch[slot],
-            weights,
-            tiles.statistics_gradient[slot],
-            rows.squared_norm_gradient,
-            rows.positive_gradient,
-        )
-
-    tiles.run(of_rows, gradients)
+    tiles = pairs.tiles()
+    given = upstream.to(pairs.rows.dtype).contiguous().numpy()
+    sweep = _Sweep(pairs, tiles, kept=given)
+    tiles.run(sweep.function(_KEPT_GRADIENT), gradients, sweep.add_grad_scale)

@@ -25,10 +25,10 @@ Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), N =
 TFLOP and 1.4 ms, so forward 1.4 and both 5.6 ms. Predicted: forward 2.0 ms, in chunks 4.9, both 6.9, of which 1.0 ms
 are traffic of weights that L2 does not hold. Measured: not run.
 
-The contract of scores stands in `scores_triton.py`, that of reductions in `reductions_triton.py`; this file knows
-neither. For the backward, with w = dL/dscore = scale weigh(...): a score turns w into K dL/dtile, which bring back
+The contract of scores stands in `scores/`, that of reductions in `reductions/`; this file knows none of them. For the
+backward, with w = dL/dscore = scale grad(...): a score turns w into K dL/dtile, of which are made
 d rows = sum_k dtile_k b_k and d b_k = dtile_k^T rows, and into dL/dstatistic of rows and columns, summed here over the
-tile and, tile after tile in a fixed order, by torch. dL/dscale is the sum of weigh(...) score. Positives whose
+tile and, tile after tile in a fixed order, by torch. dL/dscale is the sum of grad(...) score. Positives whose
 scores are known apart, better than tiles give them, take the tiles' place, and their dL/dscore is collected apart.
 float16 has no room below 6e-5 for weights: there they are multiplied by 2^10 over the largest upstream gradient, and
 gradients divided by it.
@@ -51,12 +51,12 @@ from torch import Tensor
 from mibfast.kernels import launch_configuration
 from mibfast.kernels.launch_configuration import Problem, Tile
 from mibfast.kernels.matrix_product import matrix_product
-from mibfast.kernels.pairwise.reductions_triton import Reduction
-from mibfast.kernels.pairwise.scores_triton import Score
+from mibfast.kernels.pairwise.reductions import Reduction
+from mibfast.kernels.pairwise.scores import Score
 
 # What `load_scalar` finds: a number, a number at an address, or at an address the number's inverse.
 _GIVEN, _AT_ADDRESS, _INVERSE_AT_ADDRESS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# What the gradient's kernels add up of each tile: nothing, weigh(...) score, or that, weigh(...) and the losses.
+# What the gradient's kernels add up of each tile: nothing, grad(...) score, or that, grad(...) and the losses.
 _NO_SUMS, _ALONG, _ALL_SUMS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _NOT_SPECIALISED = ["n", "n_columns", "offset", "upstream_stride"]
 _NOT_SPECIALISED += ["first_row", "last_row", "first_column", "last_column", "first_sum"]
@@ -250,7 +250,7 @@ def _tile_gradients(
     S: tl.constexpr,
     SCORE: tl.constexpr,
     SCORE_GRADIENT: tl.constexpr,
-    WEIGH: tl.constexpr,
+    GRAD: tl.constexpr,
     FLAGS: tl.constexpr,
     SPECIAL: tl.constexpr,
 ):
@@ -268,7 +268,7 @@ def _tile_gradients(
         positive = (rows + offset == columns) & valid
         if positives is not None:
             s = tl.where(positive, tl.load(positives + rows), s)
-    w, losses = WEIGH(
+    w, losses = GRAD(
         s,
         factor,
         shift,
@@ -371,7 +371,7 @@ def _store_sums(sums, size, place, along, w, losses, SUMS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_NOT_SPECIALISED)
-def _weigh_chunk(
+def _grad_chunk(
     rows,
     operands,
     row_statistic,
@@ -408,7 +408,7 @@ def _weigh_chunk(
     S: tl.constexpr,
     SCORE: tl.constexpr,
     SCORE_GRADIENT: tl.constexpr,
-    WEIGH: tl.constexpr,
+    GRAD: tl.constexpr,
     FLAGS: tl.constexpr,
     SCALE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -462,7 +462,7 @@ def _weigh_chunk(
         S,
         SCORE,
         SCORE_GRADIENT,
-        WEIGH,
+        GRAD,
         FLAGS,
         SPECIAL=True,
     )
@@ -507,7 +507,7 @@ def _recompute(
     other_stride,
     SCORE: tl.constexpr,
     SCORE_GRADIENT: tl.constexpr,
-    WEIGH: tl.constexpr,
+    GRAD: tl.constexpr,
     FLAGS: tl.constexpr,
     SCALE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -573,7 +573,7 @@ def _recompute(
             0,
             SCORE,
             SCORE_GRADIENT,
-            WEIGH,
+            GRAD,
             FLAGS,
             SPECIAL=True,
         )
@@ -727,13 +727,14 @@ def reduce(score: Score, reduction: Reduction, pairs: Pairs, flags: int) -> Stat
     def launch(tile: Tile) -> States:
         return _reduced(score, reduction, pairs, flags, tile)
 
-    return launch_configuration.launched("pairwise.reduce", pairs.problem(reduction.light), launch)
+    return launch_configuration.launched("pairwise.reduce", pairs.problem(reduction.is_light(flags)), launch)
 
 
 def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile: Tile) -> States:
     programs = launch_configuration.programs(pairs.rows.device)
-    if reduction.column_planes:
-        programs = max(1, min(programs, _LARGEST_WORKSPACE // (4 * reduction.column_planes * pairs.count)))
+    row_planes, column_planes = reduction.row_planes(flags), reduction.column_planes(flags)
+    if column_planes:
+        programs = max(1, min(programs, _LARGEST_WORKSPACE // (4 * column_planes * pairs.count)))
     column_blocks = triton.cdiv(pairs.count, tile.columns)
     groups, splits = _division(triton.cdiv(pairs.n, tile.rows), column_blocks, programs)
 
@@ -743,9 +744,7 @@ def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile:
     positives = like(pairs.n)
     if not 0 <= pairs.offset <= pairs.count - pairs.n:
         positives.zero_()
-    states = States(
-        like(reduction.row_planes, splits, pairs.n), like(reduction.column_planes, groups, pairs.count), positives
-    )
+    states = States(like(row_planes, splits, pairs.n), like(column_planes, groups, pairs.count), positives)
     with torch.cuda.device_of(pairs.rows):
         _reduce[(groups, splits)](
             **pairs.scored(),
@@ -753,11 +752,11 @@ def _reduced(score: Score, reduction: Reduction, pairs: Pairs, flags: int, tile:
             column_states=states.columns,
             positive_scores=states.positives,
             split_size=triton.cdiv(column_blocks, splits) * tile.columns,
-            SCORE=score.value,
-            ADD=reduction.add,
-            ROW_PLANES=reduction.row_planes,
-            COLUMN_PLANES=reduction.column_planes,
-            MAXIMUM=reduction.maximum,
+            SCORE=score.triton[0],
+            ADD=reduction.triton[0],
+            ROW_PLANES=row_planes,
+            COLUMN_PLANES=column_planes,
+            MAXIMUM=reduction.keeps_maximum,
             FLAGS=flags,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
@@ -784,7 +783,7 @@ def dense(score: Score, pairs: Pairs, into: Tensor | None = None) -> Tensor:
                 into=stored,
                 into_row_stride=stored.stride(0),
                 into_column_stride=stored.stride(1),
-                SCORE=score.value,
+                SCORE=score.triton[0],
                 ROWS=tile.rows,
                 COLUMNS=tile.columns,
                 DEPTH=tile.depth,
@@ -861,7 +860,7 @@ def gradient(
     """Form gradients, from the results of an earlier reduction where the weights depend on them."""
     gain, undone = _gain(pairs, weights)
     plain = pairs.held == 1 and pairs.positives is None
-    kernel, form, light = "pairwise.chunk", _in_chunks, reduction.light
+    kernel, form, light = "pairwise.chunk", _in_chunks, reduction.is_light(flags)
     if plain and (wanted.rows or wanted.operands) and is_recomputed(pairs.n, pairs.count, pairs.d):
         kernel, form, light = "pairwise.recompute", _recomputed, False
 
@@ -889,7 +888,7 @@ def _computed(x: float | Tensor) -> Scalar:
     return Scalar(x, (_AT_ADDRESS if isinstance(x, Tensor) else _GIVEN).value)
 
 
-def _weighed(
+def _gradient_arguments(
     score: Score, reduction: Reduction, pairs: Pairs, flags: int, weights: Weights, gain: Scalar
 ) -> dict[str, Any]:
     """Arguments that both kernels of gradients take."""
@@ -900,9 +899,9 @@ def _weighed(
         "row_lse": weights.row_lse,
         "column_lse": weights.column_lse,
         "smoothing": weights.smoothing,
-        "SCORE": score.value,
-        "SCORE_GRADIENT": score.gradient,
-        "WEIGH": reduction.weigh,
+        "SCORE": score.triton[0],
+        "SCORE_GRADIENT": score.triton[1],
+        "GRAD": reduction.triton[1],
         "FLAGS": flags,
         "GAIN": gain.kind,
         "TIMES_SCALE": pairs.rows.dtype != torch.float16,
@@ -950,7 +949,7 @@ def _recomputed(
             sums_size=programs,
             own_stride=own.stride(0),
             other_stride=other.stride(0),
-            **_weighed(score, reduction, pairs, flags, weights, gain),
+            **_gradient_arguments(score, reduction, pairs, flags, weights, gain),
             SCALE=pairs.scale.kind,
             BIAS=pairs.bias.kind,
             UNDONE=undone.kind,
@@ -1042,9 +1041,9 @@ def _in_chunks(
             column_part = None
             if of_column_statistics is not None:
                 column_part = like(of_column_statistics.shape[0], row_blocks, last_column - c)
-            _weigh_chunk[(count,)](
+            _grad_chunk[(count,)](
                 **pairs.scored(),
-                **_weighed(score, reduction, pairs, flags, weights, gain),
+                **_gradient_arguments(score, reduction, pairs, flags, weights, gain),
                 positive_gradient=of_positives,
                 weights=chunk,
                 row_statistic_gradient=row_part,

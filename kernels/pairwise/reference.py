@@ -25,6 +25,12 @@ def inner_product(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.to(dtype) @ columns.to(dtype).mT
 
 
+def squared_norms(x: Tensor) -> Tensor:
+    """Squared Euclidean norms of rows."""
+    wide = x.to(accumulation_dtype(x.dtype))
+    return (wide * wide).sum(-1)
+
+
 @without_autocast
 def projection_cosine(rows: Tensor, context: Tensor, ridge: float) -> Tensor:
     """Scores cos(q, P_j q) of rows [N, d] and contexts [N', K, d], P_j the ridge projector of context j: [N, N']."""
@@ -37,6 +43,16 @@ def projection_cosine(rows: Tensor, context: Tensor, ridge: float) -> Tensor:
     norm = squared_norm.masked_fill(~positive, 1.0).sqrt()
     # NaN is not positive, and must stay.
     return torch.where(positive | squared_norm.isnan(), numerator / norm, 0.0)
+
+
+def scores(score: str, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scores [N, N'] of rows [N, d] and columns [N', d] by a score that is named."""
+    # The files of scores import this one.
+    from mibfast.kernels.pairwise.scores import SCORES
+
+    formula = SCORES[score].formula
+    assert formula is not None
+    return formula(rows, columns)
 
 
 def info_nce(

@@ -105,32 +105,38 @@ class Rows:
         self,
         embeddings: Tensor,
         *,
-        scale: float = 1.0,
         unit: bool = False,
-        scaled: bool = False,
         wants_norms: bool = False,
         positives: np.ndarray | None = None,
     ) -> None:
-        """`scaled` says that dL/dscale is wanted, and collected in `scale_gradient`."""
         self._source = RowAddresses([embeddings])
         self.n, self.d, self.dtype = self._source.n, self._source.d, self._source.torch_dtype
         self.numpy_dtype = self._source.dtype
-        self.scale, self.scaled, self.scale_gradient = scale, scaled, 0.0
         self._unit, self._wants_norms, self._nothing = unit, wants_norms, self._source.empty(0, self.d)
         self.positives = np.empty(0) if positives is None else positives
-        self.positive_gradient = np.zeros(self.positives.size)
-        # Rows that nothing is done to are read where they lie.
-        untouched = not (unit or wants_norms) and scale == 1.0
-        self._as_they_lie = self._source.contiguous(0) if untouched else None
+        self.grad_positives = np.zeros(self.positives.size)
+        self.multiply(1.0)
         self._address, self._stride = int(self._source.addresses[0]), int(self._source.strides[0])
+
+    def multiply(self, scale: float, wants_gradient: bool = False) -> None:
+        """Let rows be times a scale, whose gradient, where it is wanted, is collected in `grad_scale`."""
+        self.scale, self._wants_grad_scale, self.grad_scale = scale, wants_gradient, 0.0
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether `add_gradient` has something to do besides the gradient of the embeddings."""
+        return self._wants_grad_scale
 
     def start(self, size: int) -> None:
         """Make room for blocks of up to `size` rows."""
+        # Rows that nothing is done to are read where they lie.
+        untouched = not (self._unit or self._wants_norms) and self.scale == 1.0
+        self._as_they_lie = self._source.contiguous(0) if untouched else None
         self._block = self._source.empty(size if self._as_they_lie is None else 0, self.d)
         self._weighted = self._source.empty(size, self.d)
         self._inverse = self._source.empty(size)
         self.squared_norms = np.zeros(size, self.numpy_dtype)
-        self.squared_norm_gradient = np.zeros(size, self.numpy_dtype)
+        self.grad_squared_norms = np.zeros(size, self.numpy_dtype)
         self._inverse.fill(1.0)
 
     def block(self, first: int, last: int) -> Tensor:
@@ -173,9 +179,9 @@ class Rows:
             count,
             self.scale,
             self._unit,
-            self.scaled,
+            self._wants_grad_scale,
             self._wants_norms,
-            self.squared_norm_gradient,
+            self.grad_squared_norms,
             target,
         )
-        self.scale_gradient += along_scale / self.scale
+        self.grad_scale += along_scale / self.scale

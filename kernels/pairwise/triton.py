@@ -23,12 +23,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mibfast.kernels.halves import compiled
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise import reductions_triton as reductions
-from mibfast.kernels.pairwise import scores_triton as scores
-from mibfast.kernels.pairwise.reductions_triton import APART, POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.pairwise import reductions, scores
+from mibfast.kernels.pairwise.flags import APART, POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.pairwise.reductions import log_sum_exp
+from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.projection import triton as projection
 
+INNER_PRODUCT, LOG_SUM_EXP = scores.named("inner_product"), reductions.named("log_sum_exp")
+_GIVEN, _RIDGE_PROJECTION = reductions.named("given"), scores.named("ridge_projection")
+_finite, _LOG2_E = compiled(log_sum_exp.finite), tl.constexpr(log_sum_exp.LOG2_E)
 # Indices a program of `_finish` takes, and partial results that it reads at once.
 _INDICES, _PARTS = 128, 16
 
@@ -39,7 +44,7 @@ def _merged(states, parts, count, index, factor, PARTS: tl.constexpr, INDICES: t
     maximum = tl.full((INDICES,), -float("inf"), tl.float32)
     total = tl.zeros((INDICES,), tl.float32)
     of_scores = tl.zeros((INDICES,), tl.float64)
-    c = factor * reductions.LOG2_E
+    c = factor * _LOG2_E
     plane_size = parts.to(tl.int64) * count
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -48,12 +53,12 @@ def _merged(states, parts, count, index, factor, PARTS: tl.constexpr, INDICES: t
         found = tl.load(states + place, mask=mask, other=-float("inf"))
         sums = tl.load(states + plane_size + place, mask=mask, other=0.0)
         raised = tl.maximum(maximum, tl.max(found, 0))
-        level = reductions.finite(raised)
+        level = _finite(raised)
         total = total * tl.exp2((maximum - level) * c) + tl.sum(sums * tl.exp2((found - level[None, :]) * c), 0)
         maximum = raised
         if TOTALLED:
             of_scores += tl.sum(tl.load(states + 2 * plane_size + place, mask=mask, other=0.0).to(tl.float64), 0)
-    lse = reductions.finite(maximum).to(tl.float64) * factor + tl.log(total.to(tl.float64))
+    lse = _finite(maximum).to(tl.float64) * factor + tl.log(total.to(tl.float64))
     return lse, of_scores
 
 
@@ -110,21 +115,21 @@ def _finish(
 
 def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
     """What `losses` and `losses_gradient` are told of the objective."""
-    flags = 0 if positive_in_denominator else POSITIVE_EXCLUDED.value
-    flags |= TWO_WAY.value if symmetric else 0
-    return int(flags | (TOTALS.value if label_smoothing else 0))
+    flags = 0 if positive_in_denominator else POSITIVE_EXCLUDED
+    flags |= TWO_WAY if symmetric else 0
+    return flags | (TOTALS if label_smoothing else 0)
 
 
-def losses(score: scores.Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+def losses(score: Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N], and log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
-    states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
+    states = engine.reduce(score, LOG_SUM_EXP, pairs, flags)
     result = torch.empty(pairs.n, dtype=torch.float32, device=pairs.rows.device)
     return result, *_finished(states, pairs, flags, smoothing, result)
 
 
-def log_sum_exps(score: scores.Score, pairs: engine.Pairs, flags: int) -> tuple[Tensor, Tensor, Tensor]:
+def log_sum_exps(score: Score, pairs: engine.Pairs, flags: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positives [N], float32 and zero where there are none, and log-sum-exps as `losses` gives them."""
-    states = engine.reduce(score, reductions.log_sum_exp(flags), pairs, flags)
+    states = engine.reduce(score, LOG_SUM_EXP, pairs, flags)
     return states.positives, *_finished(states, pairs, flags, 0.0, None)
 
 
@@ -132,7 +137,7 @@ def _finished(
     states: engine.States, pairs: engine.Pairs, flags: int, smoothing: float, losses: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of rows and columns; writes the losses, or without them positives times the scale."""
-    rows, two_ways = pairs.rows, bool(flags & TWO_WAY.value)
+    rows, two_ways = pairs.rows, bool(flags & TWO_WAY)
     row_lse = torch.empty(pairs.n, dtype=torch.float64, device=rows.device)
     column_lse = torch.empty(pairs.count if two_ways else 0, dtype=torch.float64, device=rows.device)
     with torch.cuda.device_of(rows):
@@ -153,7 +158,7 @@ def _finished(
             SCALE=pairs.scale.kind,
             TWO_WAYS=two_ways,
             SHIFTED=pairs.offset != 0,
-            TOTALLED=bool(flags & TOTALS.value),
+            TOTALLED=bool(flags & TOTALS),
             PARTS=_PARTS,
             INDICES=_INDICES,
             num_warps=4,
@@ -162,12 +167,12 @@ def _finished(
 
 
 def losses_gradient(
-    score: scores.Score, pairs: engine.Pairs, flags: int, weights: engine.Weights, wanted: engine.Wanted
+    score: Score, pairs: engine.Pairs, flags: int, weights: engine.Weights, wanted: engine.Wanted
 ) -> engine.Gradients:
     """Gradients of `losses`; their `sums` hold that of the scale, divided by the weights' factor."""
-    if flags & TWO_WAY.value and pairs.n != pairs.count:
-        flags, weights = flags | APART.value, _apart(pairs, weights)
-    return engine.gradient(score, reductions.log_sum_exp(flags), pairs, flags, weights, wanted)
+    if flags & TWO_WAY and pairs.n != pairs.count:
+        flags, weights = flags | APART, _apart(pairs, weights)
+    return engine.gradient(score, LOG_SUM_EXP, pairs, flags, weights, wanted)
 
 
 def _apart(pairs: engine.Pairs, weights: engine.Weights) -> engine.Weights:
@@ -190,7 +195,7 @@ def apart(grad_rows: Tensor, grad_positives: Tensor, grad_columns: Tensor | None
 
 
 def log_sum_exps_gradient(
-    score: scores.Score,
+    score: Score,
     pairs: engine.Pairs,
     flags: int,
     wanted: engine.Wanted,
@@ -203,26 +208,52 @@ def log_sum_exps_gradient(
 ) -> engine.Gradients:
     """Gradients of `log_sum_exps`."""
     weights = engine.Weights(apart(grad_rows, grad_positives, grad_columns), 1.0, row_lse, column_lse)
-    return engine.gradient(score, reductions.log_sum_exp(flags), pairs, flags | APART.value, weights, wanted)
+    return engine.gradient(score, LOG_SUM_EXP, pairs, flags | APART, weights, wanted)
 
 
-def _pairs(query: Tensor, key: Tensor, temperature: Tensor, offset: int) -> engine.Pairs:
-    rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
-    return engine.Pairs(rows, columns[None], engine.scalar(temperature.detach(), inverted=True), offset=offset)
+class Embeddings:
+    """Pairs of two embeddings by a score that is named, and what their gradients become."""
+
+    def __init__(self, query: Tensor, key: Tensor, temperature: Tensor, score: str, offset: int) -> None:
+        self._query, self._key, self._temperature, self.score = query, key, temperature, scores.named(score)
+        rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
+        row_norms = column_norms = None
+        if self.score.squared_norms:
+            # float16 holds neither a large score nor the gradient of a norm.
+            dtype = engine.operand_dtype(query.dtype)
+            rows, columns = rows.to(dtype), columns.to(dtype)
+            row_norms, column_norms = _squared_norms(rows), _squared_norms(columns)[None]
+        scale = engine.scalar(temperature.detach(), inverted=True)
+        self.pairs = engine.Pairs(
+            rows, columns[None], scale, offset=offset, row_statistic=row_norms, column_statistics=column_norms
+        )
+
+    def wanted(self, needed: Sequence[bool], dtype: torch.dtype | None = None) -> engine.Wanted:
+        """What the engine is to form for the gradients of query, key and temperature."""
+        statistics = self.score.squared_norms
+        return engine.Wanted(needed[0], needed[1], statistics=statistics, sums=int(needed[2]), dtype=dtype)
+
+    def results(self, gradients: engine.Gradients, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of query, key and temperature; those that were not needed are empty."""
+        query, key = self._query, self._key
+        grad_query = query.new_empty(query.shape, dtype=dtype)
+        if gradients.rows is not None:
+            grad_query = _with_norms(gradients.rows, self.pairs.rows, gradients.row_statistic).to(dtype)
+        grad_key = key.new_empty(key.shape, dtype=dtype)
+        if gradients.operands is not None:
+            of_norms = None if gradients.column_statistics is None else gradients.column_statistics[0]
+            grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], of_norms).to(dtype)
+        return grad_query, grad_key, temperature_gradient(gradients, self._temperature, factor)
 
 
-def _results(
-    gradients: engine.Gradients,
-    query: Tensor,
-    key: Tensor,
-    temperature: Tensor,
-    factor: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and temperature; those that were not needed are empty."""
-    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
-    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
-    return d_query, d_key, temperature_gradient(gradients, temperature, factor)
+def _squared_norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    return norms.square().float()
+
+
+def _with_norms(gradient: Tensor, x: Tensor, grad_squared_norms: Tensor | None) -> Tensor:
+    """A gradient, and what comes by the squared norms of rows."""
+    return gradient if grad_squared_norms is None else gradient + x * (2.0 * grad_squared_norms)[:, None]
 
 
 def temperature_gradient(gradients: engine.Gradients, temperature: Tensor, factor: float) -> Tensor:
@@ -236,6 +267,7 @@ def info_nce(
     query: Tensor,
     key: Tensor,
     temperature: Tensor,
+    score: str,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -243,7 +275,8 @@ def info_nce(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
-    return losses(scores.INNER_PRODUCT, _pairs(query, key, temperature, offset), flags, label_smoothing)
+    embeddings = Embeddings(query, key, temperature, score, offset)
+    return losses(embeddings.score, embeddings.pairs, flags, label_smoothing)
 
 
 def info_nce_backward(
@@ -254,6 +287,7 @@ def info_nce_backward(
     row_lse: Tensor,
     column_lse: Tensor,
     needed: list[bool],
+    score: str,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -261,11 +295,10 @@ def info_nce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
+    embeddings = Embeddings(query, key, temperature, score, offset)
     weights = engine.Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
-    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]))
-    pairs = _pairs(query, key, temperature, offset)
-    gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
-    return _results(gradients, query, key, temperature, 1.0, query.dtype)
+    gradients = losses_gradient(embeddings.score, embeddings.pairs, flags, weights, embeddings.wanted(needed))
+    return embeddings.results(gradients, 1.0, query.dtype)
 
 
 def info_nce_with_gradient(
@@ -273,6 +306,7 @@ def info_nce_with_gradient(
     key: Tensor,
     temperature: Tensor,
     needed: list[bool],
+    score: str,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -280,21 +314,22 @@ def info_nce_with_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean of InfoNCE and its gradients, those of query and key in float32, still to be scaled."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
-    pairs = _pairs(query, key, temperature, offset)
-    each, row_lse, column_lse = losses(scores.INNER_PRODUCT, pairs, flags, label_smoothing)
-    factor = 1.0 / pairs.n
+    embeddings = Embeddings(query, key, temperature, score, offset)
+    each, row_lse, column_lse = losses(embeddings.score, embeddings.pairs, flags, label_smoothing)
+    factor = 1.0 / embeddings.pairs.n
     weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
-    wanted = engine.Wanted(needed[0], needed[1], sums=int(needed[2]), dtype=torch.float32)
-    gradients = losses_gradient(scores.INNER_PRODUCT, pairs, flags, weights, wanted)
-    return each.mean(), *_results(gradients, query, key, temperature, factor, torch.float32)
+    wanted = embeddings.wanted(needed, torch.float32)
+    gradients = losses_gradient(embeddings.score, embeddings.pairs, flags, weights, wanted)
+    return each.mean(), *embeddings.results(gradients, factor, torch.float32)
 
 
 def partial_lse(
-    rows: Tensor, columns: Tensor, temperature: Tensor, offset: int, positive_in_denominator: bool
+    rows: Tensor, columns: Tensor, temperature: Tensor, score: str, offset: int, positive_in_denominator: bool
 ) -> list[Tensor]:
     """Positives [N], log-sum-exps of rows [N] and of columns [N'], and both once more in float64."""
     flags = info_nce_flags(positive_in_denominator, True, 0.0)
-    positives, *wide = log_sum_exps(scores.INNER_PRODUCT, _pairs(rows, columns, temperature, offset), flags)
+    embeddings = Embeddings(rows, columns, temperature, score, offset)
+    positives, *wide = log_sum_exps(embeddings.score, embeddings.pairs, flags)
     return [positives, *(lse.float() for lse in wide), *wide]
 
 
@@ -308,22 +343,24 @@ def partial_lse_backward(
     row_lse: Tensor,
     column_lse: Tensor,
     needed: list[bool],
+    score: str,
     offset: int,
     positive_in_denominator: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns and temperature, for those of the positives and of both log-sum-exps."""
+    embeddings = Embeddings(rows, columns, temperature, score, offset)
     gradients = log_sum_exps_gradient(
-        scores.INNER_PRODUCT,
-        _pairs(rows, columns, temperature, offset),
+        embeddings.score,
+        embeddings.pairs,
         info_nce_flags(positive_in_denominator, True, 0.0),
-        engine.Wanted(needed[0], needed[1], sums=int(needed[2])),
+        embeddings.wanted(needed),
         grad_positives=grad_positives,
         grad_rows=grad_row_lse,
         grad_columns=grad_column_lse,
         row_lse=row_lse,
         column_lse=column_lse,
     )
-    return _results(gradients, rows, columns, temperature, 1.0, rows.dtype)
+    return embeddings.results(gradients, 1.0, rows.dtype)
 
 
 def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engine.Scalar) -> engine.Pairs:
@@ -336,7 +373,7 @@ def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engi
     return engine.Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=grams)
 
 
-def bring_back_cosines(
+def cosines_backward(
     gradients: engine.Gradients,
     pairs: engine.Pairs,
     contexts: Sequence[Tensor],
@@ -358,7 +395,7 @@ def bring_back_cosines(
 
 def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
     """cos(c, P_i c) of candidates [C, d] and contexts [Q, K, d]: [C, Q], float32."""
-    return engine.dense(scores.RIDGE_PROJECTION, cosines(candidates, context.unbind(1), ridge, engine.scalar(1.0)))
+    return engine.dense(_RIDGE_PROJECTION, cosines(candidates, context.unbind(1), ridge, engine.scalar(1.0)))
 
 
 def projection_score_backward(
@@ -368,9 +405,9 @@ def projection_score_backward(
     contexts = context.unbind(1)
     pairs = cosines(candidates, contexts, ridge, engine.scalar(1.0))
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
-    gradients = engine.gradient(scores.RIDGE_PROJECTION, reductions.GIVEN, pairs, 0, weights, wanted)
+    gradients = engine.gradient(_RIDGE_PROJECTION, _GIVEN, pairs, 0, weights, wanted)
     count, k, d = context.shape
     d_candidates = torch.zeros(candidates.shape, dtype=torch.float32, device=candidates.device)
     d_contexts = torch.zeros(k, count, d, dtype=torch.float32, device=context.device)
-    bring_back_cosines(gradients, pairs, contexts, ridge, d_candidates, d_contexts.unbind())
+    cosines_backward(gradients, pairs, contexts, ridge, d_candidates, d_contexts.unbind())
     return d_candidates.to(candidates.dtype), d_contexts.transpose(0, 1).to(context.dtype)

@@ -30,8 +30,9 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.tiles_cpu import Columns
 from mibfast.kernels.volume import cpu as volume
 from mibfast.kernels.volume.reference import GRAM, TRIANGLE
 
@@ -128,14 +129,12 @@ def _sort(begin: int, end: int, sign: float, values: Any, indices: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How queries become columns of the engine: the score's code and its columns, from some queries and the ridge."""
+class Ranking:
+    """How queries become columns of the engine: a score and its columns, from some queries and the ridge."""
 
-    columns: Callable[[Tensor, float], tuple[int, engine.Columns]]
+    columns: Callable[[Tensor, float], tuple[scores.Score, Columns]]
     # Whether candidates are made unit.
-    unit: bool
-    # Whether the largest are the best.
-    largest: bool = True
+    unit: bool = False
     # Whether the score depends on the squared norms of candidates, as the engine has them.
     norms: bool = False
 
@@ -147,36 +146,46 @@ def _loaded(query: Tensor, unit: bool) -> Tensor:
     return rows.block(0, rows.n)
 
 
-def _inner_products(operand: Tensor) -> tuple[int, engine.Columns]:
-    return scores.INNER_PRODUCT, engine.Columns(operand[None], operand.new_empty(0, operand.shape[0]))
+def _embeddings(name: str) -> Ranking:
+    """Of a score of two embeddings."""
+    score = scores.named(name)
+
+    def columns(query: Tensor, ridge: float) -> tuple[scores.Score, Columns]:
+        operand = _loaded(query, False)
+        return score, pairwise.embedding_columns(operand, operand.dtype, score)
+
+    return Ranking(columns, norms=score.squared_norms)
 
 
-def _product(query: Tensor) -> tuple[int, engine.Columns]:
+def _inner_products(operand: Tensor) -> tuple[scores.Score, Columns]:
+    return pairwise.INNER_PRODUCT, pairwise.embedding_columns(operand, operand.dtype)
+
+
+def _product(query: Tensor) -> tuple[scores.Score, Columns]:
     wide = query.to(pairwise.accumulation_dtype(query.dtype))
     return _inner_products(wide.prod(1))
 
 
-def _volumes(kind: str) -> Score:
+def _volumes(kind: str) -> Ranking:
     """Of unit embeddings; the candidate is the anchor."""
 
-    def columns(query: Tensor, ridge: float) -> tuple[int, engine.Columns]:
+    def columns(query: Tensor, ridge: float) -> tuple[scores.Score, Columns]:
         return volume.columns(kind, [_loaded(context, True) for context in query.unbind(1)])
 
-    return Score(columns, unit=True, largest=False, norms=True)
+    return Ranking(columns, unit=True, norms=True)
 
 
-# To add a score: one that the engine has, and how its columns are made of queries.
-SCORES = {
-    "inner_product": Score(lambda query, ridge: _inner_products(_loaded(query, False)), unit=False),
-    "cosine": Score(lambda query, ridge: _inner_products(_loaded(query, True)), unit=True),
-    "ridge_projection": Score(lambda query, ridge: pairwise.projection_columns(query.unbind(1), ridge), unit=True),
+RANKINGS = {
+    **{name: _embeddings(name) for name in scores.OF_EMBEDDINGS},
+    "cosine": Ranking(lambda query, ridge: _inner_products(_loaded(query, True)), unit=True),
+    "ridge_projection": Ranking(lambda query, ridge: pairwise.projection_columns(query.unbind(1), ridge), unit=True),
     "gram_volume": _volumes(GRAM),
     "triangle_area": _volumes(TRIANGLE),
-    "symile": Score(lambda query, ridge: _product(query), unit=False),
+    "symile": Ranking(lambda query, ridge: _product(query)),
 }
 
 
-def _candidates(key: Tensor, entry: Score) -> Iterator[tuple[int, Rows]]:
+def _candidates(key: Tensor, entry: Ranking) -> Iterator[tuple[int, Rows]]:
     """Candidates as rows of the engine: all, where they can be read where they lie, else in pieces."""
     wide = pairwise.accumulation_dtype(key.dtype)
     size = key.shape[0]
@@ -189,24 +198,24 @@ def _candidates(key: Tensor, entry: Score) -> Iterator[tuple[int, Rows]]:
 def top_k(query: Tensor, key: Tensor, k: int, score: str, ridge: float) -> tuple[Tensor, Tensor]:
     """The k best scores of each query [Q, k], best first, and their indices, int64."""
     query, key = query.detach(), key.detach()
-    n, entry = query.shape[0], SCORES[score]
+    n, entry = query.shape[0], RANKINGS[score]
     dtype = np.float64 if query.dtype == torch.float64 else np.float32
     values, indices = np.full((n, k), np.nan, dtype), np.full((n, k), _NO_CANDIDATE)
     turn = max(1, _MOST_COLUMNS // (query.shape[1] if query.ndim == 3 else 1))
     for begin in range(0, n, turn):
         end = min(begin + turn, n)
-        code, columns = entry.columns(query[begin:end], ridge)
-        _search(code, columns, key, entry, values[begin:end], indices[begin:end])
+        named, columns = entry.columns(query[begin:end], ridge)
+        _search(named, columns, key, entry, values[begin:end], indices[begin:end])
     return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def _search(
-    code: int, columns: engine.Columns, key: Tensor, entry: Score, values: np.ndarray, indices: np.ndarray
+    score: scores.Score, columns: Columns, key: Tensor, entry: Ranking, values: np.ndarray, indices: np.ndarray
 ) -> None:
-    n, sign = columns.count, 1.0 if entry.largest else -1.0
+    n, sign = columns.count, 1.0 if score.large_is_alike else -1.0
     bars = np.full(n, np.nan, values.dtype)
     for first_row, rows in _candidates(key, entry):
-        for first, block in engine.blocks(code, rows, columns):
+        for first, block in engine.blocks(engine.Pairs(score, rows, columns)):
             count = slots(n, max(1, _GRAIN // block.shape[0]))
             bounds = [n * slot // count for slot in range(count + 1)]
 

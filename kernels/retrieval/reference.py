@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mibfast._precision import unit
 from mibfast.kernels.pairwise import reference as pairwise
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
+from mibfast.kernels.pairwise.scores import SCORES as SCORES_OF_PAIRS
 from mibfast.kernels.volume import reference as volume
 
 
@@ -28,9 +30,15 @@ def _multilinear_inner_product(query: Tensor, key: Tensor) -> Tensor:
     return pairwise.inner_product(query.to(dtype).prod(1), key.to(dtype))
 
 
+def _of_embeddings(name: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    formula = SCORES_OF_PAIRS[name].formula
+    assert formula is not None
+    return lambda query, key, ridge: formula(query, key)
+
+
 # Scores [Q, C] of queries, candidates and the ridge, and whether the largest are the best.
 SCORES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], bool]] = {
-    "inner_product": (lambda query, key, ridge: pairwise.inner_product(query, key), True),
+    **{name: (_of_embeddings(name), SCORES_OF_PAIRS[name].large_is_alike) for name in OF_EMBEDDINGS},
     "cosine": (lambda query, key, ridge: _cosine(query, key), True),
     "ridge_projection": (lambda query, key, ridge: pairwise.projection_cosine(key, query, ridge).mT, True),
     "gram_volume": (lambda query, key, ridge: _volumes(volume.GRAM, query, key), False),

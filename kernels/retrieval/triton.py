@@ -42,8 +42,8 @@ from torch import Tensor
 from mibfast.kernels.launch_configuration import INTERPRETED, capability
 from mibfast.kernels.matrix_product import matrix_product
 from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise import triton as pairwise
-from mibfast.kernels.pairwise.scores_triton import RIDGE_PROJECTION
 from mibfast.kernels.volume import triton as volume
 from mibfast.kernels.volume.reference import GRAM, TRIANGLE
 
@@ -141,12 +141,22 @@ def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
             engine.dense(found, replace(columns, rows=rows, row_statistic=norms), out.T)
 
         return of_volumes
+    if score in scores.OF_EMBEDDINGS and scores.named(score).squared_norms:
+        named, one = scores.named(score), torch.ones(())
+        columns = pairwise.Embeddings(query[:1], query, one, score, 0).pairs
+
+        def of_embeddings(candidates: Tensor, out: Tensor) -> None:
+            rows = pairwise.Embeddings(candidates, query[:1], one, score, 0).pairs
+            engine.dense(named, replace(columns, rows=rows.rows, row_statistic=rows.row_statistic), out.T)
+
+        return of_embeddings
     if score == "ridge_projection":
         contexts = pairwise.cosines(query[:, 0], query.unbind(1), ridge, engine.ONE)
 
         def of_projections(candidates: Tensor, out: Tensor) -> None:
             rows = engine.rows_in_place(candidates.to(contexts.rows.dtype))
-            engine.dense(RIDGE_PROJECTION, replace(contexts, rows=rows, row_statistic=_inverse_norms(rows)), out.T)
+            pairs = replace(contexts, rows=rows, row_statistic=_inverse_norms(rows))
+            engine.dense(scores.named("ridge_projection"), pairs, out.T)
 
         return of_projections
     return lambda candidates, out: matrix_product(query, candidates.to(query.dtype).T, out)

@@ -19,48 +19,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast import _buffers
+from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions_cpu as reductions
-from mibfast.kernels.pairwise import scores_cpu as scores
+from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.reductions import sigmoid_loss
 from mibfast.kernels.pairwise.rows_cpu import Rows
 
-_SCORE, _REDUCTION = scores.INNER_PRODUCT, reductions.SIGMOID_LOSS
+_SIGMOID_LOSS = reductions.named("sigmoid_loss")
 
 
-def _operands(query: Tensor, key: Tensor) -> tuple[Rows, engine.Columns]:
+def _pairs(query: Tensor, key: Tensor, offset: int) -> engine.Pairs:
     rows = Rows(query.detach())
-    operands = key.detach().to(rows.dtype).contiguous()[None]
-    return rows, engine.Columns(operands, operands.new_empty(0, key.shape[0]))
+    columns = pairwise.embedding_columns(key, rows.dtype)
+    return engine.Pairs(pairwise.INNER_PRODUCT, rows, columns, offset=offset)
 
 
-def _given(n: int, scale: Tensor, bias: Tensor) -> np.ndarray:
-    state = np.zeros((reductions.ROW_STATES, n))
-    state[reductions.SCALE], state[reductions.BIAS] = float(scale), float(bias)
+def _row_state(n: int, scale: Tensor, bias: Tensor) -> np.ndarray:
+    state = np.zeros((sigmoid_loss.ROW_STATES, n))
+    state[sigmoid_loss.SCALE], state[sigmoid_loss.BIAS] = float(scale), float(bias)
     return state
-
-
-def _gradients(query: Tensor, key: Tensor, rows: Rows, needed: list[bool]) -> engine.Gradients:
-    return engine.Gradients(
-        torch.from_numpy(_buffers.empty(tuple(query.shape), rows.numpy_dtype)).zero_() if needed[0] else None,
-        torch.from_numpy(_buffers.empty((1, *key.shape), rows.numpy_dtype)) if needed[1] else None,
-        None,
-    )
-
-
-def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The gradients of query and key, in this dtype; one that was not needed is empty."""
-    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
-    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.columns is None else gradients.columns[0].to(dtype)
-    return d_query, d_key
 
 
 def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each query [N], and its derivatives by scale and bias [N], float64."""
-    rows, columns = _operands(query, key)
-    state, _, _ = engine.reduce(_SCORE, _REDUCTION, rows, columns, offset, 0, _given(rows.n, scale, bias))
-    by_scale, by_bias = state[reductions.SCALE_GRADIENT], state[reductions.BIAS_GRADIENT]
-    losses = torch.from_numpy(state[reductions.SOFTPLUS_SUM]).to(rows.dtype, copy=True)
+    pairs = _pairs(query, key, offset)
+    state = engine.reduce(pairs, _SIGMOID_LOSS, 0, _row_state(pairs.rows.n, scale, bias)).rows
+    by_scale, by_bias = state[sigmoid_loss.GRAD_SCALE], state[sigmoid_loss.GRAD_BIAS]
+    losses = torch.from_numpy(state[sigmoid_loss.LOSS]).to(pairs.rows.dtype, copy=True)
     return losses, torch.from_numpy(by_scale.copy()), torch.from_numpy(by_bias.copy())
 
 
@@ -82,50 +67,36 @@ def siglip_backward(
     ]
     if not any(needed[:2]):
         return [None, None, *d_numbers]
-    rows, columns = _operands(query, key)
-    gradients = _gradients(query, key, rows, needed)
-    row_weights = _given(rows.n, scale, bias)
-    row_weights[reductions.ROW_UPSTREAM] = upstream.double().numpy()
-    engine.gradient(
-        _SCORE,
-        _REDUCTION,
-        rows,
-        columns,
-        offset,
-        0,
-        row_weights=row_weights,
-        column_weights=np.zeros((3, 1), rows.numpy_dtype),
-        gradients=gradients,
-    )
-    return [*_results(gradients, query, key, query.dtype), *d_numbers]
+    pairs = _pairs(query, key, offset)
+    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    row_weights = np.zeros((sigmoid_loss.ROW_WEIGHTS, pairs.rows.n))
+    row_weights[sigmoid_loss.UPSTREAM] = upstream.double().numpy()
+    row_weights[sigmoid_loss.WEIGHT_SCALE], row_weights[sigmoid_loss.WEIGHT_BIAS] = float(scale), float(bias)
+    engine.gradient(pairs, _SIGMOID_LOSS, 0, row_weights=row_weights, gradients=gradients)
+    return [*pairwise.embedding_results(gradients, query, key, query.dtype), *d_numbers]
 
 
 def siglip_with_gradient(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mean of the losses of queries, and its gradients: of query and key in the engine's dtype, scale and bias."""
-    rows, columns = _operands(query, key)
-    gradients = _gradients(query, key, rows, needed)
-    weight = 1.0 / rows.n
+    pairs = _pairs(query, key, offset)
+    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    weight, dtype = 1.0 / pairs.rows.n, pairs.rows.dtype
     state = engine.reduce_with_gradient(
-        _SCORE,
-        _REDUCTION,
-        rows,
-        columns,
-        offset,
+        pairs,
+        _SIGMOID_LOSS,
         0,
         upstream=weight,
-        label_smoothing=0.0,
         gradients=gradients,
-        row_state=_given(rows.n, scale, bias),
+        row_state=_row_state(pairs.rows.n, scale, bias),
     )
     loss, by_scale, by_bias = (
-        weight * state[result].sum()
-        for result in (reductions.SOFTPLUS_SUM, reductions.SCALE_GRADIENT, reductions.BIAS_GRADIENT)
+        weight * state[result].sum() for result in (sigmoid_loss.LOSS, sigmoid_loss.GRAD_SCALE, sigmoid_loss.GRAD_BIAS)
     )
     return (
-        torch.tensor(loss, dtype=rows.dtype),
-        *_results(gradients, query, key, rows.dtype),
+        torch.tensor(loss, dtype=dtype),
+        *pairwise.embedding_results(gradients, query, key, dtype),
         torch.tensor(by_scale, dtype=scale.dtype),
         torch.tensor(by_bias, dtype=bias.dtype),
     )

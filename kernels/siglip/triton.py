@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise.reductions_triton import SOFTPLUS
-from mibfast.kernels.pairwise.scores_triton import INNER_PRODUCT
+from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.triton import INNER_PRODUCT
+
+_SIGMOID_LOSS = reductions.named("sigmoid_loss")
 
 
 def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> engine.Pairs:
@@ -33,7 +35,7 @@ def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: tor
 
 def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each query [N], and its derivatives by scale and bias [N], float64."""
-    states = engine.reduce(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0)
+    states = engine.reduce(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0)
     losses, by_scale, by_bias = states.rows.sum(1, dtype=torch.float64)
     return losses.float(), by_scale.clone(), by_bias.clone()
 
@@ -57,7 +59,9 @@ def siglip_backward(
     if not any(needed[:2]):
         return [None, None, *d_numbers]
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(needed[0], needed[1])
-    gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
+    gradients = engine.gradient(
+        INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted
+    )
     return [*_results(gradients, query, key, query.dtype), *d_numbers]
 
 
@@ -67,7 +71,9 @@ def siglip_with_gradient(
     """The mean of the losses, and its gradients by query and key (float32, still to be scaled), scale and bias."""
     factor = 1.0 / query.shape[0]
     weights, wanted = engine.Weights(factor=factor), engine.Wanted(needed[0], needed[1], sums=2, dtype=torch.float32)
-    gradients = engine.gradient(INNER_PRODUCT, SOFTPLUS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
+    gradients = engine.gradient(
+        INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted
+    )
     assert gradients.sums is not None
     by_scale, by_bias, loss = factor * gradients.sums
     # The gradient of a number, which is on the CPU, is nobody's.

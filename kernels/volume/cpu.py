@@ -33,16 +33,14 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import scores_cpu
+from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.scores import Score
+from mibfast.kernels.pairwise.tiles_cpu import Columns, Gradients
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
 
-_SCORES = {
-    GRAM: scores_cpu.GRAM_VOLUME,
-    TRIANGLE: scores_cpu.TRIANGLE_AREA,
-    SQUARED_TRIANGLE: scores_cpu.SQUARED_TRIANGLE_AREA,
-}
+_SCORES = {GRAM: "gram_volume", TRIANGLE: "triangle_area", SQUARED_TRIANGLE: "squared_triangle_area"}
 # Samples a slot, at least: 50 microseconds of work.
 _GRAIN = 64
 
@@ -329,10 +327,17 @@ def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
 
 
 class _Volumes:
-    """What the engine sweeps for volumes times a scale, and the way back of its gradients."""
+    """What the engine sweeps for volumes times a scale, and the backward of its gradients."""
 
-    def __init__(self, kind: str, anchor: Tensor, others: Sequence[Tensor], scale: float) -> None:
-        self._kind, self._scale, self.score = kind, scale, _SCORES[kind]
+    def __init__(
+        self,
+        kind: str,
+        anchor: Tensor,
+        others: Sequence[Tensor],
+        scale: float = 1.0,
+        wants_grad_scale: bool = False,
+    ) -> None:
+        self._kind = kind
         n, (count, d) = anchor.shape[0], others[0].shape
         # A sample's own vectors: the others, then the anchor. The anchor's rows beyond the others' belong to no sample.
         self._sources = RowAddresses([*others, anchor[:count]])
@@ -360,10 +365,15 @@ class _Volumes:
 
         parallel(of_slot, self._slots)
         with np.errstate(all="ignore"):
-            statistics[0] = scale * self._factors()
-            positives = scale * self._own_volumes()
-        self.columns = engine.Columns(torch.from_numpy(operands), torch.from_numpy(statistics))
-        self.rows = Rows(rows, wants_norms=True, positives=positives)
+            statistics[0] = self._factors()
+            positives = self._own_volumes()
+        self.pairs = engine.Pairs(
+            scores.named(_SCORES[kind]),
+            Rows(rows, wants_norms=True, positives=positives),
+            Columns(torch.from_numpy(operands), torch.from_numpy(statistics)),
+            scale=scale,
+            wants_grad_scale=wants_grad_scale,
+        )
 
     def _factors(self) -> np.ndarray:
         """The columns' factors t_j."""
@@ -377,21 +387,20 @@ class _Volumes:
             return self._own
         return 0.5 * self._own if self._kind == TRIANGLE else 0.5 * self._own**2
 
-    def gradients(self) -> engine.Gradients:
+    def gradients(self) -> Gradients:
         """Room for the gradients of anchor and columns: operands are as many and as large as the others are."""
-        anchor = torch.from_numpy(self._sources.empty(self.rows.n, self.rows.d)).zero_()
-        return engine.Gradients(anchor, *pairwise.column_gradients(self.columns))
+        rows = self.pairs.rows
+        anchor = torch.from_numpy(self._sources.empty(rows.n, rows.d)).zero_()
+        return Gradients(anchor, *pairwise.column_gradients(self.pairs.product_columns))
 
-    def bring_back(self, gradients: engine.Gradients) -> tuple[list[Tensor], float]:
-        """The gradients of anchor and others, which take over the memory of `gradients`, and dL/dscale."""
+    def backward(self, gradients: Gradients) -> list[Tensor]:
+        """The gradients of anchor and others, which take over the memory of `gradients`."""
         assert gradients.rows is not None
         assert gradients.columns is not None
         assert gradients.statistics is not None
         lines, statistics = gradients.columns.numpy(), gradients.statistics.numpy()
-        sizes, own = statistics[0].astype(np.float64), self.rows.positive_gradient
+        sizes, own = statistics[0].astype(np.float64), self.pairs.rows.grad_positives
         with np.errstate(all="ignore"):
-            scale_gradient = float((sizes * self._factors()).sum() + (own * self._own_volumes()).sum())
-            sizes, own = self._scale * sizes, self._scale * own
             if self._kind == TRIANGLE:
                 sizes, own = 0.5 * sizes, 0.5 * own
             elif self._kind == SQUARED_TRIANGLE:
@@ -408,40 +417,28 @@ class _Volumes:
 
         parallel(of_slot, self._slots)
         # A tensor each of its own: results of an operation share no storage.
-        return [gradients.rows, *(torch.from_numpy(x) for x in lines)], scale_gradient
+        return [gradients.rows, *(torch.from_numpy(x) for x in lines)]
 
 
-def columns(kind: str, others: Sequence[Tensor]) -> tuple[int, engine.Columns]:
+def columns(kind: str, others: Sequence[Tensor]) -> tuple[Score, Columns]:
     """The score of volumes with others [N', d], and its columns, for rows that are paired with none of them."""
-    swept = _Volumes(kind, others[0][:0], others, 1.0)
-    return swept.score, swept.columns
+    pairs = _Volumes(kind, others[0][:0], others).pairs
+    return pairs.score, pairs.product_columns
 
 
 def volumes(anchor: Tensor, others: Sequence[Tensor], kind: str) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'] in the engine's dtype."""
-    swept = _Volumes(kind, anchor, others, 1.0)
-    return engine.dense(swept.score, swept.rows, swept.columns)
+    return engine.dense(_Volumes(kind, anchor, others).pairs)
 
 
 def volumes_backward(
     upstream: Tensor, anchor: Tensor, others: Sequence[Tensor], needed: Sequence[bool], kind: str
 ) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
-    swept = _Volumes(kind, anchor, others, 1.0)
-    gradients = swept.gradients()
-    engine.dense_gradient(swept.score, swept.rows, swept.columns, upstream, gradients)
-    return [g.to(anchor.dtype) for g in swept.bring_back(gradients)[0]]
-
-
-def _objective(label_smoothing: float) -> pairwise.Objective:
-    return pairwise.Objective(symmetric=True, label_smoothing=label_smoothing)
-
-
-def _info_nce(
-    anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, kind: str, label_smoothing: float
-) -> Tensor:
-    swept = _Volumes(kind, anchor, others, -pairwise.inverse_temperature(temperature))
-    return pairwise.losses(swept.score, swept.rows, swept.columns, _objective(label_smoothing))[0].mean()
+    operands = _Volumes(kind, anchor, others)
+    gradients = operands.gradients()
+    engine.dense_gradient(operands.pairs, upstream, gradients)
+    return [g.to(anchor.dtype) for g in operands.backward(gradients)]
 
 
 def info_nce_with_gradient(
@@ -456,15 +453,13 @@ def info_nce_with_gradient(
 
     Those of anchor and others are in the engine's dtype.
     """
-    if not any(needed):
-        return [_info_nce(anchor, others, temperature, kind, label_smoothing), *[None] * len(needed)]
+    objective = pairwise.Objective(symmetric=True, label_smoothing=label_smoothing)
     inverse = pairwise.inverse_temperature(temperature)
-    swept = _Volumes(kind, anchor, others, -inverse)
-    gradients = swept.gradients()
-    loss = pairwise.sum_both_ways_with_gradient(
-        swept.score, swept.rows, swept.columns, _objective(label_smoothing), 1.0 / anchor.shape[0], gradients
-    )
-    into, scale_gradient = swept.bring_back(gradients)
+    operands = _Volumes(kind, anchor, others, -inverse, wants_grad_scale=needed[-1])
+    if not any(needed):
+        return [pairwise.losses(operands.pairs, objective)[0].mean(), *[None] * len(needed)]
+    gradients = operands.gradients()
+    loss = pairwise.sum_with_gradient(operands.pairs, objective, 1.0 / anchor.shape[0], gradients)
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
-    d_temperature = torch.tensor(scale_gradient * inverse**2, dtype=temperature.dtype)
-    return [loss.to(swept.rows.dtype), *into, d_temperature]
+    grad_temperature = torch.tensor(operands.pairs.grad_scale * inverse**2, dtype=temperature.dtype)
+    return [loss.to(operands.pairs.rows.dtype), *operands.backward(gradients), grad_temperature]

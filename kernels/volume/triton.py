@@ -31,16 +31,12 @@ from torch import Tensor
 
 from mibfast.kernels.launch_configuration import Tile, on_device_of, whole_vectors_tile
 from mibfast.kernels.pairwise import engine_triton as engine
-from mibfast.kernels.pairwise import reductions_triton as reductions
-from mibfast.kernels.pairwise import scores_triton
+from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
 
-_SCORES = {
-    GRAM: scores_triton.GRAM_VOLUME,
-    TRIANGLE: scores_triton.TRIANGLE_AREA,
-    SQUARED_TRIANGLE: scores_triton.SQUARED_TRIANGLE_AREA,
-}
+_SCORES = {GRAM: "gram_volume", TRIANGLE: "triangle_area", SQUARED_TRIANGLE: "squared_triangle_area"}
+_GIVEN = reductions.named("given")
 _SQUARED_FLOOR = tl.constexpr(RELATIVE_FLOOR**2)
 
 
@@ -349,7 +345,7 @@ class _Volumes:
         scale: engine.Scalar = engine.ONE,
         centred: bool = True,
     ) -> None:
-        self._kind, self._sign, self.score = kind, sign, _SCORES[kind]
+        self._kind, self._sign, self.score = kind, sign, scores.named(_SCORES[kind])
         n, (count, d) = anchor.shape[0], others[0].shape
         self._anchor, self._others = engine.rows_in_place(anchor), tuple(map(engine.rows_in_place, others))
         # The anchor's rows beyond the others' belong to no sample.
@@ -394,7 +390,7 @@ class _Volumes:
                 num_warps=tile.warps,
             )
 
-    def bring_back(self, gradients: engine.Gradients) -> list[Tensor]:
+    def backward(self, gradients: engine.Gradients) -> list[Tensor]:
         """The gradients of anchor and others, float32, the first in the memory of the rows'."""
         assert gradients.rows is not None
         assert gradients.row_statistic is not None
@@ -407,7 +403,7 @@ class _Volumes:
         return [of_anchor, *of_others]
 
 
-def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores_triton.Score, engine.Pairs]:
+def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores.Score, engine.Pairs]:
     """The score of volumes, times a sign, with others [N', d], and its columns, for rows paired with none of them."""
     swept = _Volumes(kind, others[0][:1], others, sign, centred=False)
     return swept.score, replace(swept.pairs, positives=None)
@@ -425,8 +421,8 @@ def volumes_backward(
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
     swept = _Volumes(kind, anchor, others, 1.0)
     weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
-    gradients = engine.gradient(swept.score, reductions.GIVEN, swept.pairs, 0, weights, wanted)
-    return [g.to(anchor.dtype) for g in swept.bring_back(gradients)]
+    gradients = engine.gradient(swept.score, _GIVEN, swept.pairs, 0, weights, wanted)
+    return [g.to(anchor.dtype) for g in swept.backward(gradients)]
 
 
 def _swept(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor) -> _Volumes:
@@ -463,4 +459,4 @@ def info_nce_with_gradient(
     wanted = engine.Wanted(statistics=True, sums=1, dtype=torch.float32)
     gradients = pairwise.losses_gradient(swept.score, swept.pairs, flags, weights, wanted)
     d_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
-    return [each.mean(), *swept.bring_back(gradients), d_temperature]
+    return [each.mean(), *swept.backward(gradients), d_temperature]

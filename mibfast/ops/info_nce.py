@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.ops._boundary import (
     StreamedLoss,
     accumulation_dtype,
@@ -28,6 +29,7 @@ def info_nce(
     key: Tensor,
     temperature: float | Tensor = 0.07,
     *,
+    score: str = "inner_product",
     positive_in_denominator: bool = True,
     symmetric: bool = False,
     label_smoothing: float = 0.0,
@@ -37,12 +39,13 @@ def info_nce(
 ) -> Tensor:
     r"""InfoNCE: the cross-entropy of picking each query's own key out of all keys.
 
-    .. math:: \ell_i = \log \sum_{j} e^{q_i \cdot k_j / \tau} - q_i \cdot k_{i + \mathrm{offset}} / \tau
+    .. math:: \ell_i = \log \sum_{j} e^{s_{ij} / \tau} - s_{i, i + \mathrm{offset}} / \tau, \qquad
+        s_{ij} = q_i \cdot k_j
 
     where j runs over all keys, or over all but the positive (`positive_in_denominator=False`). van den Oord et al.
     (2018), Eq. 4; symmetric: CLIP (Radford et al. 2021), half the sum of both directions; with the positive left out:
-    OVA-IB (arXiv 2605.29900), Eq. 1-3. No N x N' matrix is stored. Queries and keys are taken as they are: normalise
-    them for cosine similarities.
+    OVA-IB (arXiv 2605.29900), Eq. 1-3. The score s may be another, see `score`. No N x N' matrix is stored. Queries and
+    keys are taken as they are: normalise them for cosine similarities.
 
     Parameters
     ----------
@@ -52,6 +55,11 @@ def info_nce(
         Of the same dtype, N' >= N + offset.
     temperature : float or 0-d Tensor
         :math:`\tau > 0`; a tensor may need a gradient, and is not read back: :math:`\tau \le 0` there gives NaN.
+    score : {"inner_product", "squared_distance", "lorentz"}
+        :math:`q \cdot k`; :math:`-|q - k|^2 / 2`; or minus the hyperbolic distance of MERU (arXiv 2304.09172), of
+        curvature -1: :math:`-\operatorname{arcosh}(t_q t_k - q \cdot k)` with :math:`t_x = \sqrt{1 + |x|^2}`, q and
+        k being the space parts of points of the hyperboloid. At curvature -c give :math:`\sqrt c\, q`,
+        :math:`\sqrt c\, k` and the temperature :math:`\sqrt c\, \tau`.
     positive_in_denominator : bool
     symmetric : bool
         The other direction picks the query of key i + offset out of all N queries.
@@ -72,8 +80,8 @@ def info_nce(
     Raises
     ------
     TypeError, ValueError
-        For shapes that do not match, unequal dtypes or devices, a number for the temperature that is not positive, an
-        offset outside [0, N' - N], or a single key (or query, if symmetric) with the positive left out.
+        For shapes that do not match, unequal dtypes or devices, an unknown score, a number for the temperature that is
+        not positive, an offset outside [0, N' - N], or a single key (symmetric: or query) with the positive left out.
 
     Examples
     --------
@@ -87,6 +95,7 @@ def info_nce(
     _check.alike(_NAME, query=query, key=key)
     _check.same_dimension(_NAME, query=query, key=key)
     temperature = _check.temperature(_NAME, temperature, query.device)
+    _check.choice(_NAME, "score", score, OF_EMBEDDINGS)
     for argument, flag in (("positive_in_denominator", positive_in_denominator), ("symmetric", symmetric)):
         _check.boolean(_NAME, argument, flag)
     offset = _check.positives(_NAME, query, key, offset, not positive_in_denominator, symmetric)
@@ -95,7 +104,7 @@ def info_nce(
     query, key = _check.promoted([query, key])
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
-        scores = reference.inner_product(query, key) * inverse_temperature(temperature)
+        scores = reference.scores(score, query, key) * inverse_temperature(temperature)
         losses = reference.info_nce(
             scores,
             offset,
@@ -104,11 +113,12 @@ def info_nce(
             label_smoothing=smoothing,
         )
         return reduced(losses, reduction)
-    options = _Options(offset, positive_in_denominator, symmetric, smoothing)
+    options = _Options(score, offset, positive_in_denominator, symmetric, smoothing)
     return _loss(chosen, (query, key, temperature_tensor(temperature)), options, reduction)
 
 
 class _Options(NamedTuple):
+    score: str
     offset: int
     positive_in_denominator: bool
     symmetric: bool
@@ -119,6 +129,7 @@ def _results(
     query: Tensor,
     key: Tensor,
     temperature: Tensor,
+    score: str,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,

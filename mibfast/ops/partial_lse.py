@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mibfast import _backend, _check
 from mibfast.kernels.pairwise import reference
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.ops._boundary import (
     DifferentiableOperation,
     accumulation_dtype,
@@ -51,7 +52,8 @@ def partial_lse(
         Of the same dtype, any N'.
     temperature : float or 0-d Tensor
         :math:`\tau > 0`; a tensor may need a gradient, and is not read back: :math:`\tau \le 0` there gives NaN.
-    score : {"inner_product"}
+    score : {"inner_product", "squared_distance", "lorentz"}
+        s, see :func:`info_nce`.
     offset : int, optional
         The positive of row i is column i + offset of this block, where there is one: an offset below zero or beyond
         N' - N is that of a block that holds the positives of some rows or of none. None: no positive is in this block.
@@ -89,21 +91,22 @@ def partial_lse(
     _check.alike(_NAME, rows=rows, columns=columns)
     _check.same_dimension(_NAME, rows=rows, columns=columns)
     temperature = _check.temperature(_NAME, temperature, rows.device)
-    _check.choice(_NAME, "score", score, ("inner_product",))
+    _check.choice(_NAME, "score", score, OF_EMBEDDINGS)
     _check.boolean(_NAME, "positive_in_denominator", positive_in_denominator)
     place = _check.offset_of_block(_NAME, offset, rows, columns)
     rows, columns = _check.promoted([rows, columns])
     chosen = _backend.choose(_NAME, rows.device, backend, pairwise_offers(rows))
     if chosen == "reference":
-        scores = reference.inner_product(rows, columns) * inverse_temperature(temperature)
+        scores = reference.scores(score, rows, columns) * inverse_temperature(temperature)
         positives, row_lse, column_lse = reference.partial_lse(scores, place, positive_in_denominator)
     else:
         operands = (rows, columns, temperature_tensor(temperature))
-        positives, row_lse, column_lse = _partial(chosen, operands, _Options(place, positive_in_denominator))
+        positives, row_lse, column_lse = _partial(chosen, operands, _Options(score, place, positive_in_denominator))
     return None if offset is None else positives, row_lse, column_lse
 
 
 class _Options(NamedTuple):
+    score: str
     offset: int
     positive_in_denominator: bool
 

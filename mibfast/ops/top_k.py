@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.kernels.retrieval import reference
 from mibfast.ops import _volume
 from mibfast.ops._boundary import Operation, accumulation_dtype, pairwise_offers
@@ -19,7 +20,7 @@ _NAME = "top_k"
 _MOST_KEPT = 1024
 # The scores of `kernels/retrieval`, and the shape of their queries.
 _QUERIES = {
-    "inner_product": "Q d",
+    **dict.fromkeys(OF_EMBEDDINGS, "Q d"),
     "cosine": "Q d",
     "ridge_projection": "Q K d",
     "gram_volume": "Q K d",
@@ -60,7 +61,9 @@ def top_k(
         The candidates, of the same dtype.
     k : int
         In [1, C].
-    score : {"inner_product", "cosine", "ridge_projection", "gram_volume", "triangle_area", "symile"}
+    score : str
+        `"inner_product"`, `"squared_distance"`, `"lorentz"`: see :func:`info_nce`; `"cosine"`, `"ridge_projection"`,
+        `"gram_volume"`, `"triangle_area"`, `"symile"`.
         `"ridge_projection"` is OVA-IB's, see :func:`projection_score`, with :math:`P_i` the ridge projector on the span
         of the query's embeddings; `"gram_volume"` GRAM's, see :func:`gram_volume`; `"triangle_area"` TRIANGLE's, see
         :func:`triangle_area`; `"symile"` Symile's multilinear inner product, of embeddings as they come. The cosine
