@@ -71,8 +71,10 @@ class Score:
 from mibfast.kernels.pairwise.scores import (  # noqa: E402
     gram_volume,
     inner_product,
+    lorentz,
     projection,
     ridge_projection,
+    squared_distance,
     squared_triangle_area,
     triangle_area,
 )
@@ -81,6 +83,8 @@ SCORES: dict[str, Score] = {
     module.__name__.rpartition(".")[2]: module.SCORE
     for module in (
         inner_product,
+        squared_distance,
+        lorentz,
         projection,
         ridge_projection,
         gram_volume,
