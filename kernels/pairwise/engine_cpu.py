@@ -56,8 +56,8 @@ _ONE_TILE_BYTES = 16 * 2**20
 # the scores; brings given gradients of scores back; finds the columns' maxima, and sums relative to them.
 _REDUCE, _REDUCE_AND_GRADIENT, _GRADIENT, _MERGED_GRADIENT, _KEEP, _KEPT_GRADIENT, _MAXIMA, _SUMS = range(8)
 # In place of what a sweep has no use for, by the bytes of a number.
-_NOTHING = {4: np.empty((0, 0), np.float32), 8: np.empty((0, 0))}
-_NO_NUMBERS = {4: np.empty(0, np.float32), 8: np.empty(0)}
+_NOTHING: dict[int, np.ndarray] = {4: np.empty((0, 0), np.float32), 8: np.empty((0, 0))}
+_NO_NUMBERS: dict[int, np.ndarray] = {4: np.empty(0, np.float32), 8: np.empty(0)}
 _clamp, _set_positive = compiled(row_functions.clamp), compiled(row_functions.set_positive)
 _raise_maxima, _add_to_sums = compiled(row_functions.raise_maxima), compiled(row_functions.add_to_sums)
 
