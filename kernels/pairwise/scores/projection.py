@@ -30,8 +30,9 @@ def grad_row(
     ratio = scratch[1]
     squared_norm_of(tiles, ratio)
     for j in range(ratio.size):
-        # At zero the gradient is zero; NaN is not equal to zero and stays.
-        ratio[j] = zero if ratio[j] == zero else weights[j] * (one / math.sqrt(ratio[j]))
+        # At zero, which the root of a subnormal number may be, the gradient is zero; NaN is not equal to it and stays.
+        root = math.sqrt(ratio[j])
+        ratio[j] = zero if root == zero else weights[j] * (one / root)
     for k in range(tiles.shape[0]):
         c = tiles[k]
         for j in range(ratio.size):

@@ -41,8 +41,9 @@ def row(tiles: Any, squared_norm: Any, statistics: Any, scratch: Any) -> Any:
     out, squares = scratch[0], scratch[1]
     _ridge_terms(tiles, statistics, out, squares)
     for j in range(out.size):
-        v = squares[j]
-        out[j] = zero if v <= zero else out[j] / math.sqrt(v)
+        # The root of a subnormal number may be zero; NaN is not equal to it and stays.
+        root = math.sqrt(zero if squares[j] < zero else squares[j])
+        out[j] = zero if root == zero else out[j] / root
     return out
 
 
@@ -56,8 +57,8 @@ def grad_row(
     g, own = scratch[1], scratch[2]
     _ridge_terms(tiles, statistics, g, own)
     for j in range(g.size):
-        v = own[j]
-        r = zero if v <= zero else one / math.sqrt(v)
+        root = math.sqrt(zero if own[j] < zero else own[j])
+        r = zero if root == zero else one / root
         cubed = g[j] * r * r * r
         own[j] = weights[j] * two * r
         g[j] = weights[j] * cubed
