@@ -323,6 +323,49 @@ def test_precisions_beyond_float32_multiply() -> None:
     torch.testing.assert_close(logvar, torch.full((2, 3), -200 + math.log(share)))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=interpreted)])
+def test_an_infinite_precision_is_the_products(backend) -> None:
+    """Its own weight and the mean are unknown; the others' weight is none, and other components are untouched."""
+    means = [torch.ones(2, 3), torch.zeros(2, 3)]
+    logvars = [torch.zeros(2, 3), torch.zeros(2, 3)]
+    logvars[0][1, 2] = -math.inf
+    leaves = [x.requires_grad_() for x in (*means, *logvars)]
+    mean, logvar = F.product_of_experts(leaves[:2], leaves[2:], backend=backend)
+    expected = torch.full((2, 3), -math.log(2))
+    expected[1, 2] = -math.inf
+    torch.testing.assert_close(logvar, expected)
+    assert mean[1, 2].isnan()
+    gradients = torch.autograd.grad((mean + logvar).sum(), leaves)
+    assert 0 <= gradients[1][1, 2] < 1e-37
+    assert all(g.isfinite().sum() >= g.numel() - 1 for g in gradients)
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=interpreted)])
+@pytest.mark.parametrize("size", [1e-15, 1e-17, 1e-20, 1e-21, 1e-22, 1e-23])
+def test_squares_too_small_for_float32_make_no_gradient_nan(size, backend) -> None:
+    """Squared distances and cosines become subnormal, then zero, and with them the gradients of what they weigh."""
+    small = [size * torch.randn(9, 40, dtype=torch.float64) for _ in range(3)]
+    # Orthogonal, but for what is small.
+    across = [x + torch.eye(40, dtype=torch.float64)[9 * k : 9 * k + 9] for k, x in enumerate(small)]
+    for loss, views in (
+        (lambda z, b: F.gram_info_nce(z[0], z[1:], 1.0, backend=b), small),
+        (lambda z, b: F.triangle_info_nce(*z, 1.0, backend=b), small),
+        (lambda z, b: F.triangle_info_nce(*z, 1.0, squared=True, backend=b), small),
+        (lambda z, b: F.one_vs_all_info_nce(z, 1.0, 1e-8, keys="pairwise", backend=b), across),
+        (lambda z, b: F.one_vs_all_info_nce(z, 1.0, 0.0, keys="pairwise", backend=b), across),
+    ):
+        narrow = [x.float().requires_grad_() for x in views]
+        wide = [x.detach().double().requires_grad_() for x in narrow]
+        value, truth = loss(narrow, backend), loss(wide, "reference")
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-6)
+        gradients = torch.autograd.grad(truth, wide)
+        largest = max(g.abs().max() for g in gradients)
+        # Of subnormal numbers a root has few digits, and may be zero, and products of three tiny numbers vanish.
+        allowed = (2e-4 if size > 1e-18 else 1.0) * largest + 1e-28
+        for a, b in zip(torch.autograd.grad(value, narrow), gradients, strict=True):
+            assert (a.double() - b).abs().max() <= allowed
+
+
 @BACKENDS
 @pytest.mark.parametrize("bias", [-1000.0, -10.0, 0.0, 40.0, 1000.0])
 @pytest.mark.parametrize("scale", [-30.0, 0.0, 1e-4, 10.0, 1e3, 1e4])

@@ -123,8 +123,10 @@ def _product(
             # log-sum-exp of the negative log-variances; the maximum is minus the smallest.
             total, weighted = 0.0, 0.0
             for k in range(m):
-                weight = math.exp(logvar[j] - row_at(addresses[m + k], i, strides[m + k], d, product_mean)[j])
-                total += weight
+                other = row_at(addresses[m + k], i, strides[m + k], d, product_mean)
+                weight = math.exp(logvar[j] - other[j])
+                # Of an infinite precision the difference is NaN: the sum is infinite, and the mean's weight unknown.
+                total += 1.0 if other[j] == logvar[j] else weight
                 weighted += weight * row_at(addresses[k], i, strides[k], d, product_mean)[j]
             mean[j] = weighted / total
             logvar[j] = logvar[j] - math.log(total)

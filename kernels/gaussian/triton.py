@@ -108,11 +108,12 @@ def _product_of(means, logvars, M: tl.constexpr):
     smallest = logvars[0]
     for k in tl.static_range(1, M):
         smallest = tl.where(smallest <= logvars[k], smallest, logvars[k])
-    total = tl.exp(smallest - logvars[0])
-    weighted = total * means[0]
-    for k in tl.static_range(1, M):
+    total = 0.0
+    weighted = 0.0
+    for k in tl.static_range(M):
         weight = tl.exp(smallest - logvars[k])
-        total += weight
+        # Of an infinite precision the difference is NaN: the sum is infinite, and the mean's weight unknown.
+        total += tl.where(logvars[k] == smallest, 1.0, weight)
         weighted += weight * means[k]
     return weighted / total, smallest - tl.log(total)
 

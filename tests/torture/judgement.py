@@ -16,7 +16,8 @@ def judged(found: Sequence[Tensor], reference: Run, degenerate: bool = False) ->
     Allowed is three times the error of plain PyTorch in the same dtype, what rounding the inputs makes of the result,
     and a few roundings of the result, in the largest numbers of a tensor; and of the largest of all, since what cancels
     leaves nothing but roundings. Where only the ridge of 1e-8 separates vectors, `degenerate`, the reference has lost
-    half of float64's digits itself.
+    half of float64's digits itself. Of a loss that is infinite or NaN, gradients are no numbers to compare; NaN must
+    still not be lost in them.
     """
     plain = reference(lambda x: x)
     exact = reference(lambda x: x.double())
@@ -31,6 +32,7 @@ def judged(found: Sequence[Tensor], reference: Run, degenerate: bool = False) ->
     if not len(found) == len(plain) == len(exact):
         return "wrong number", f"{len(found)} results, and the reference has {len(plain)}"
     problem = max((float(x[x.isfinite()].abs().max()) for x in exact if bool(x.isfinite().any())), default=0.0)
+    loss_is_finite = True
     for i, (a, b, c) in enumerate(zip(found, plain, exact, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
             return "wrong shape or dtype", f"result {i}: {a.dtype} {list(a.shape)}, not {b.dtype} {list(b.shape)}"
@@ -42,7 +44,8 @@ def judged(found: Sequence[Tensor], reference: Run, degenerate: bool = False) ->
         lost = a.isfinite() & c.isnan() & b.isnan()
         if bool(lost.any()):
             return "NaN lost", f"result {i}: {a[lost][0]:.6g} where the reference is NaN"
-        if not bool(finite.any()):
+        loss_is_finite = loss_is_finite and (c.ndim > 0 or bool(c.isfinite()))
+        if not loss_is_finite or not bool(finite.any()):
             continue
         eps = torch.finfo(found[i].dtype).eps
         largest = c[finite].abs().max()

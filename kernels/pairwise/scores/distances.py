@@ -7,7 +7,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from mibfast.kernels.halves import cpu, gpu, tl, vm
+
+# Float32's smallest normal number: of those below, processors may make zero, and divide by it.
+SMALLEST = 2.0**-126
 
 
 @cpu
@@ -34,16 +39,17 @@ def times_distance(squared_distance: Any, factors: Any) -> None:
 
 @cpu
 def grad_times_distance(squared_distance: Any, factors: Any, weights: Any, factor: Any, grad_factors: Any) -> None:
-    """h = weights ds/dr = weights t / (2 sqrt(r)) in place of r, zero where sqrt(r) is; adds dL/dt.
+    """h = weights ds/dr = weights t / (2 sqrt(r)) in place of r; adds dL/dt.
 
-    Of a subnormal r a vector's square root may be zero: it is the root that must not be divided by.
+    Zero where r is subnormal: vector units take it as zero, and divide by its root.
     """
     zero, half = squared_distance.dtype.type(0.0), squared_distance.dtype.type(0.5)
+    smallest = np.finfo(squared_distance.dtype).tiny
     for j in range(squared_distance.size):
         r = squared_distance[j]
         distance = math.sqrt(zero if r < zero else r)
         grad_factors[j] += factor * weights[j] * distance
-        squared_distance[j] = zero if distance == zero else weights[j] * factors[j] * (half / distance)
+        squared_distance[j] = zero if r < smallest else weights[j] * factors[j] * (half / distance)
 
 
 @cpu
@@ -83,10 +89,9 @@ def times(tiles, factor):
 
 @gpu
 def inverse_square_root(x):
-    """1 / sqrt(x), 0 where the root is, as it may be of a subnormal x, or x < 0; NaN fails comparisons and stays."""
-    root = tl.sqrt(not_negative(x))
-    none = root == 0.0
-    return tl.where(none, 0.0, 1.0 / tl.where(none, 1.0, root))
+    """1 / sqrt(x), 0 where x is below float32's normal numbers; NaN fails the comparison and stays."""
+    low = x < SMALLEST
+    return tl.where(low, 0.0, 1.0 / tl.sqrt(tl.where(low, 1.0, x)))
 
 
 @gpu

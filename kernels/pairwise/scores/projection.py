@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from mibfast.kernels.halves import cpu
 from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.pairwise.scores.distances import squared_norm_of
@@ -26,13 +28,12 @@ def grad_row(
     tiles: Any, squared_norm: Any, statistics: Any, weights: Any, factor: Any, grad_statistics: Any, scratch: Any
 ) -> Any:
     """ds/dc_k = c_k / s, and 0 where s = 0."""
-    zero, one = tiles.dtype.type(0.0), tiles.dtype.type(1.0)
+    zero, one, smallest = tiles.dtype.type(0.0), tiles.dtype.type(1.0), np.finfo(tiles.dtype).tiny
     ratio = scratch[1]
     squared_norm_of(tiles, ratio)
     for j in range(ratio.size):
-        # At zero, which the root of a subnormal number may be, the gradient is zero; NaN is not equal to it and stays.
-        root = math.sqrt(ratio[j])
-        ratio[j] = zero if root == zero else weights[j] * (one / root)
+        # At zero, which vector units make of subnormal numbers, the gradient is zero; NaN fails the comparison and stays.
+        ratio[j] = zero if ratio[j] < smallest else weights[j] * (one / math.sqrt(ratio[j]))
     for k in range(tiles.shape[0]):
         c = tiles[k]
         for j in range(ratio.size):

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from mibfast.kernels.halves import cpu, gpu, tl
 from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.pairwise.scores.distances import inverse_square_root, squared_norm_of, times
@@ -37,13 +39,13 @@ def _ridge_terms(tiles: Any, statistics: Any, numerator: Any, squared_norm: Any)
 @cpu
 def row(tiles: Any, squared_norm: Any, statistics: Any, scratch: Any) -> Any:
     """q . P_j q / |P_j q| = w / sqrt(v): the cosine of a unit q and its ridge projection; zero where that is zero."""
-    zero = tiles.dtype.type(0.0)
+    zero, smallest = tiles.dtype.type(0.0), np.finfo(tiles.dtype).tiny
     out, squares = scratch[0], scratch[1]
     _ridge_terms(tiles, statistics, out, squares)
     for j in range(out.size):
-        # The root of a subnormal number may be zero; NaN is not equal to it and stays.
-        root = math.sqrt(zero if squares[j] < zero else squares[j])
-        out[j] = zero if root == zero else out[j] / root
+        # Vector units make zero of subnormal numbers; NaN fails the comparison and stays.
+        v = squares[j]
+        out[j] = zero if v < smallest else out[j] / math.sqrt(v)
     return out
 
 
@@ -51,22 +53,25 @@ def row(tiles: Any, squared_norm: Any, statistics: Any, scratch: Any) -> Any:
 def grad_row(
     tiles: Any, squared_norm: Any, statistics: Any, weights: Any, factor: Any, grad_statistics: Any, scratch: Any
 ) -> Any:
-    """With r = 1 / sqrt(v), g = w r^3: ds/dc = 2 r c - g V c; ds/dV_kl = -g c_k c_l, halved on the diagonal."""
+    """With r = 1 / sqrt(v) and u = r c: ds/dc = 2 u - w r^2 V u; ds/dV_kl = -w r u_k u_l, halved on the diagonal.
+
+    No power of r is higher than the second, which a cosine of 1e-19 still has in float32.
+    """
     zero, half = tiles.dtype.type(0.0), tiles.dtype.type(0.5)
-    one, two = tiles.dtype.type(1.0), tiles.dtype.type(2.0)
-    g, own = scratch[1], scratch[2]
-    _ridge_terms(tiles, statistics, g, own)
+    one, two, smallest = tiles.dtype.type(1.0), tiles.dtype.type(2.0), np.finfo(tiles.dtype).tiny
+    g, h = scratch[1], scratch[2]
+    _ridge_terms(tiles, statistics, g, h)
     for j in range(g.size):
-        root = math.sqrt(zero if own[j] < zero else own[j])
-        r = zero if root == zero else one / root
-        cubed = g[j] * r * r * r
-        own[j] = weights[j] * two * r
-        g[j] = weights[j] * cubed
+        r = zero if h[j] < smallest else one / math.sqrt(h[j])
+        for k in range(tiles.shape[0]):
+            tiles[k, j] *= r
+        h[j] = weights[j] * (g[j] * r)
+        g[j] = h[j] * r
     entry = 0
     for k in range(tiles.shape[0]):
-        c, out = tiles[k], scratch[3 + k]
+        u, out = tiles[k], scratch[3 + k]
         for j in range(g.size):
-            out[j] = own[j] * c[j]
+            out[j] = two * weights[j] * u[j]
         for other in range(tiles.shape[0]):
             b = tiles[other]
             low, high = min(k, other), max(k, other)
@@ -78,7 +83,7 @@ def grad_row(
                 gradient = grad_statistics[entry]
                 entry += 1
                 for j in range(g.size):
-                    gradient[j] -= share * g[j] * c[j] * b[j]
+                    gradient[j] -= share * h[j] * u[j] * b[j]
     for k in range(tiles.shape[0]):
         tiles[k, :] = scratch[3 + k]
     return zero
@@ -110,21 +115,23 @@ def value(tiles, row_statistic, column_statistics):
 
 @gpu
 def grad(tiles, row_statistic, column_statistics, weights):
-    """With r = 1 / sqrt(v), g = w r^3: ds/dc = 2 r c - g V c; ds/dV_kl = -g c_k c_l, halved on the diagonal."""
+    """With r = 1 / sqrt(v) and u = r c: ds/dc = 2 u - w r^2 V u; ds/dV_kl = -w r u_k u_l, halved on the diagonal."""
     c = times(tiles, row_statistic)
     w, v = _ridge_terms_of_tiles(c, column_statistics)
     r = inverse_square_root(v)
-    g = weights * w * r * r * r
+    u = times(c, r)
+    h = weights * (w * r)
+    g = h * r
     of_tiles = ()
     of_statistics = ()
     of_row = 0.0
     for k in tl.static_range(len(tiles)):
-        of_c = 2.0 * weights * r * c[k]
+        of_c = 2.0 * weights * u[k]
         for other in tl.static_range(k):
-            of_c -= g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * c[other]
+            of_c -= g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * u[other]
         for other in tl.static_range(k, len(tiles)):
-            of_c -= g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * c[other]
-            of_statistics = of_statistics + ((-0.5 if other == k else -1.0) * g * c[k] * c[other],)
+            of_c -= g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * u[other]
+            of_statistics = of_statistics + ((-0.5 if other == k else -1.0) * h * u[k] * u[other],)
         of_row += of_c * tiles[k]
         of_tiles = of_tiles + (of_c * row_statistic,)
     return of_tiles, of_row, of_statistics
