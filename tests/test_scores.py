@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mibfast import functional as F
+from mibfast import losses
 from mibfast.kernels.pairwise import scores
 
 
@@ -56,3 +57,21 @@ def test_a_distance_of_zero_has_a_finite_gradient(backend, score) -> None:
     loss = F.info_nce(q, k, 0.1, score=score, symmetric=True, backend=backend)
     assert loss.isfinite()
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (q, k)))
+
+
+@pytest.mark.parametrize("score", scores.OF_EMBEDDINGS)
+def test_losses_take_scores_by_name(score) -> None:
+    q, k = torch.randn(9, 4), torch.randn(9, 4)
+    loss = losses.InfoNCELoss(0.3, score=score, symmetric=True, normalize=False)
+    assert torch.equal(loss(q, k), F.info_nce(q, k, 0.3, score=score, symmetric=True))
+    assert f"score={score!r}" in repr(loss)
+
+
+def test_an_unknown_score_is_named_with_those_there_are() -> None:
+    for call in (
+        lambda: losses.InfoNCELoss(score="cosine"),
+        lambda: F.info_nce(torch.eye(3), torch.eye(3), score="cosine"),
+        lambda: F.partial_lse(torch.eye(3), torch.eye(3), score="cosine"),
+    ):
+        with pytest.raises(ValueError, match="score must be one of 'inner_product', 'squared_distance', 'lorentz'"):
+            call()

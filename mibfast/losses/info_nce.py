@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.losses import _presence
 from mibfast.losses._learned import Temperature
 from mibfast.losses._loss import Loss
@@ -28,6 +29,8 @@ class InfoNCELoss(Loss):
         Positive; the initial value where it is learned.
     learnable_temperature : bool
         Learn it, as its logarithm.
+    score : {"inner_product", "squared_distance", "lorentz"}
+        See :func:`mibfast.functional.info_nce`. Hyperbolic embeddings have lengths of their own: `normalize=False`.
     positive_in_denominator : bool
     symmetric : bool
         Half the sum of both directions, as :func:`mibfast.functional.info_nce` takes them.
@@ -59,6 +62,7 @@ class InfoNCELoss(Loss):
         temperature: float = 0.07,
         learnable_temperature: bool = False,
         *,
+        score: str = "inner_product",
         positive_in_denominator: bool = True,
         symmetric: bool = False,
         label_smoothing: float = 0.0,
@@ -68,6 +72,8 @@ class InfoNCELoss(Loss):
     ) -> None:
         super().__init__(normalize=normalize, reduction=reduction, backend=backend)
         self.temperature = Temperature(self._name, temperature, learnable_temperature)
+        _check.choice(self._name, "score", score, OF_EMBEDDINGS)
+        self.score = score
         self.positive_in_denominator = _check.boolean(self._name, "positive_in_denominator", positive_in_denominator)
         self.label_smoothing = _check.smoothing(self._name, label_smoothing, positive_in_denominator)
         self.symmetric = _check.boolean(self._name, "symmetric", symmetric)
@@ -90,6 +96,7 @@ class InfoNCELoss(Loss):
             query,
             key,
             self.temperature(),
+            score=self.score,
             positive_in_denominator=self.positive_in_denominator,
             symmetric=self.symmetric,
             label_smoothing=self.label_smoothing,

@@ -32,7 +32,7 @@ def grad_row(
     ratio = scratch[1]
     squared_norm_of(tiles, ratio)
     for j in range(ratio.size):
-        # At zero, which vector units make of subnormal numbers, the gradient is zero; NaN fails the comparison and stays.
+        # Zero at zero, which vector units make of subnormal numbers; NaN fails the comparison and stays.
         ratio[j] = zero if ratio[j] < smallest else weights[j] * (one / math.sqrt(ratio[j]))
     for k in range(tiles.shape[0]):
         c = tiles[k]
