@@ -108,6 +108,13 @@ def alike(operation: str, **tensors: Tensor) -> None:
             )
 
 
+def finite(operation: str, argument: str, x: Tensor) -> None:
+    """Check that samples [N, d] hold neither NaN nor infinity."""
+    bad = int((~x.isfinite()).any(1).sum())
+    if bad:
+        raise ValueError(f"{operation}: {argument} must be finite, got {bad} of {len(x)} samples with NaN or infinity")
+
+
 def same_shape(operation: str, **tensors: Tensor) -> None:
     """Check that tensors have one shape."""
     (first_name, first), *rest = tensors.items()
@@ -228,7 +235,12 @@ def left_by_presence(operation: str, left: bool, expected: str) -> None:
 
 def zero_dimensional(x: Any) -> Any:
     """Return a tensor [1] as a 0-d one, whose gradient comes back in the shape [1]; anything else as it is."""
-    return x.reshape(()) if isinstance(x, Tensor) and x.shape == (1,) else x
+    return x.reshape(()) if has_shape(x, 1) else x
+
+
+def has_shape(x: Any, *shape: int) -> bool:
+    """Return whether this is a tensor of a shape, which a nested one does not have."""
+    return isinstance(x, Tensor) and not x.is_nested and x.shape == shape
 
 
 def scalar_tensor(operation: str, argument: str, x: Any) -> Tensor:
@@ -383,6 +395,19 @@ def choice(operation: str, argument: str, x: Any, valid: Sequence[str]) -> str:
     if not isinstance(x, str) or x not in valid:
         raise ValueError(f"{operation}: {argument} must be one of {', '.join(map(repr, valid))}, got {described(x)}")
     return x
+
+
+def bounds(operation: str, argument: str, x: Any, *, open_ended: bool = False) -> tuple[float, float]:
+    """Check a pair (low, high), low < high, of finite numbers, or infinite where `open_ended`."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise TypeError(f"{operation}: {argument} must be (low, high), got {described(x)}")
+    low, high = (
+        y if open_ended and isinstance(y, float) and y == end else number(operation, argument, y)
+        for y, end in zip(x, (-math.inf, math.inf), strict=True)
+    )
+    if low >= high:
+        raise ValueError(f"{operation}: {argument} must be (low, high) with low < high, got ({low}, {high})")
+    return low, high
 
 
 def reduction(operation: str, x: Any) -> str:

@@ -211,6 +211,31 @@ def test_both_ways_with_rows_and_columns_far_from_the_others(n, dtype) -> None:
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=interpreted)])
+@pytest.mark.parametrize("n", [5, 40])
+@pytest.mark.parametrize(
+    ("size", "loss"),
+    [
+        (1e10, lambda z, b: F.info_nce(*z[:2], 1.0, reduction="none", backend=b)),
+        (1e10, lambda z, b: F.info_nce(*z[:2], 1.0, symmetric=True, reduction="none", backend=b)),
+        (1e10, lambda z, b: F.info_nce(*z[:2], 1.0, symmetric=True, backend=b)),
+        (1e10, lambda z, b: F.partial_lse(*z[:2], 1.0, offset=0, backend=b)[2]),
+        (1e10, lambda z, b: F.siglip(*z[:2], 1.0, 0.0, reduction="none", backend=b)),
+        (1e6, lambda z, b: F.symile_info_nce(z, 1.0, backend=b)),
+        (1e6, lambda z, b: F.gram_info_nce(z[0], z[1:], 1.0, backend=b)),
+        (1e4, lambda z, b: F.triangle_info_nce(*z, 1e-3, squared=True, label_smoothing=0.1, backend=b)),
+    ],
+)
+def test_logits_whose_last_digit_is_far_above_one(size, loss, n, backend) -> None:
+    """Some 1e18 to 1e20: a log-sum-exp is the maximum, and what lies below it is not seen in differences."""
+    narrow = [(size * torch.randn(n, 8, dtype=torch.float64)).float().requires_grad_() for _ in range(3)]
+    wide = [x.detach().double() for x in narrow]
+    value, truth = loss(narrow, backend), loss(wide, "reference")
+    scale = loss([x + size for x in wide], "reference").abs().max()
+    torch.testing.assert_close(value.double(), truth, rtol=1e-4, atol=1e-5 * float(scale))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value.sum(), narrow, allow_unused=True) if g is not None)
+
+
 def test_nearly_aligned_modalities_project_exactly_in_float32() -> None:
     """1e-4 apart the Gram matrix has a condition number of 4e8: in float32 `torch.linalg.solve` raises."""
     common = torch.randn(128, 256, dtype=torch.float64)
@@ -511,6 +536,19 @@ def test_volumes_lose_no_nan(kind, options, backend) -> None:
         lost = volumes[5] if position == 0 else volumes[:, 5]
         assert lost.isnan().all()
         assert volumes.isnan().sum() == areas.isnan().sum() == 20
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=interpreted)])
+@VOLUME_LOSSES
+def test_a_loss_of_nan_leaves_no_gradient_zero_where_nothing_is_spanned(kind, options, backend) -> None:
+    """Samples whose others are alike have gradients of zero, but not where the loss itself is no number."""
+    anchor, other = torch.randn(4, 6), torch.randn(4, 6)
+    views = [anchor, other, other.clone()]
+    views[1][3, 2] = torch.nan
+    leaves = [x.requires_grad_() for x in views]
+    loss = kind(normalize=False, backend=backend, **options)(leaves)
+    assert loss.isnan()
+    assert all(g.isnan().any(1).all() for g in torch.autograd.grad(loss, leaves))
 
 
 @BACKENDS

@@ -362,9 +362,10 @@ class _LogSumExps:
         finite = np.where(highest == -np.inf, 0.0, highest)
         of_rows = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
         unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
-        of_columns = np.log(whole[COLUMN_SUM]) - unscaled + reference
+        above_reference = np.log(whole[COLUMN_SUM]) - unscaled
+        of_columns = above_reference + reference
         # One reference for all columns leaves those far below it to the floor of the exponential. NaN is no sign of it.
-        if np.nanmin(of_columns, initial=np.inf) < reference - _DEEPEST_COLUMN[sweep.dtype]:
+        if np.nanmin(above_reference, initial=np.inf) < -_DEEPEST_COLUMN[sweep.dtype]:
             of_columns = _columns_exactly(sweep)
             self.kept = False
         self.values = np.concatenate([of_rows, of_columns[None]])

@@ -93,9 +93,10 @@ def log_sum_exps(pairs: engine.Pairs, objective: Objective) -> tuple[engine.Resu
     results = engine.reduce(pairs, LOG_SUM_EXP, objective.flags, row_state)
     column_lse = np.empty(0)
     if objective.symmetric:
-        column_lse = _column_lse(results.columns[lse.COLUMN_SUM], results.reference, pairs.rows.dtype)
+        above_reference = _log_of_weights(results.columns[lse.COLUMN_SUM], pairs.rows.dtype)
+        column_lse = above_reference + results.reference
         # A NaN is no sign of a column far below the reference.
-        if np.nanmin(column_lse, initial=np.inf) < results.reference - _DEEPEST_COLUMN[pairs.rows.dtype]:
+        if np.nanmin(above_reference, initial=np.inf) < -_DEEPEST_COLUMN[pairs.rows.dtype]:
             column_lse = _column_lse_exactly(pairs, objective)
     return results, column_lse
 
@@ -128,17 +129,18 @@ def _losses(pairs: engine.Pairs, results: engine.Results, column_lse: np.ndarray
 
 
 @_QUIET
-def _column_lse(sums: np.ndarray, reference: float | np.ndarray, dtype: torch.dtype) -> np.ndarray:
+def _log_of_weights(sums: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The logarithms of sums of weights: log-sum-exps above the reference, whose own digits may not hold them."""
     scale = WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
-    found: np.ndarray = np.log(sums) - scale + reference
-    return found
+    logarithms: np.ndarray = np.log(sums) - scale
+    return logarithms
 
 
 def _column_lse_exactly(pairs: engine.Pairs, objective: Objective) -> np.ndarray:
     """Log-sum-exps of columns with a reference each: a second sweep, for columns too far below the others."""
     maxima, sums = engine.reduce_columns(pairs, not objective.positive_in_denominator, objective.clip)
-    found = _column_lse(sums, maxima, pairs.rows.dtype)
-    return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, found)
+    column_lse = _log_of_weights(sums, pairs.rows.dtype) + maxima
+    return np.where((maxima == -np.inf) & ~np.isnan(sums), -np.inf, column_lse)
 
 
 def sum_with_gradient(pairs: engine.Pairs, objective: Objective, weight: float, gradients: Gradients) -> Tensor:
@@ -169,9 +171,8 @@ def _sum_both_ways_with_gradient(
 
         def weigh_columns(results: engine.Results) -> np.ndarray | None:
             sums, reference = results.columns[lse.COLUMN_SUM, positives], results.reference
-            found = _column_lse(sums, reference, dtype)
             # NaN, infinities and columns far below the others fail the comparison.
-            if not (reference > -np.inf and float((reference - found).max()) <= _LARGEST_EXCESS[dtype]):
+            if not (-np.inf < reference < np.inf and _log_of_weights(sums, dtype).min() >= -_LARGEST_EXCESS[dtype]):
                 return None
             results.rows[lse.MAXIMUM] -= reference
             weights = np.zeros((lse.COLUMN_WEIGHTS, count), pairs.rows.numpy_dtype)
@@ -188,7 +189,7 @@ def _sum_both_ways_with_gradient(
             gradients=gradients,
         )
         if done:
-            column_lse = _column_lse(results.columns[lse.COLUMN_SUM], results.reference, dtype)
+            column_lse = _log_of_weights(results.columns[lse.COLUMN_SUM], dtype) + results.reference
             return torch.tensor(weight * _losses(pairs, results, column_lse, objective).sum())
     each, row_lse, column_lse_tensor = losses(pairs, objective)
     upstream = torch.full((n,), weight, dtype=torch.float64)

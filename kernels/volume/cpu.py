@@ -121,6 +121,15 @@ def _gram_factors(
             own[i] = volume * _orthonormalise(z, m - 1, m, q, r)
 
 
+@inline
+def _clear(gradients: Any, i: Any) -> None:
+    """Make row i of each matrix zero; NaN, which a loss of NaN leaves there, stays."""
+    for k in range(gradients.shape[0]):
+        row = gradients[k, i]
+        for j in range(row.size):
+            row[j] *= 0.0
+
+
 @kernel
 def _gram_factors_backward(
     addresses: Any,
@@ -149,7 +158,7 @@ def _gram_factors_backward(
         volume = _orthonormalise(z, 0, m - 1, q, r)
         # Nothing depends on vectors that span nothing.
         if volume == 0.0:
-            others_gradient[:, i] = 0.0
+            _clear(others_gradient, i)
             continue
         along = volume_gradient[i] * volume
         if paired:
@@ -290,7 +299,7 @@ def _triangle_factors_backward(
         length = _side(b, c, w)
         # Nothing depends on a side of no length.
         if length == 0.0:
-            others_gradient[:, i] = 0.0
+            _clear(others_gradient, i)
             continue
         of_direction, of_point = others_gradient[0, i], others_gradient[1, i]
         along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0

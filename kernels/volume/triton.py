@@ -325,11 +325,12 @@ def _triangle_factors_backward(
     inverse = _inverse(length)
     # The foot of the height moves with c by its share of the side; the side grows along w.
     moved = (dw - _dot(dw, w) * w) * inverse + stretch * w - foot * inverse * across
-    # Nothing depends on a side of no length.
-    of_b = tl.where(length == 0.0, 0.0, (dp - point_along * w) - across - moved)
+    # Nothing depends on a side of no length; NaN stays.
+    side_share = tl.where(length == 0.0, 0.0, 1.0)
+    of_b = side_share * ((dp - point_along * w) - across - moved)
     at = sample * d + column
     tl.store(others_gradients[0] + at, of_b.to(others_gradients[0].dtype.element_ty), mask=there)
-    of_c = tl.where(length == 0.0, 0.0, moved)
+    of_c = side_share * moved
     tl.store(others_gradients[1] + at, of_c.to(others_gradients[1].dtype.element_ty), mask=there)
 
 

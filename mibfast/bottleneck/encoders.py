@@ -56,6 +56,7 @@ class GaussianEncoder(ResettableModule):
         for k, x in enumerate(parents):
             if not isinstance(x, Tensor) or x.ndim < 2 or not x.dtype.is_floating_point:
                 raise TypeError(f"{name}: parents[{k}] must be floating-point [N, ...], got {_check.described(x)}")
+            _check.alike(name, **{f"parents[{k}]": x, "the module's parameters": self.mean.weight})
         if sum(x[0].numel() if len(x) else 0 for x in parents) != features or len({len(x) for x in parents}) != 1:
             given = ", ".join(map(_check.described, parents)) or "none"
             raise ValueError(f"{name}: parents must have N samples of {features} features together, got {given}")

@@ -87,10 +87,7 @@ class BottleneckLoss(ResettableModule):
         self.bottleneck = bottleneck
         self.encoders = _modules("encoders", encoders, bottleneck.latents)
         self.decoders = _modules("decoders", decoders, tuple(bottleneck.likelihoods))
-        low, high = (_check.number(_NAME, "logvar_bounds", bound) for bound in logvar_bounds)
-        if low >= high:
-            raise ValueError(f"{_NAME}: logvar_bounds must be (low, high) with low < high, got {logvar_bounds}")
-        self.logvar_bounds = low, high
+        self.logvar_bounds = _check.bounds(_NAME, "logvar_bounds", logvar_bounds)
         terms = [term.name for term in bottleneck.terms if term.kind == "information"]
         if isinstance(critics, nn.Module) and not isinstance(critics, nn.ModuleDict):
             if len(terms) != 1:

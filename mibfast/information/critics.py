@@ -254,6 +254,7 @@ class CosineCritic(Critic):
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return unit vectors, x's divided by the temperature."""
+        _check.alike(type(self).__name__, x=x, y=y)
         _check.same_dimension(type(self).__name__, x=x, y=y)
         learned = self.log_temperature
         temperature = self.initial_temperature if learned is None else learned.exp()

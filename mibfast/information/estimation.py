@@ -388,9 +388,7 @@ def _samples(argument: str, given: Samples, device: torch.device | None) -> Tens
         x = torch.from_numpy(np.ascontiguousarray(array, np.float32 if short else np.float64))
     x = x[:, None] if x.ndim == 1 else x
     _check.tensor(_NAME, argument, x, "N d")
-    bad = int((~x.isfinite()).any(1).sum())
-    if bad:
-        raise ValueError(f"{_NAME}: {argument} must be finite, got {bad} samples with NaN or infinity")
+    _check.finite(_NAME, argument, x)
     return x.to(device=device or x.device)
 
 

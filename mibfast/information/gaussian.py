@@ -30,7 +30,7 @@ def gaussian_mutual_information(x: Tensor, y: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        For unequal numbers of rows, too few of them, or columns that depend linearly on one another.
+        For NaN or infinity, unequal numbers of rows, too few of them, or columns that depend linearly on one another.
 
     Examples
     --------
@@ -53,6 +53,7 @@ def gaussian_mutual_information(x: Tensor, y: Tensor) -> Tensor:
         )
     bases = []
     for argument, z in (("x", x), ("y", y)):
+        _check.finite(name, argument, z)
         wide = z.double()
         q, r = torch.linalg.qr(wide - wide.mean(0))
         diagonal = r.diagonal().abs()

@@ -161,6 +161,15 @@ class Predictor(FusionModel):
         return prediction
 
 
+def _checked_beta(value: Any) -> float | None:
+    if value is None:
+        return None
+    beta = _check.number("OMIB", "beta", value, 0.0)
+    if not beta:
+        raise ValueError(f"OMIB: beta must be positive, got {value}")
+    return beta
+
+
 class OMIB(FusionModel):
     r"""Optimal multimodal information bottleneck: a fusion xi with all that modalities know of the task, and no more.
 
@@ -262,9 +271,7 @@ class OMIB(FusionModel):
         hidden = features if hidden_features is None else hidden_features
         for argument, size in {"features": features, "latent_features": latent, "hidden_features": hidden}.items():
             _check.count("OMIB", argument, size)
-        bounds = tuple(_check.number("OMIB", "logvar_bounds", bound) for bound in logvar_bounds)
-        if len(bounds) != 2 or bounds[0] >= bounds[1]:
-            raise ValueError(f"OMIB: logvar_bounds must be (low, high) with low < high, got {logvar_bounds}")
+        bounds = _check.bounds("OMIB", "logvar_bounds", logvar_bounds)
         flags = {
             "bottleneck": bottleneck,
             "dynamic_weights": dynamic_weights,
@@ -273,7 +280,8 @@ class OMIB(FusionModel):
         }
         for argument, flag in flags.items():
             _check.boolean("OMIB", argument, flag)
-        self.beta = beta
+        # Not by the property: of a Parameter, Module would make a parameter without a check.
+        self._beta = _checked_beta(beta)
         self.latent_features = latent
         self.dynamic_weights, self.ratio = dynamic_weights, _check.choice("OMIB", "ratio", ratio, RATIOS)
         self.detach_xi_in_trb, self.detach_z_in_omf = detach_xi_in_trb, detach_z_in_omf
@@ -306,9 +314,7 @@ class OMIB(FusionModel):
 
     @beta.setter
     def beta(self, value: float | None) -> None:
-        if value is not None and not _check.number("OMIB", "beta", value, 0.0):
-            raise ValueError(f"OMIB: beta must be positive, got {value}")
-        self._beta = None if value is None else float(value)
+        self._beta = _checked_beta(value)
 
     def embed(self, views: Mapping[str, Tensor]) -> Tensor:
         """Return the fused representations xi [N, k] of samples, of the latents' means."""

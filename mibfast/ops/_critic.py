@@ -28,9 +28,9 @@ def operands(
     score: str,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Check what a score is of; return x, y and the parameters: none, or weight and bias, and W and c where given."""
+    _check.choice(name, "score", score, _SCORES)
     _check.tensor(name, "x", x, "N h" if score == "additive" else "N d")
     _check.tensor(name, "y", y, "N' h" if score == "additive" else "N' d")
-    _check.choice(name, "score", score, _SCORES)
     _check.alike(name, x=x, y=y)
     _check.same_dimension(name, x=x, y=y)
     if y.shape[0] < x.shape[0]:

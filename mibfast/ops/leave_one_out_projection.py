@@ -33,7 +33,8 @@ def leave_one_out_projection(embeddings: Embeddings, ridge: float = 1e-8, *, bac
         float64, float32, bfloat16 or float16; M >= 2.
     ridge : float
         :math:`\lambda \ge 0`; raised to the rounding of the Gram matrix where that is larger, see
-        :func:`ridge_projection`.
+        :func:`ridge_projection`. Where a modality depends linearly on the others, and only that rounding separates
+        them (:math:`\lambda = 0`), gradients have three digits.
     backend : str, optional
         See :class:`mibfast.use_backend`.
 

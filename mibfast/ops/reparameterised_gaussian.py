@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +75,9 @@ def reparameterised_gaussian(
     >>> sample.shape, divergence.shape
     (torch.Size([2, 3, 2]), torch.Size([2, 3]))
     """
-    low, high = _bounds(logvar_bounds)
+    low, high = -math.inf, math.inf
+    if logvar_bounds is not None:
+        low, high = _check.bounds(_NAME, "logvar_bounds", logvar_bounds, open_ended=True)
     groups = _groups({"mean": mean, "logvar": logvar, "noise": noise})
     if not len(groups[0]) == len(groups[1]) == len(groups[2]):
         counts = ", ".join(str(len(group)) for group in groups)
@@ -94,20 +96,6 @@ def reparameterised_gaussian(
     else:
         sample, divergence = _samples(chosen, tensors, _Options(low, high))
     return (sample.transpose(0, 1), divergence) if m > 1 else (sample, divergence)
-
-
-def _bounds(given: Any) -> tuple[float, float]:
-    if given is None:
-        return -math.inf, math.inf
-    if not isinstance(given, Sequence) or len(given) != 2:
-        raise TypeError(f"{_NAME}: logvar_bounds must be (low, high), got {_check.described(given)}")
-    low, high = (
-        x if isinstance(x, float) and x == open_ended else _check.number(_NAME, "logvar_bounds", x)
-        for x, open_ended in zip(given, (-math.inf, math.inf), strict=True)
-    )
-    if low >= high:
-        raise ValueError(f"{_NAME}: logvar_bounds must be (low, high) with low < high, got {given}")
-    return low, high
 
 
 def _groups(arguments: dict[str, Embeddings]) -> list[list[Tensor]]:

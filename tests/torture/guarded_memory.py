@@ -190,11 +190,15 @@ LAYOUTS = {
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """Return a matrix [N, d] in these strides, on memory that ends with its last number.
 
-    Where numbers share memory, all of them are one number of x.
+    Where numbers share memory, all of them are the last one of x.
     """
     strides = LAYOUTS[layout](*x.shape)
     rows, columns = (torch.arange(size) * stride for size, stride in zip(x.shape, strides, strict=True))
-    places = (rows[:, None] + columns).reshape(-1)
-    memory = contiguous((int(places.max()) + 1,), x.dtype)
-    memory[places] = x.reshape(-1)
+    places = (rows[:, None] + columns).reshape(-1).numpy()
+    last = np.full(places.max() + 1, -1)
+    # In order, which an assignment by PyTorch's threads is not.
+    last[places] = np.arange(x.numel())
+    memory = contiguous((len(last),), x.dtype)
+    written = torch.from_numpy(last) >= 0
+    memory[written] = x.reshape(-1)[torch.from_numpy(last)[written]]
     return memory.as_strided(x.shape, strides)

@@ -26,7 +26,7 @@ import mibfast
 import mibfast.omib
 from mibfast import _check, information
 from mibfast.nn import fusion
-from torture.judgement import judged
+from torture.judgement import BY_FLOOR, BY_RIDGE, WELL, judged
 from torture.supervision import Case
 
 _DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
@@ -337,7 +337,8 @@ def draw(seed: int, number: int) -> Case:
         text += f", numbers of {values.scale:g}" + f" and {values.holds}" * (values.holds is not None)
     state = torch.get_rng_state()
 
-    def call(change: Callable[[Tensor], Tensor], backend: str | None) -> list[Tensor]:
+    def call(change: Callable[[Tensor], Tensor], backend: str | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Return outputs and gradients; these are NaN at inputs that are not finite, where they are no numbers."""
         leaves: list[Tensor] = []
         given = {step: _mapped(x, change, leaves) for step, x in arguments.items()}
         if backend is not None:
@@ -353,20 +354,22 @@ def draw(seed: int, number: int) -> Case:
         outputs = [x for x in _flat(result) if x.layout == torch.strided]
         reached = [x for x in outputs if x.requires_grad]
         if not (reached and leaves):
-            return [x.detach() for x in outputs]
+            return [x.detach() for x in outputs], []
         upstream = [torch.linspace(0.7, 1.3, x.numel(), dtype=torch.float64).view(x.shape).to(x) for x in reached]
         gradients = torch.autograd.grad(reached, leaves, upstream, allow_unused=True)
-        return [*(x.detach() for x in outputs),
-                *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True))]  # fmt: skip
+        given = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+        at_numbers = [g.masked_fill(~x.detach().isfinite(), math.nan) for x, g in zip(leaves, given, strict=True)]
+        return [x.detach() for x in outputs], at_numbers
 
     def run() -> tuple[str, str] | None:
         global _written
         warnings.simplefilter("ignore")
         _written = []
         error: Exception | None = None
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
         try:
-            found = call(_same, None)
+            outputs, gradients = call(_same, None)
         except Exception as raised:
             error = raised
         written, _written = _written, None
@@ -380,7 +383,7 @@ def draw(seed: int, number: int) -> Case:
 
         def reference(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
             with mibfast.use_backend("reference"):
-                return call(change, "reference")
+                return [x for results in call(change, "reference") for x in results]
 
         try:
             reference(torch.clone)
@@ -391,7 +394,9 @@ def draw(seed: int, number: int) -> Case:
         if error is not None:
             return "backends differ", f"the reference takes it: {type(error).__name__}: {str(error)[:160]}"
         # A learned temperature is float32.
-        few_digits = values.d < 9 or values.scale != 1.0 or name.startswith("losses")
-        return judged(found, reference, degenerate=few_digits)
+        share = BY_RIDGE if values.d < 9 or values.scale != 1.0 or name.startswith("losses") else WELL
+        if values.d < values.m and any(given.get("ridge") == 0 for given in arguments.values()):
+            share = BY_FLOOR
+        return judged([*outputs, *gradients], len(outputs), reference, share, values.holds == math.inf)
 
     return Case(text, run)

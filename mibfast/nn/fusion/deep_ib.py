@@ -60,7 +60,8 @@ class DeepIB(FusionModel):
         m = len(encoders)
         given = list(beta) if isinstance(beta, Sequence) else [beta] * m
         if len(given) != m:
-            raise ValueError(f"DeepIB: beta must be one number or {m}, one for each modality, got {beta}")
+            got = _check.described(beta)
+            raise ValueError(f"DeepIB: beta must be one number or {m}, one for each modality, got {got}")
         self.beta = [_check.number("DeepIB", "beta", x, 0.0) for x in given]
         self.posteriors = nn.ModuleList(
             StochasticEncoder("DeepIB", features, features, bias=task.biased) for _ in range(m)

@@ -68,7 +68,7 @@ class Classification(Task):
     def loss(self, prediction: Tensor, target: Any) -> Tensor:
         """Return the cross-entropy [N], in nats, of logits [N, classes] and int64 targets [N] in [0, classes)."""
         logits = self._predictions("prediction", prediction)
-        if not isinstance(target, Tensor) or target.dtype != torch.int64 or target.shape != logits.shape[:1]:
+        if not _check.has_shape(target, *logits.shape[:1]) or target.dtype != torch.int64:
             expected = f"int64 of shape {list(logits.shape[:1])}"
             raise TypeError(f"Classification: target must be {expected}, got {_check.described(target)}")
         # No index is left out: -100 would have a loss of 0.
@@ -105,15 +105,13 @@ class Regression(Task):
     def __init__(self, targets: int = 1, error: str = "squared") -> None:
         super().__init__()
         _check.count("Regression", "targets", targets)
-        if error not in ("squared", "absolute"):
-            raise ValueError(f"Regression: error must be 'squared' or 'absolute', got {error!r}")
-        self.outputs, self.error = targets, error
+        self.outputs, self.error = targets, _check.choice("Regression", "error", error, ("squared", "absolute"))
 
     def loss(self, prediction: Tensor, target: Any) -> Tensor:
         """Return the error [N] of predictions [N, targets] for targets [N, targets], or [N] where there is one."""
         found = self._predictions("prediction", prediction)
-        fits = isinstance(target, Tensor) and (
-            target.shape == found.shape or (self.outputs == 1 and target.shape == found.shape[:1])
+        fits = _check.has_shape(target, *found.shape) or (
+            self.outputs == 1 and _check.has_shape(target, *found.shape[:1])
         )
         if not fits or not target.is_floating_point():
             raise TypeError(
