@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,14 @@ def alike(operation: str, **tensors: Tensor) -> None:
             raise TypeError(
                 f"{operation}: {first_name} and {name} must have one dtype, got {described(first)} and {described(x)}"
             )
+
+
+def array(operation: str, argument: str, x: Any) -> np.ndarray[Any, Any]:
+    """Check that NumPy makes an array of a value, which it does not of lists of unequal lengths."""
+    try:
+        return np.asarray(x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{operation}: {argument} must be an array of numbers, got {described(x)}") from error
 
 
 def finite(operation: str, argument: str, x: Tensor) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -706,3 +707,33 @@ def test_names_that_would_hide_a_term(call, message) -> None:
 def test_a_query_and_a_key_of_unequal_dtypes() -> None:
     with pytest.raises(TypeError, match="InfoNCELoss: query and key must have one dtype"):
         losses.InfoNCELoss()(torch.randn(5, 4).half(), torch.randn(5, 4).bfloat16())
+
+
+ENCODERS = {name: torch.nn.Linear(4, 4) for name in ("a", "b")}
+NESTED = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+# Values that Python cannot compare, iterate over or write in a line.
+ODD_VALUES = {
+    "an array as a score": lambda: F.critic_log_sum_exp(A, B, score=np.ones((2, 2))),
+    "a tensor as a choice": lambda: fusion.Regression(error=A),
+    "a nested tensor as a temperature": lambda: F.triangle_info_nce(A, B, A, NESTED),
+    "a nested tensor as a target": lambda: fusion.Regression().loss(A[:, :1], NESTED),
+    "a nested tensor as classes": lambda: fusion.Classification(4).loss(A, NESTED),
+    "a nested tensor as a count": lambda: information.ConcatenatedCritic(3, 3, hidden_layers=NESTED),
+    "a number as bounds": lambda: omib.OMIB(ENCODERS, 4, fusion.Classification(2), logvar_bounds=1.0),
+    "a 0-d tensor as bounds": lambda: omib.OMIB(ENCODERS, 4, fusion.Classification(2), logvar_bounds=torch.tensor(1.0)),
+    "a parameter as beta": lambda: omib.OMIB(ENCODERS, 4, fusion.Classification(2), beta=torch.nn.Parameter(A)),
+    "two lines as betas": lambda: fusion.DeepIB(ENCODERS, 4, fusion.Classification(2), beta="two\nlines"),
+    "a list of a tensor and nothing": lambda: omib.f1_at_true_count([torch._neg_view(A), None], [0, 1]),
+    "a ragged list as samples": lambda: information.estimate(A, [A, None]),
+    "two dtypes in a critic": lambda: information.CosineCritic()(A, B.double()),
+    "a meta tensor as a parent": lambda: bottleneck.GaussianEncoder(4, 2)(A.to("meta")),
+    "samples of NaN": lambda: information.gaussian_mutual_information(torch.full((40, 2), math.nan), torch.ones(40, 2)),
+}
+
+
+@pytest.mark.parametrize("what", ODD_VALUES)
+def test_odd_values_are_refused_in_one_line_of_ours(what) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ODD_VALUES[what]()
+    assert re.match(r"[A-Za-z_0-9]+: ", str(caught.value))
+    assert "\n" not in str(caught.value)

@@ -660,7 +660,7 @@ BAD_SAMPLES = [
     (
         lambda: information.estimate(X, np.full_like(X, np.nan)),
         ValueError,
-        r"y must be finite, got 40 samples",
+        r"y must be finite, got 40 of 40 samples",
     ),
     (lambda: information.estimate(X[None], X), ValueError, r"x must be \[N, d\], got a tensor of shape \[1, 40, 2\]"),
     (

@@ -271,7 +271,11 @@ class _AdditiveColumns:
         """Of v, weight and bias, after a sweep."""
         b, w = torch.from_numpy(self.sums), torch.from_numpy(self.weight)
         along = (torch.from_numpy(self.negated) * b).sum(1, dtype=torch.float64)
-        return [(b.T * w).contiguous(), self.weight_gradient - along, torch.tensor(self.bias_gradient)]
+        return [
+            (b.T * w).contiguous(),
+            self.weight_gradient - along,
+            torch.tensor(float(self.bias_gradient), dtype=torch.float64),
+        ]
 
 
 class _AdditiveTiles(Tiles):
@@ -339,7 +343,13 @@ class _DeepColumns:
         """Of v, weight, bias, W and c, after a sweep."""
         of_weight, of_offset = torch.from_numpy(self.unit_gradients)
         of_v = torch.from_numpy(self.column_gradient)
-        return [of_v, of_weight, torch.tensor(self.bias_gradient), self.matrix_gradient, of_offset]
+        return [
+            of_v,
+            of_weight,
+            torch.tensor(float(self.bias_gradient), dtype=torch.float64),
+            self.matrix_gradient,
+            of_offset,
+        ]
 
 
 class _DeepTiles(Tiles):
@@ -559,7 +569,7 @@ def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], n
     """The logarithm of the mean of e^s over negatives, and its gradients, all in the engine's dtype."""
     critic = _Critic(x, y, parameters, needed=needed)
     total, column_factor = pairwise.log_sum_exp_of_all_with_gradient(critic.pairs, critic.gradients)
-    value = torch.tensor(total - math.log(_negatives(x, y)), dtype=critic.pairs.rows.dtype)
+    value = torch.tensor(float(total - math.log(_negatives(x, y))), dtype=critic.pairs.rows.dtype)
     return [value, *critic.results(critic.pairs.rows.dtype, column_factor)]
 
 
@@ -584,9 +594,9 @@ def mean_softplus_with_gradient(
         gradients=critic.gradients,
         row_state=state,
     )
-    mean = torch.tensor(state[softplus_sums.SUM].sum() / count, dtype=dtype)
+    mean = torch.tensor(float(state[softplus_sums.SUM].sum()) / count, dtype=dtype)
     found = pairwise.log_sum_exp_of_rows(state[softplus_sums.LSE]) - math.log(count) if log_mean_exp else math.nan
-    beside = (torch.tensor(z, dtype=dtype) for z in (found, state[softplus_sums.POSITIVE].mean()))
+    beside = (torch.tensor(float(z), dtype=dtype) for z in (found, state[softplus_sums.POSITIVE].mean()))
     return [mean, *beside, *critic.results(dtype)]
 
 

@@ -295,7 +295,7 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     _by_slot(sources, of_slot)
     m = len(z)
     total = sum(partial[slot] for slot in sorted(partial))
-    return torch.tensor(total * m / ((m - 1) ** 2 * sources.n), dtype=sources.torch_dtype)
+    return torch.tensor(float(total * m / ((m - 1) ** 2 * sources.n)), dtype=sources.torch_dtype)
 
 
 def minimality_backward(upstream: Tensor, z: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:

@@ -405,7 +405,7 @@ def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bo
     factor, m, n = float(scale), len(z), z[0].shape[0]
     sweep = _Sweep(z, factor, keep=any(needed))
     found = _LogSumExps(sweep)
-    loss = torch.tensor(found.values.mean() - found.positives.mean(), dtype=sweep.dtype)
+    loss = torch.tensor(float(found.values.mean() - found.positives.mean()), dtype=sweep.dtype)
     gradients = [torch.from_numpy(sweep.rows.empty(n, sweep.d)).zero_() for _ in z] if any(needed) else []
     if any(needed):
         _add_gradients(sweep, found, 1.0 / (m * n), 1.0 / n, gradients, any(needed[: m - 1]), any(needed[m - 1 :]))
@@ -418,7 +418,7 @@ def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bo
         d_scale = float((gradients[-1].double() * sweep.last).sum())
     if needed[m - 1]:
         results[-1] = gradients[-1] * factor
-    return [loss, *results, torch.tensor(d_scale, dtype=scale.dtype)]
+    return [loss, *results, torch.tensor(float(d_scale), dtype=scale.dtype)]
 
 
 def _add_gradients(

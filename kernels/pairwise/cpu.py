@@ -156,7 +156,7 @@ def sum_with_gradient(pairs: engine.Pairs, objective: Objective, weight: float, 
         gradients=gradients,
     )
     each = _losses(pairs, engine.Results(row_state, np.empty((2, 1)), -math.inf), np.empty(0), objective)
-    return torch.tensor(weight * each.sum(), dtype=torch.float64)
+    return torch.tensor(weight * float(each.sum()), dtype=torch.float64)
 
 
 @_QUIET
@@ -190,7 +190,8 @@ def _sum_both_ways_with_gradient(
         )
         if done:
             column_lse = _log_of_weights(results.columns[lse.COLUMN_SUM], dtype) + results.reference
-            return torch.tensor(weight * _losses(pairs, results, column_lse, objective).sum())
+            total = float(_losses(pairs, results, column_lse, objective).sum())
+            return torch.tensor(weight * total, dtype=torch.float64)
     each, row_lse, column_lse_tensor = losses(pairs, objective)
     upstream = torch.full((n,), weight, dtype=torch.float64)
     losses_gradient(pairs, objective, upstream, row_lse, column_lse_tensor, gradients)

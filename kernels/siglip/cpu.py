@@ -95,8 +95,8 @@ def siglip_with_gradient(
         weight * state[result].sum() for result in (sigmoid_loss.LOSS, sigmoid_loss.GRAD_SCALE, sigmoid_loss.GRAD_BIAS)
     )
     return (
-        torch.tensor(loss, dtype=dtype),
+        torch.tensor(float(loss), dtype=dtype),
         *pairwise.embedding_results(gradients, query, key, dtype),
-        torch.tensor(by_scale, dtype=scale.dtype),
-        torch.tensor(by_bias, dtype=bias.dtype),
+        torch.tensor(float(by_scale), dtype=scale.dtype),
+        torch.tensor(float(by_bias), dtype=bias.dtype),
     )

@@ -470,5 +470,5 @@ def info_nce_with_gradient(
     gradients = operands.gradients()
     loss = pairwise.sum_with_gradient(operands.pairs, objective, 1.0 / anchor.shape[0], gradients)
     # The scale is -1 / tau, so dL/dtau = dL/dscale / tau^2.
-    grad_temperature = torch.tensor(operands.pairs.grad_scale * inverse**2, dtype=temperature.dtype)
+    grad_temperature = torch.tensor(float(operands.pairs.grad_scale) * inverse**2, dtype=temperature.dtype)
     return [loss.to(operands.pairs.rows.dtype), *operands.backward(gradients), grad_temperature]

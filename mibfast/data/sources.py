@@ -201,13 +201,13 @@ def _checked_presence(
 
 def _array(data: str, name: str, given: Any) -> NDArray[Any]:
     """Return an array, a tensor, or what numpy makes one of, such as a data frame, as an array."""
-    if not isinstance(given, Tensor):
-        return np.asarray(given)
     try:
+        if not isinstance(given, Tensor):
+            return np.asarray(given)
         found = (given.float() if given.dtype == torch.bfloat16 else given).detach().cpu().resolve_conj().resolve_neg()
         array: NDArray[Any] = found.numpy()
-    except (TypeError, RuntimeError) as error:
-        raise DataError(f"{data}: {name!r} is a tensor without plain numbers: {str(error).splitlines()[0]}") from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise DataError(f"{data}: {name!r} is no array of plain numbers: {str(error).splitlines()[0]}") from error
     return array
 
 

@@ -293,8 +293,9 @@ class ConcatenatedCritic(Critic):
     def __init__(self, x_features: int, y_features: int, hidden_features: int = 256, hidden_layers: int = 1) -> None:
         super().__init__()
         _counts(self, x_features=x_features, y_features=y_features, hidden_features=hidden_features)
-        if hidden_layers not in (1, 2):
-            raise ValueError(f"ConcatenatedCritic: hidden_layers must be 1 or 2, got {hidden_layers!r}")
+        _counts(self, hidden_layers=hidden_layers)
+        if hidden_layers > 2:
+            raise ValueError(f"ConcatenatedCritic: hidden_layers must be 1 or 2, got {hidden_layers}")
         self.x_features, self.y_features = x_features, y_features
         self.first = nn.Linear(x_features + y_features, hidden_features)
         self.second = nn.Linear(hidden_features, hidden_features) if hidden_layers == 2 else None

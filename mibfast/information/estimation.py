@@ -381,7 +381,7 @@ def _samples(argument: str, given: Samples, device: torch.device | None) -> Tens
         # Integers are wider than float32, and most of them standardise to what is not: 1.7e9 seconds, give or take 60.
         x = x if x.dtype.is_floating_point else x.double()
     else:
-        array = np.asarray(given)
+        array = _check.array(_NAME, argument, given)
         if array.dtype.kind not in "fiub":
             raise TypeError(expected)
         short = array.dtype.kind == "f" and array.dtype.itemsize <= 4

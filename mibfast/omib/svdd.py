@@ -119,10 +119,7 @@ def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> 
 
 def _array(name: str, argument: str, x: ArrayLike | Tensor) -> NDArray[Any]:
     if not isinstance(x, torch.Tensor):
-        try:
-            return np.asarray(x)
-        except ValueError as error:
-            raise TypeError(f"{name}: {argument} must be numbers [N], got {_check.described(x)}") from error
+        return _check.array(name, argument, x)
     if x.layout != torch.strided or x.is_nested or x.is_meta:
         raise TypeError(f"{name}: {argument} must be a dense tensor with numbers in it, got {_check.described(x)}")
     x = x.detach().cpu().resolve_neg().resolve_conj()

@@ -135,9 +135,8 @@ def draw(seed: int, number: int) -> Case:
         d < 9 or "one column for all" in layouts or name.endswith((", 5", ", 8", "5, presence", "8, presence"))
     )
     # Distances to a span are differences, of which float32 then has no digits to compare.
-    has_digits = (
-        dtype == torch.float64 or d >= 5 or not any(word in name for word in ("gram", "triangle", "projection"))
-    )
+    is_distance = any(word in name for word in ("gram", "triangle", "projection", "lorentz"))
+    has_digits = dtype == torch.float64 or not (is_distance and is_degenerate)
 
     def leaves() -> list[Tensor]:
         tensors = [laid_out(x, layout) for x, layout in zip(values, layouts, strict=True)]

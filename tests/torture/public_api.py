@@ -395,8 +395,8 @@ def draw(seed: int, number: int) -> Case:
             return "backends differ", f"the reference takes it: {type(error).__name__}: {str(error)[:160]}"
         # A learned temperature is float32.
         share = BY_RIDGE if values.d < 9 or values.scale != 1.0 or name.startswith("losses") else WELL
-        if values.d < values.m and any(given.get("ridge") == 0 for given in arguments.values()):
-            share = BY_FLOOR
+        # More vectors than features.
+        share = BY_FLOOR if values.d < values.m else share
         return judged([*outputs, *gradients], len(outputs), reference, share, values.holds == math.inf)
 
     return Case(text, run)
