@@ -675,12 +675,12 @@ def _model(**options):
         (
             lambda: omib.f1_at_true_count([[0.1], [0.2, 0.3]], [0, 1]),
             TypeError,
-            r"f1_at_true_count: scores must be numbers \[N\], got list",
+            r"f1_at_true_count: scores must be an array of numbers, got list",
         ),
         (
             lambda: omib.f1_at_true_count([0.1, 0.2], [[0], [1, 1]]),
             TypeError,
-            r"f1_at_true_count: labels must be numbers \[N\], got list",
+            r"f1_at_true_count: labels must be an array of numbers, got list",
         ),
     ],
 )

@@ -11,7 +11,8 @@ Run = Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]
 
 
 # The share of a number that rounding may take where inputs determine it well, where only a ridge of 1e-8 does (the
-# reference has lost half of float64's digits itself), and where nothing but rounding separates vectors.
+# reference has lost half of float64's digits itself), and where nothing but rounding separates vectors: three digits
+# are left of float64's, and none of float32's.
 WELL, BY_RIDGE, BY_FLOOR = 1e-11, 1e-6, 1e-2
 
 
@@ -25,6 +26,9 @@ def judged(
     what cancels leaves nothing but roundings. Of outputs none of which is finite, gradients are no numbers to compare,
     but NaN must not be lost in them; `infinite` inputs alone make the plain formulas' gradients NaN where 0 meets them.
     """
+    narrow = any(x.dtype.is_floating_point and x.dtype != torch.float64 for x in results)
+    if narrow and share == BY_FLOOR:
+        return None
     plain = reference(lambda x: x)
     exact = reference(lambda x: x.double())
     generator = torch.Generator().manual_seed(0)
@@ -39,7 +43,6 @@ def judged(
         return "wrong number", f"{len(results)} results, and the reference has {len(plain)}"
     problem = max((float(x[x.isfinite()].abs().max()) for x in exact if bool(x.isfinite().any())), default=0.0)
     # Gradients of a temperature that is float64 are no better than the embeddings'.
-    narrow = any(x.dtype.is_floating_point and x.dtype != torch.float64 for x in results)
     computed = torch.finfo(torch.float32 if narrow else torch.float64).eps
     any_finite = any(bool(x.isfinite().any()) for x in exact[:outputs])
     for i, (a, b, c) in enumerate(zip(results, plain, exact, strict=True)):
