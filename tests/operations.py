@@ -268,9 +268,38 @@ def inputs(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) ->
     return [x.requires_grad_() for x in (*tensors, torch.tensor(0.5, dtype=torch.float64))]
 
 
+LAYOUTS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x.T.contiguous().T,
+    # Every other column, the left half of a wider matrix, and every other row.
+    lambda x: torch.stack([x, x + 9], 2).flatten(1)[:, ::2],
+    lambda x: torch.cat([x, x - 5], 1)[:, : x.shape[1]],
+    lambda x: torch.stack([x, x + 9], 1).flatten(0, 1)[::2],
+    # At an address that vectors of several numbers are not aligned to.
+    lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
+]
+
+
+def strided(leaves: list[Tensor], turn: int) -> list[Tensor]:
+    """The same numbers, each matrix in a layout of its own; over `len(LAYOUTS)` turns each has every layout."""
+    leaves = [x.detach() for x in leaves]
+    return [LAYOUTS[(turn + k) % len(LAYOUTS)](x) if x.ndim == 2 else x for k, x in enumerate(leaves)]
+
+
+def subsets(count: int) -> list[tuple[bool, ...]]:
+    """Which of `count` inputs need gradients, where all subsets take too long: none, one, all but one, all.
+
+    Any two inputs need both, either or neither in some of these.
+    """
+    alone = [tuple(k == place for k in range(count)) for place in range(count)]
+    return [(False,) * count, *alone, *(tuple(not need for need in needed) for needed in alone), (True,) * count]
+
+
 def value_and_gradients(operation: Operation, leaves: list[Tensor], backend: str | None) -> list[Tensor]:
-    """The result and the gradients for an uneven upstream gradient; zeros for what is not used."""
-    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves]
+    """The result and the gradients for an uneven upstream gradient; zeros for what is not used.
+
+    The operation gets the memory of the leaves itself: a copy would have strides of its own.
+    """
+    leaves = [x.detach().requires_grad_() for x in leaves]
     result = operation(*leaves, backend=backend)
     upstream = torch.linspace(-0.7, 1.3, result.numel(), dtype=torch.float64).view(result.shape).to(result)
     if result.ndim == 0:

@@ -29,19 +29,37 @@ def test_one_sample(name) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+def _under_autocast(operation):
+    """The operation alone: gradients are formed outside, as PyTorch asks for."""
+
+    def run(*arguments, backend):
+        with torch.autocast("cpu", torch.bfloat16):
+            return operation(*arguments, backend=backend)
+
+    return run
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
-    """Against float64 on the same rounded inputs: three times the reference's own error, and a few roundings."""
+    """Against float64 on the same rounded inputs: three times the reference's own error, and a few roundings.
+
+    Inputs are not written to, and autocast, which is for float32, changes nothing.
+    """
     leaves = inputs(70, 24, dtype)
+    kept = [x.detach().clone() for x in leaves]
     truth = value_and_gradients(OPERATIONS[name], [x.detach().double() for x in leaves], "reference")
-    plain = value_and_gradients(OPERATIONS[name], leaves, "reference")
-    found = value_and_gradients(OPERATIONS[name], leaves, "cpu")
+    plain, found = (value_and_gradients(OPERATIONS[name], leaves, backend) for backend in ("reference", "cpu"))
     for a, b, exact in zip(found, plain, truth, strict=True):
         assert a.dtype == b.dtype
         scale = exact.abs().max()
         allowed = 3 * (b.double() - exact).abs().max() + 8 * torch.finfo(a.dtype).eps * scale + 1e-6 * scale
         assert (a.double() - exact).abs().max() <= allowed
+    assert all(torch.equal(x, y) for x, y in zip(leaves, kept, strict=True))
+    if dtype == torch.float32:
+        for backend, expected in (("reference", plain), ("cpu", found)):
+            again = value_and_gradients(_under_autocast(OPERATIONS[name]), leaves, backend)
+            assert all(torch.equal(x, y) for x, y in zip(again, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)

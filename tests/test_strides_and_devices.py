@@ -1,42 +1,30 @@
-"""Inputs as they come: strides, containers, autocast; nothing is written to."""
+"""Inputs as they come: strides, containers, mixed dtypes.
+
+Each test of strides goes through five layouts in turn, another for each input, in place of one layout for all inputs a
+test. That inputs are not written to, and that autocast changes nothing, stands in `test_agreement.py`.
+"""
 
 import pytest
 import torch
-from operations import NAMES, OPERATIONS, inputs
+from operations import LAYOUTS, NAMES, OPERATIONS, inputs, strided, value_and_gradients
 
 from mibfast import functional as F
 from mibfast import losses
 
-LAYOUTS = {
-    "transposed": lambda x: x.detach().T.contiguous().T,
-    "every other column": lambda x: torch.stack([x.detach(), x.detach() + 9], 2).flatten(1)[:, ::2],
-    "rows of a wider matrix": lambda x: torch.cat([x.detach(), x.detach() - 5], 1)[:, : x.shape[1]],
-    "every other row": lambda x: torch.stack([x.detach(), x.detach() + 9], 1).flatten(0, 1)[::2],
-    "offset": lambda x: torch.cat([torch.zeros(3), x.detach().flatten().float()])[3:].view(x.shape).to(x.dtype),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", NAMES)
-def test_strides(name, layout) -> None:
-    plain = inputs(9, 6, torch.float32)
-    expected = OPERATIONS[name](*plain, backend="cpu")
-    gradients = torch.autograd.grad(expected.sum(), plain, allow_unused=True)
-    strided = [LAYOUTS[layout](x).requires_grad_() for x in plain[:4]] + [plain[4]]
-    found = OPERATIONS[name](*strided, backend="cpu")
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    for a, b in zip(torch.autograd.grad(found.sum(), strided, allow_unused=True), gradients, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inputs_are_not_written_to(name) -> None:
-    leaves = inputs(9, 6, torch.float32)
-    kept = [x.detach().clone() for x in leaves]
-    OPERATIONS[name](*leaves, backend="cpu").sum().backward()
-    assert all(torch.equal(x, y) for x, y in zip(leaves, kept, strict=True))
+def test_strides(name) -> None:
+    """Half of a dtype's digits tell a number that lies elsewhere: in order of other strides, sums may round otherwise.
+
+    Addresses of float32 and of float64 are formed apart; other dtypes are converted to either first.
+    """
+    for dtype in (torch.float32, torch.float64):
+        plain = inputs(9, 6, dtype)
+        expected = value_and_gradients(OPERATIONS[name], plain, "cpu")
+        tolerance = torch.finfo(dtype).eps ** 0.5
+        for turn in range(len(LAYOUTS)):
+            for a, b in zip(value_and_gradients(OPERATIONS[name], strided(plain, turn), "cpu"), expected, strict=True):
+                assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
 def test_expanded_rows_share_their_gradient() -> None:
@@ -71,12 +59,3 @@ def test_mixed_dtypes_work_under_autocast_only() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(views)
     torch.testing.assert_close(found, loss([x.float() for x in views]))
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing(name, backend) -> None:
-    leaves = inputs(9, 6, torch.float32)
-    expected = OPERATIONS[name](*leaves, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(OPERATIONS[name](*leaves, backend=backend), expected)

@@ -381,7 +381,10 @@ def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Raise ValueError where a state is none of such an optimizer with its settings."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    numbers = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     try:
+        if [group["params"] for group in state["param_groups"]] != numbers:
+            raise ValueError(f"its parameters are not numbered {numbers}")
         optimizer.load_state_dict(dict(state))
     except Exception as error:
         # What torch raises depends on what is wrong.
