@@ -19,9 +19,10 @@ def unit(x: Tensor) -> Tensor:
     Rows of every finite magnitude have norm 1 afterwards, although float32 cannot hold squares above 1.8e19.
     """
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    if not _squares_in_range(norm):
-        x, _ = rescaled(x)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if _squares_in_range(norm):
+        return x / norm
+    x, _ = rescaled(x)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.masked_fill(norm == 0, torch.inf)
 
 
@@ -39,9 +40,9 @@ def rescaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squares_in_range(norm: Tensor) -> bool:
-    """Whether norms are known to be exact; False where reading them would wait for a device or break a graph."""
+    """Whether norms are exact and positive; False where reading them would wait for a device or break a graph."""
     if norm.device.type != "cpu" or not _check.readable(norm):
         return False
     smallest, largest = torch.aminmax(norm.detach())
     limits = torch.finfo(norm.dtype)
-    return bool(smallest > limits.tiny**0.5 / limits.eps) and bool(largest < torch.inf)
+    return bool(smallest.item() > limits.tiny**0.5 / limits.eps and largest.item() < torch.inf)

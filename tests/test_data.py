@@ -172,6 +172,7 @@ def bad(folder: Path, **changed: np.ndarray | None) -> str:
         ({"text": None, "image": None, "audio": None}, "no modalities; expected an array [N, ...]"),
         ({"labels": np.array([0.5] * 59 + [np.nan])}, "labels hold NaN or infinity at [59]"),
         ({"labels": np.zeros((60, 2), int)}, "labels must be [N], or [N, K] floats; got shape [60, 2], int64"),
+        ({"labels": np.zeros((60, 0))}, "labels must be [N], or [N, K] floats; got shape [60, 0], float64"),
         ({"split": np.array(["train"] * 60)}, "the validation split is empty"),
         (
             {"split": np.array(["train"] * 59 + ["dev"])},

@@ -234,7 +234,7 @@ def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
     kind = labels.dtype.kind
     if kind not in "biufU":
         raise DataError(f"{data}: labels must be integers, strings or floats, got dtype {labels.dtype}")
-    if labels.ndim != 1 and not (kind == "f" and labels.ndim == 2):
+    if labels.ndim != 1 and not (kind == "f" and labels.ndim == 2 and labels.shape[1]):
         raise DataError(f"{data}: labels must be [N], or [N, K] floats; got shape {list(labels.shape)}, {labels.dtype}")
     if kind == "f":
         labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
