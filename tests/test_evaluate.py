@@ -12,11 +12,12 @@ pytest.importorskip("lightning")
 from mibfast import data, train
 from mibfast import functional as F
 from mibfast.cli.commands import run as command
-from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate
+from mibfast.train.evaluation.embedding import write_embeddings
+from mibfast.train.evaluation.probes import probe
+from mibfast.train.evaluation.retrieval import retrieved
+from mibfast.train.fitting.targets import task_of
 from mibfast.train.methods import ALIGNMENTS
-from mibfast.train.probes import probe, task_of
-from mibfast.train.retrieval import retrieved
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "features": 12, "progress": False}
 QUIET = {"progress": False}
@@ -117,8 +118,8 @@ def test_one_modality_and_few_samples_can_be_embedded(runs, tmp_path, capsys) ->
 
 def test_the_bootstrap_covers_the_truth() -> None:
     """Of intervals for a share of 0.7 among 100 samples, about 95% hold it."""
-    from mibfast.train.evaluation import _rows
-    from mibfast.train.probes import Probed
+    from mibfast.train.evaluation.evaluation import _rows
+    from mibfast.train.evaluation.probes import Probed
 
     generator = np.random.default_rng(0)
     held = 0
@@ -404,7 +405,7 @@ def test_the_command_leaves_a_table_csv_json_and_a_picture(runs, tmp_path, capsy
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "folder"])
 @pytest.mark.parametrize("split", ["all", "test"])
 def test_embeddings_are_written_whole(runs, tmp_path, name, split, monkeypatch) -> None:
-    monkeypatch.setattr("mibfast.train.fitting._EMBEDDED_ROWS", 7)
+    monkeypatch.setattr("mibfast.train.fitting.run.EMBEDDED_ROWS", 7)
     run = runs[0]
     shapes = write_embeddings(run, tmp_path / name, split=split, **QUIET)
     assert not list(tmp_path.rglob(".*"))

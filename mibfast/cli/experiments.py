@@ -76,7 +76,7 @@ def experiment(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from mibfast.train.bottleneck_experiments import experiment as run_experiment
+    from mibfast.train.experiments.bottlenecks import experiment as run_experiment
 
     for option, given in (("beta", beta), ("latent", latent)):
         if given and sweep == option:
@@ -142,7 +142,7 @@ def authentic(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from mibfast.train.authentic import classify_authentic_features
+    from mibfast.train.experiments.authentic import classify_authentic_features
 
     found = classify_authentic_features(
         data,

@@ -36,7 +36,7 @@ def demo(
     """Train OVA-IB and pairwise CLIP on digits."""
     from rich.console import Console
 
-    from mibfast.train.demonstration import demonstrate
+    from mibfast.train.experiments.demonstration import demonstrate
     from mibfast.train.progress import Report
 
     folder = _folder(output, "demo")
@@ -172,8 +172,8 @@ def fit(
     the same weights, bit for bit.
     """
     from mibfast import train
-    from mibfast.train.config import read_settings
-    from mibfast.train.recording import choosing_loss
+    from mibfast.train.fitting.config import read_settings
+    from mibfast.train.fitting.recording import choosing_loss
 
     given: dict[str, Any] = {
         "seed": seed,
@@ -279,7 +279,7 @@ def evaluate(
     from rich.console import Console
 
     from mibfast.train import open_run
-    from mibfast.train.evaluation import evaluate as evaluate_runs
+    from mibfast.train.evaluation.evaluation import evaluate as evaluate_runs
     from mibfast.train.folder import RunFolder
 
     probes = {"linear": ("linear",), "mlp": ("mlp",), "both": ("linear", "mlp"), "none": ()}
@@ -358,7 +358,7 @@ def embed(
     Where samples lack modality NAME, its rows are zeros and NAME.presence (bool) says which.
     """
     from mibfast.train import open_run
-    from mibfast.train.embedding import write_embeddings
+    from mibfast.train.evaluation.embedding import write_embeddings
 
     own = pairs("--encoder", encoder or [])
     opened = open_run(run, data=data, encoders=own, whole=split == "all")
@@ -441,7 +441,7 @@ def compare(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from mibfast.train.comparison import compare as compare_methods
+    from mibfast.train.comparison.comparison import compare as compare_methods
 
     given = {
         "modalities": None if modalities is None else words(modalities),

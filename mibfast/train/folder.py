@@ -37,7 +37,7 @@ from mibfast.train.json_files import NUMBER, check_form, read_json
 FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
-STEPS_TABLE, BETA = "steps.csv", "beta.json"
+STEPS_TABLE, BETA, PLAN = "steps.csv", "beta.json", "plan.json"
 _METRICS = {"epochs": [{"validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
 
 
@@ -69,6 +69,18 @@ class RunFolder:
             holds = any(not name.startswith(".") for name in os.listdir(self.path))
         if holds:
             raise RunError(f"{self.path} exists and is not empty; choose another folder")
+
+    def claim(self, plan: Mapping[str, Any]) -> None:
+        """Make the folder of a plan, kept in `plan.json`; RunError where it is that of another plan."""
+        if not os.path.lexists(self.path / PLAN):
+            self.create()
+            self.write_json(PLAN, plan)
+            return
+        kept = self.read_json(PLAN, object)
+        if kept != plan:
+            others = [key for key in plan if not isinstance(kept, dict) or kept.get(key) != plan[key]]
+            named = dict.fromkeys("data" if key == "fingerprint" else key for key in others)
+            raise RunError(f"{self.path} was begun with other {', '.join(named)}; choose another folder")
 
     def check(self) -> None:
         """Raise RunError where nothing can be written into the folder, before there is anything to write."""

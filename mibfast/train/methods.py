@@ -18,7 +18,7 @@ from mibfast.nn import fusion
 from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
 from mibfast.omib import OMIB
 from mibfast.train.errors import RunError
-from mibfast.train.module import built
+from mibfast.train.memory import built
 
 # What a value that does not fit makes a loss or a model raise: one that is no number, one beyond all numbers, one that
 # leaves no memory.

@@ -17,7 +17,6 @@ from mibfast.data.multimodal import SPLITS
 from mibfast.nn import fusion
 from mibfast.train.errors import RunError
 from mibfast.train.json_files import NUMBER, check_form
-from mibfast.train.probes import refuse_no_classes, task_of
 
 _LISTED_CLASSES = 5
 TASKS = ("classification", "regression", "anomaly-detection")
@@ -139,6 +138,35 @@ class Target:
         if not whole[target.task]:
             raise ValueError(f"its target is none of {target.task}")
         return target
+
+
+def task_of(labels: NDArray[Any], wanted: str = "auto") -> str:
+    """Return the task that labels fit: classification for integers and strings, regression for floats.
+
+    Raises
+    ------
+    DataError
+        For labels that do not fit the task that is wanted, or any.
+    """
+    kind = "regression" if labels.dtype.kind == "f" else "classification"
+    task = kind if wanted == "auto" else wanted
+    if task == "classification":
+        refuse_no_classes(labels)
+        classes = len(np.unique(labels))
+        if not 2 <= classes <= len(labels) // 2:
+            raise DataError(f"labels do not fit classification: {classes} classes among {len(labels)} samples")
+    else:
+        if labels.dtype.kind == "U":
+            raise DataError("labels do not fit regression: they hold strings")
+        if (np.ptp(labels.astype(np.float64), axis=0) == 0).any():
+            raise DataError("labels do not fit regression: a target never varies")
+    return task
+
+
+def refuse_no_classes(labels: NDArray[Any]) -> None:
+    """Raise DataError for labels that are no classes: several a sample, or numbers that are not whole."""
+    if labels.dtype.kind == "f" and (labels.ndim > 1 or (labels != np.round(labels)).any()):
+        raise DataError("labels do not fit classification: they hold numbers that are not whole")
 
 
 def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None) -> Target:

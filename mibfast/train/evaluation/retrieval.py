@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mibfast.train.probes import Probed
+from mibfast.train.evaluation.probes import Probed
 
 # Places of a list. A right candidate behind them counts as not found, which moves an MRR by less than 1 / 1000.
 _DEPTH = 1000

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from mibfast.data.multimodal import SPLITS
 from mibfast.data.sim import SAMPLES, authentic_features, best_accuracies
 from mibfast.nn import MLPEncoder, Standardisation
-from mibfast.train.batches import shuffled
+from mibfast.train import checks
 from mibfast.train.errors import DivergedError, RunError
+from mibfast.train.fitting.batches import shuffled
 from mibfast.train.folder import RunFolder
 from mibfast.train.json_files import NUMBER
 from mibfast.train.progress import Report, reported
 
 ROWS = ("consistent", "specific", "v1", "v2", "optimal", "union")
-_PLAN, _CLASSES = "plan.json", 2
+_CLASSES = 2
 _CELL = {"features": str, "seed": int, "accuracy": NUMBER}
 _HIDDEN_FEATURES = 512
 
@@ -108,29 +109,23 @@ def classify_authentic_features(
     """
     settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "features": features, "depth": depth}
     for name, value in {"seeds": seeds, **settings}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RunError(f"{name} must be an integer of at least 1, got {value!r}")
-    if not 0 < learning_rate < float("inf"):
-        raise RunError(f"learning_rate must be positive and finite, got {learning_rate!r}")
-    if not 0 <= dropout < 1:
-        raise RunError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        checks.integer(name, value, 1)
+    checks.number("learning_rate", learning_rate, positive=True)
+    checks.fraction("dropout", dropout)
     best = best_accuracies(data)
     if batch_size > samples - 2 * (samples // 10):
         raise RunError(f"a batch of {batch_size} is larger than the training split of {samples} samples")
-    plan = {
-        "data": data,
-        "seeds": seeds,
-        "samples": samples,
-        "learning_rate": learning_rate,
-        "dropout": dropout,
-        **settings,
-    }
     folder = RunFolder(Path(output))
-    if not os.path.lexists(folder.path / _PLAN):
-        folder.create()
-        folder.write_json(_PLAN, plan)
-    elif folder.read_json(_PLAN, object) != plan:
-        raise RunError(f"{folder.path} is of other settings; choose another folder")
+    folder.claim(
+        {
+            "data": data,
+            "seeds": seeds,
+            "samples": samples,
+            "learning_rate": learning_rate,
+            "dropout": dropout,
+            **settings,
+        }
+    )
     report = reported("classify_authentic_features", progress)
     cells = []
     with folder.locked(), report.task(f"classifying {data}", seeds * len(ROWS)) as task:

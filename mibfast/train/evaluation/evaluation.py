@@ -22,15 +22,16 @@ from mibfast import _check
 from mibfast.data import DataError, MultimodalData
 from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
-from mibfast.train.alignment import AlignmentModule
 from mibfast.train.errors import RunError
-from mibfast.train.fitting import Run
+from mibfast.train.evaluation.probes import PROBES, Probed, probe
+from mibfast.train.evaluation.retrieval import retrieved
+from mibfast.train.evaluation.scores import Scored, scored
+from mibfast.train.fitting.alignment import AlignmentModule
+from mibfast.train.fitting.run import Run
+from mibfast.train.fitting.targets import task_of
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Alignment, by_cosines, by_projection
-from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report, reported
-from mibfast.train.retrieval import retrieved
-from mibfast.train.scores import Scored, scored
 
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
@@ -106,13 +107,14 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
 
-    A fusion's predictions are scored, see :func:`mibfast.train.scores.scored`, of the samples that have all modalities.
-    All else is of alignments.
+    A fusion is scored by its predictions for the samples that have all modalities, see
+    :func:`mibfast.train.evaluation.scores.scored`. All else is about alignments.
 
     Probes are fitted to the training split's representations (before the projection heads) of every combination of
     modalities, concatenated; of more than 20,000 samples a random choice is taken, in fitting and in scoring. Retrieval
-    finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities,
-    see :func:`mibfast.train.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of those of its class.
+    finds a sample's missing modality in a pool of candidates by the method's own score, given any context of the other
+    modalities, see :func:`mibfast.train.evaluation.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of its
+    class.
 
     Where samples lack modalities, a probe is fitted to and scored on those that have all of its combination, and
     queries and candidates have both the context and what is missing; a row's `samples` says how many were scored. Rows
@@ -124,7 +126,7 @@ def evaluate(
     runs : Run or sequence of Run
         Intervals are a bootstrap over samples for one, Student's t over the runs for several.
     probes : sequence of {"linear", "mlp"}
-        See :func:`mibfast.train.probes.probe`. None are fitted where the data have no labels.
+        See :func:`mibfast.train.evaluation.probes.probe`. None are fitted where the data have no labels.
     task : {"auto", "classification", "regression"}
     retrieval : bool
     pool : int

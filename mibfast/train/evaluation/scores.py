@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mibfast.data import DataError
 from mibfast.omib import f1_at_true_count
-from mibfast.train.targets import Target
+from mibfast.train.fitting.targets import Target
 
 _Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     ----------
     target : Target
     prediction : Tensor [n, outputs]
-        As :meth:`mibfast.train.fitting.Run.predict` returns them.
+        As :meth:`mibfast.train.Run.predict` returns them.
     labels : array [n] or [n, targets]
         Samples of classes that the run's own data had, and its training had not, are left out.
 
