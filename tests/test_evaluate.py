@@ -18,6 +18,7 @@ from mibfast.train.evaluation.probes import probe
 from mibfast.train.evaluation.retrieval import retrieved
 from mibfast.train.fitting.targets import task_of
 from mibfast.train.methods import ALIGNMENTS
+from mibfast.train.pictures import draw_embeddings
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "features": 12, "progress": False}
 QUIET = {"progress": False}
@@ -209,6 +210,31 @@ def test_retrieval_finds_what_it_should() -> None:
     # A context's span holds more candidates than its directions.
     both = ALIGNMENTS["ova-ib"].retrieve(eye, [eye, eye.roll(1, 0)], 2).sort(1).values
     assert torch.equal(both, torch.stack([torch.arange(10), torch.arange(10).roll(1)], 1).sort(1).values)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-20])
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_retrieval_does_not_depend_on_the_size_of_embeddings(name, scale) -> None:
+    """Squares of 1e20 are beyond float32, and those of 1e-20 at its end."""
+    generator = torch.Generator().manual_seed(0)
+    key, *context = (torch.randn(n, 12, generator=generator) for n in (30, 8, 8))
+    # The ridge of a projection is an absolute one, so small embeddings differ there by definition.
+    if name.startswith("ova-ib") and scale < 1:
+        pytest.skip("a ridge of 1e-8 outweighs embeddings of 1e-20")
+    retrieve = ALIGNMENTS[name].retrieve
+    assert torch.equal(retrieve(scale * key, [scale * z for z in context], 5), retrieve(key, context, 5))
+
+
+def test_pictures_of_large_embeddings_are_drawn_from_unit_rows(tmp_path, monkeypatch) -> None:
+    from sklearn.manifold import TSNE
+
+    drawn = []
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, rows: drawn.append(rows) or rows[:, :2])
+    z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    draw_embeddings({"small": {"a": z}, "large": {"a": 1e20 * z}}, None, tmp_path / "x.png")
+    small, large = drawn
+    assert np.linalg.norm(large, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert large == pytest.approx(small, abs=1e-6)
 
 
 def test_each_method_retrieves_by_its_own_score_at_any_scale() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mibfast import functional as F
 from mibfast import losses
+from mibfast._precision import unit
 from mibfast.data.multimodal import nearest
 from mibfast.nn import fusion
 from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
@@ -174,13 +175,9 @@ class Fusion(Method):
             raise RunError(str(error)) from error
 
 
-def _unit(z: Tensor) -> Tensor:
-    return nn.functional.normalize(z, dim=1)
-
-
 def by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     """Retrieve by the cosines of a candidate with the embeddings at hand, summed."""
-    return F.top_k(torch.stack([_unit(z) for z in context]).sum(0), _unit(candidates), k)[1]
+    return F.top_k(torch.stack([unit(z) for z in context]).sum(0), unit(candidates), k)[1]
 
 
 def by_projection(candidates: Tensor, context: Sequence[Tensor], k: int, ridge: float = 1e-8) -> Tensor:
@@ -202,8 +199,8 @@ def _by_area(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
 
 def _by_multilinear_product(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     """By the multilinear inner product of unit embeddings."""
-    query = torch.stack([_unit(z) for z in context], dim=1)
-    return F.top_k(query, _unit(candidates), k, score="symile")[1]
+    query = torch.stack([unit(z) for z in context], dim=1)
+    return F.top_k(query, unit(candidates), k, score="symile")[1]
 
 
 # The baselines of the OVA-IB paper: its temperature, and the positive left out of their denominator as well.

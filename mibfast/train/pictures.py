@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast import _check
+from mibfast._precision import unit
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _MARKERS = "o^sDvP*Xhd<>"
@@ -105,8 +106,8 @@ def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDAr
     colours = plt.get_cmap("viridis" if classes is None else "tab10" if len(classes) <= 10 else "tab20")
     shades = {} if codes is None else {"vmin": codes.min(), "vmax": codes.max() if classes is None else colours.N - 1}
     for axes, (title, views) in zip(panels[0], embeddings.items(), strict=True):
-        unit = [(z / z.norm(dim=1, keepdim=True).clamp(min=1e-30)).numpy() for z in views.values()]
-        stacked, n = np.concatenate(unit), len(unit[0])
+        rows = [unit(z).numpy() for z in views.values()]
+        stacked, n = np.concatenate(rows), len(rows[0])
         perplexity = min(30.0, (len(stacked) - 1) / 3)
         points = TSNE(
             init="pca" if stacked.shape[1] > 1 else "random", random_state=0, perplexity=perplexity, max_iter=500
