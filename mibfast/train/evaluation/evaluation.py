@@ -75,13 +75,13 @@ class Evaluation:
         >>> Evaluation([{**row, "low": 0.8, "high": 0.95}], "", "", {}).value("linear probe", "accuracy")
         0.9
         """
-        found = [row for row in self.rows if (row["task"], row["metric"]) == (task, metric)]
+        rows = [row for row in self.rows if (row["task"], row["metric"]) == (task, metric)]
         if modalities is not None:
-            found = [row for row in found if row["modalities"] == modalities]
-        if not found:
+            rows = [row for row in rows if row["modalities"] == modalities]
+        if not rows:
             raise KeyError(f"no {metric} of {task}" + (f" for {modalities}" if modalities else ""))
         # Combinations grow.
-        return float(found[-1]["value"])
+        return float(rows[-1]["value"])
 
     def write(self, folder: RunFolder, place: str = "") -> None:
         """Write `evaluation.csv`, `.json` and `.png`; RunError where that cannot be."""
@@ -145,11 +145,11 @@ def evaluate(
         For labels that do not fit the task, or where there are none and a task is asked for, and where nothing is left
         to evaluate.
     """
-    found = [runs] if isinstance(runs, Run) else list(runs)
+    evaluated = [runs] if isinstance(runs, Run) else list(runs)
     report = reported("evaluate", progress)
     _check.boolean("evaluate", "retrieval", retrieval)
-    first = found[0]
-    for other in found[1:]:
+    first = evaluated[0]
+    for other in evaluated[1:]:
         differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))
         if differences:
             raise RunError(f"runs evaluated together may differ in their seed alone, but: {', '.join(differences)}")
@@ -159,7 +159,7 @@ def evaluate(
         raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
     if pool < 2:
         raise RunError(f"pool must be at least 2, got {pool}")
-    seeds = [run.config.seed for run in found]
+    seeds = [run.config.seed for run in evaluated]
     if len(set(seeds)) < len(seeds):
         raise RunError(f"runs evaluated together must be of different seeds, got {', '.join(map(str, seeds))}")
     for name in probes:
@@ -169,10 +169,10 @@ def evaluate(
     if first.target is not None and task not in ("auto", first.target.task):
         raise RunError(f"{first.method.title} was trained for {first.target.task}, not for {task}")
     left_out: dict[tuple[str, str], None] = {}
-    tasks: list[str | None] = [None] * len(found)
+    tasks: list[str | None] = [None] * len(evaluated)
     if probes and not fusions:
         try:
-            tasks = [probed_task(run.data, task) for run in found]
+            tasks = [probed_task(run.data, task) for run in evaluated]
         except DataError as error:
             if task != "auto":
                 raise
@@ -184,11 +184,11 @@ def evaluate(
         fusions
         + (len(probes) * len(_combinations(list(run.data.views), combinations)) if each else 0)
         + (len(_queries(list(run.data.views), combinations)) if retrieval else 0)
-        for run, each in zip(found, tasks, strict=True)
+        for run, each in zip(evaluated, tasks, strict=True)
     )
     results: list[dict[tuple[str, str], Probed | Scored]] = []
     with report.task("evaluating", max(total, 1)) as bar:
-        for run, each in zip(found, tasks, strict=True):
+        for run, each in zip(evaluated, tasks, strict=True):
             result: dict[tuple[str, str], Probed | Scored] = {}
             parts: list[Iterator[tuple[tuple[str, str], Probed | Scored | None]]] = [
                 _predicted(run, split, report) if fusions else iter(()),
@@ -215,12 +215,12 @@ def evaluate(
         raise DataError(f"{first.data.name}: nothing to evaluate: {why}")
     interval = (
         f"95% bootstrap intervals over {split} samples ({_RESAMPLES} resamples)"
-        if len(found) == 1
-        else f"95% intervals of Student's t over {len(found)} runs"
+        if len(evaluated) == 1
+        else f"95% intervals of Student's t over {len(evaluated)} runs"
     )
-    title = f"{first.method.title} on {first.data.name}" + (f", {len(found)} seeds" if len(found) > 1 else "")
+    title = f"{first.method.title} on {first.data.name}" + (f", {len(evaluated)} seeds" if len(evaluated) > 1 else "")
     about = {
-        "runs": [str(run.path) for run in found],
+        "runs": [str(run.path) for run in evaluated],
         "data": first.data.name,
         "split": split,
         "samples_of_split": len(first.data.indices(split)),
@@ -243,13 +243,13 @@ def _predicted(run: Run, split: str, report: Report) -> Iterator[tuple[tuple[str
         yield key, None
         return
     try:
-        found = scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
+        scores = scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
     except DataError as error:
         raise DataError(f"{run.data.name}: {error}") from error
-    unlearned = len(indices) - len(found.prediction)
+    unlearned = len(indices) - len(scores.prediction)
     if unlearned:
         report.say(f"left out: {unlearned} of {len(indices)} {split} samples, of classes that training had not")
-    yield key, found
+    yield key, scores
 
 
 def probed_task(data: MultimodalData, wanted: str = "auto") -> str | None:

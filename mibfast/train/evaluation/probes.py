@@ -91,12 +91,12 @@ def probe(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         pipeline.fit(train[0], targets)
-    found = pipeline.predict(test[0])
+    predicted = pipeline.predict(test[0])
     ones = np.ones(len(test[1]))
     if task == "classification":
-        return Probed({"accuracy": ((found == test[1]).astype(np.float64), ones)})
-    found = found.reshape(test[1].shape) * scale + centre
-    errors, spread = np.square(found - test[1]), np.square(test[1] - test[1].mean(0))
+        return Probed({"accuracy": ((predicted == test[1]).astype(np.float64), ones)})
+    predicted = predicted.reshape(test[1].shape) * scale + centre
+    errors, spread = np.square(predicted - test[1]), np.square(test[1] - test[1].mean(0))
     if errors.ndim == 2:
         # Of several targets the mean, each R2 weighted by its target's variance.
         errors, spread = errors.mean(1), spread.mean(1)

@@ -49,13 +49,13 @@ class AuthenticAccuracies:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each kind of features: mean and standard deviation over seeds, and the best possible."""
-        found = []
+        rows = []
         for name in ROWS:
             values = [float(cell["accuracy"]) for cell in self.cells if cell["features"] == name]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row = {"features": name, "mean": statistics.fmean(values), "sd": spread}
-            found.append({**row, "seeds": len(values), "best": self.best[name]})
-        return found
+            rows.append({**row, "seeds": len(values), "best": self.best[name]})
+        return rows
 
     def markdown(self) -> str:
         """Return the table of accuracies."""
@@ -130,12 +130,12 @@ def classify_authentic_features(
     cells = []
     with folder.locked(), report.task(f"classifying {data}", seeds * len(ROWS)) as task:
         for seed in range(seeds):
-            found, labels, split = authentic_features(data, samples, seed)
+            features_of, labels, split = authentic_features(data, samples, seed)
             of_split = {part: torch.from_numpy((split == part).nonzero()[0]) for part in SPLITS}
             for name in ROWS:
                 file = f"{name},seed={seed}.json"
                 if not os.path.lexists(folder.path / file):
-                    x, y = torch.from_numpy(found[name]), torch.from_numpy(labels)
+                    x, y = torch.from_numpy(features_of[name]), torch.from_numpy(labels)
                     with isolate_rng():
                         cell = _classified(x, y, of_split, seed, learning_rate, dropout, **settings)
                     folder.write_json(file, {"features": name, "seed": seed, **cell})

@@ -19,12 +19,12 @@ from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.multimodal import FRACTIONS, SPLITS
 from mibfast.data.opening import read_bytes
 from mibfast.data.sources import absolute_name
-from mibfast.ops.mutual_information import ESTIMATORS
+from mibfast.information.critics import CRITICS
+from mibfast.information.estimators import ESTIMATORS
 from mibfast.train import checks
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation.probes import linear_svm
 from mibfast.train.experiments.bottleneck_fitting import (
-    CRITICS,
     ENCODERS,
     build_networks,
     encode_in_parts,
@@ -336,7 +336,7 @@ def _cell(
         return {view: _scored([parts[split][view] for split in SPLITS], labels) for view in (x, y)}
     # The networks take float32.
     parts = {split: {view: each.float() for view, each in part.items()} for split, part in parts.items()}
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     # A latent for each view, or one of X alone, for which each view is X in turn.
     symmetric = "ZY" in BOTTLENECKS[method](beta).latents
     for of_x, of_y in ((x, y),) if symmetric else ((x, y), (y, x)):
@@ -352,13 +352,13 @@ def _cell(
             if not read:
                 continue
             means = [encode_in_parts(fitted.loss, {name: variables[split][name]})[read[0]] for split in SPLITS]
-            found[view] = {
+            scores[view] = {
                 **_scored(means, labels),
                 "steps": int(fitted.checks[-1]["step"]),
                 "best_step": fitted.best_step,
                 "terms": terms,
             }
-    return found
+    return scores
 
 
 def _validation_terms(loss: BottleneckLoss, observed: Mapping[str, Tensor]) -> dict[str, float]:
@@ -372,10 +372,10 @@ def _scored(views: Sequence[Tensor], labels: Sequence[NDArray[Any]]) -> dict[str
     arrays = [each.flatten(1).double().numpy() for each in views]
     if len(np.unique(labels[0])) < 2:
         raise RunError(f"{len(labels[0])} training samples are all of class {labels[0][0].item()!r}: take more samples")
-    found = linear_svm(*zip(arrays, labels, strict=True))
+    svm = linear_svm(*zip(arrays, labels, strict=True))
     return {
-        "accuracy": found.test_accuracy,
-        "validation_accuracy": found.validation_accuracy,
-        "C": found.C,
+        "accuracy": svm.test_accuracy,
+        "validation_accuracy": svm.validation_accuracy,
+        "C": svm.C,
         "tested": len(labels[-1]),
     }

@@ -22,7 +22,7 @@ _BETA_SAMPLES = 4096
 
 
 def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | None, report: Report) -> dict[str, Any]:
-    """Return a `beta`, drawn between the bounds that the training split's modalities give, and how they were found.
+    """Return a `beta` drawn between the bounds estimated from the training split, and these with their estimates.
 
     RunError where the estimator does not take the data.
     """
@@ -33,22 +33,22 @@ def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | Non
     views = data.take(chosen[order[:_BETA_SAMPLES].sort().values])
     try:
         with warnings.catch_warnings(), isolate_rng():
-            # They are said with the report.
+            # The report shows them.
             warnings.filterwarnings("ignore", "estimate_beta: ")
-            found = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
+            estimate = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
-    beta = found.draw(config.seed)
-    report.say(f"{found}\ndrawn: beta {beta:.3g}")
-    return {"beta": beta, **found.as_dict()}
+    beta = estimate.draw(config.seed)
+    report.say(f"{estimate}\ndrawn: beta {beta:.3g}")
+    return {"beta": beta, **estimate.as_dict()}
 
 
-def refuse_beta(found: Mapping[str, Any]) -> None:
+def refuse_beta(estimate: Mapping[str, Any]) -> None:
     """Raise RunError for an estimated beta of a critic that told hardly any samples apart: it would be too large."""
-    indistinct = found.get("indistinct", [])
+    indistinct = estimate.get("indistinct", [])
     if indistinct:
-        listed = ", ".join(f"H({name}) = {found['entropies'][name]['value']:.3g}" for name in indistinct)
+        listed = ", ".join(f"H({name}) = {estimate['entropies'][name]['value']:.3g}" for name in indistinct)
         raise RunError(
-            f"no beta can be estimated: {found['estimator']!r} told hardly any of {found['samples']} samples apart, "
-            f"{listed} nats, and the bounds are too large; give a beta (--beta) or another beta_estimator"
+            f"no beta can be estimated: {estimate['estimator']!r} told hardly any of {estimate['samples']} samples "
+            f"apart, {listed} nats, and the bounds are too large; give a beta (--beta) or another beta_estimator"
         )

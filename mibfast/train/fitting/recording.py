@@ -291,12 +291,12 @@ class Recording(Checkpoint):
             raise Terminated
 
 
-def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_alike(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError where weights are not such as a module's."""
-    if list(found) != list(expected):
-        raise ValueError(f"it holds {len(found)} weights, or others than the module's {len(expected)}")
+    if list(weights) != list(expected):
+        raise ValueError(f"it holds {len(weights)} weights, or others than the module's {len(expected)}")
     for name, x in expected.items():
-        there = found[name]
+        there = weights[name]
         if (there.shape, there.dtype, there.layout) != (x.shape, x.dtype, torch.strided):
             raise ValueError(f"its weights {name} are {list(there.shape)} of {there.dtype}, expected {list(x.shape)}")
 

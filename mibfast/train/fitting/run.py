@@ -119,8 +119,8 @@ class Run:
             raise RunError(f"{self.method.title} is a fusion and makes no embeddings; it has representations")
         for views in self._in_parts(indices):
             with torch.inference_mode():
-                found: dict[str, Tensor] = module.represent(views) if representations else module(views)
-            yield found
+                embedded: dict[str, Tensor] = module.represent(views) if representations else module(views)
+            yield embedded
 
     def _in_parts(self, indices: Tensor) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(indices), EMBEDDED_ROWS):

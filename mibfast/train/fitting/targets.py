@@ -85,8 +85,8 @@ class Target:
             classes = np.asarray(self.classes)
             order = np.argsort(classes)
             places = np.searchsorted(classes, labels, sorter=order).clip(max=len(classes) - 1)
-            found = order[places]
-            return torch.from_numpy(np.where(classes[found] == labels, found, -1))
+            positions = order[places]
+            return torch.from_numpy(np.where(classes[positions] == labels, positions, -1))
         if self.task == "regression":
             standardised = (labels - self._shaped(labels, self.mean)) / self._shaped(labels, self.deviation)
             return torch.from_numpy(standardised.astype(np.float32))
@@ -106,8 +106,8 @@ class Target:
 
     def is_normal(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which labels [N] are the normal one."""
-        found: NDArray[np.bool_] = _texts(labels) == self.normal
-        return found
+        normal: NDArray[np.bool_] = _texts(labels) == self.normal
+        return normal
 
     @staticmethod
     def _shaped(labels: NDArray[Any], values: tuple[float, ...]) -> Any:
@@ -118,10 +118,10 @@ class Target:
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_json(cls, found: Any) -> Target:
+    def from_json(cls, content: Any) -> Target:
         """Make a target of what a run's config holds; TypeError or ValueError where that is none."""
-        check_form(found, {"task": str}, "its target")
-        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
+        check_form(content, {"task": str}, "its target")
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in content.items()}
         target = cls(**given)
         if target.task not in TASKS:
             raise ValueError(f"unknown task {target.task!r}")
@@ -225,8 +225,8 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
     if task != "anomaly-detection":
         trained = np.unique(parts["train"])
         if len(trained) < 2:
-            found = f"class {trained.tolist()[0]!r} alone" if len(trained) else "no class"
-            raise DataError(f"{data.name}: the training split is of {found}{_of_complete(data)}; expected two or more")
+            got = f"class {trained.tolist()[0]!r} alone" if len(trained) else "no class"
+            raise DataError(f"{data.name}: the training split is of {got}{_of_complete(data)}; expected two or more")
         unlearned = classes[~np.isin(classes, trained)]
         return Target("classification", classes=tuple(trained.tolist()), unlearned=tuple(unlearned.tolist()))
     if str(normal_class) not in _texts(classes):
@@ -245,18 +245,18 @@ def class_notes(target: Target, data: MultimodalData) -> list[str]:
     """Say of which classes something is left out of a classification, and what: they have few samples, as a rule."""
     if target.task != "classification" or data.labels is None:
         return []
-    found = []
+    notes = []
     parts = {split: data.labels[_complete(data, split).numpy()] for split in SPLITS}
     if target.unlearned:
         left = sum(int(np.isin(part, np.asarray(target.unlearned)).sum()) for part in parts.values())
-        found.append(
+        notes.append(
             f"no training sample is of {_named(target.unlearned)}: {_samples(left)} of validation and test left out"
         )
     for split, without in (("validation", "chooses no epoch"), ("test", "is not scored")):
         missing = [each for each in target.classes if not (parts[split] == each).any()]
         if missing:
-            found.append(f"no {split} sample is of {_named(missing)}, which is trained on and {without}")
-    return found
+            notes.append(f"no {split} sample is of {_named(missing)}, which is trained on and {without}")
+    return notes
 
 
 def _named(classes: Sequence[Any]) -> str:
