@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("lightning")
 from mibfast import train
 from mibfast.cli.commands import run as command
-from mibfast.train import comparison as comparing
 from mibfast.train.comparison import Comparison, compare, grid
+from mibfast.train.comparison import runs as comparison_runs
+from mibfast.train.comparison import settings as grids
 from mibfast.train.methods import method
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "features": 8, "progress": False, "combinations": "whole"}
@@ -31,15 +32,15 @@ def npz(tmp_path_factory) -> str:
 
 def test_every_method_is_tuned_over_the_same_grid() -> None:
     assert len(grid(method("ova-ib"))) == 6
-    assert grid(method("clip")) == [{"temperature": t} for t in comparing.TEMPERATURES]
-    assert {setting["temperature"] for setting in grid(method("clip-ib"))} == set(comparing.TEMPERATURES)
+    assert grid(method("clip")) == [{"temperature": t} for t in grids.TEMPERATURES]
+    assert {setting["temperature"] for setting in grid(method("clip-ib"))} == set(grids.TEMPERATURES)
     # A scale is the inverse of a temperature.
     for name in ("symile", "siglip"):
-        assert [1 / setting["scale"] for setting in grid(method(name))] == pytest.approx(comparing.TEMPERATURES)
+        assert [1 / setting["scale"] for setting in grid(method(name))] == pytest.approx(grids.TEMPERATURES)
 
 
 def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    monkeypatch.setattr(grids, "TEMPERATURES", (0.1, 0.5))
     found = compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=2, **SETTINGS)
     assert [(t["method"], t["loss"]) for t in found.tried[:2]] == [
         ("clip", {"temperature": 0.1}),
@@ -67,7 +68,7 @@ def test_a_comparison_is_of_the_runs_that_it_leaves(npz, tmp_path, monkeypatch) 
 
 
 def test_an_ablation_is_a_row_for_each_value_tuned_over_the_rest(npz, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    monkeypatch.setattr(grids, "TEMPERATURES", (0.1, 0.5))
     assert grid(method("ova-ib"), beta=3.0) == [{"temperature": t, "beta": 3.0} for t in (0.1, 0.5)]
     assert grid(method("ova-ib"), False, beta=3.0) == [{"beta": 3.0}]
     found = compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=1, vary={"beta": [0.0, 5.0]}, **SETTINGS)
@@ -95,7 +96,7 @@ def test_an_ablation_is_a_row_for_each_value_tuned_over_the_rest(npz, tmp_path, 
 
 def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
     whole = compare(["clip", "ova-ib"], npz, tmp_path / "whole", seeds=2, tune=False, **SETTINGS)
-    original, calls = comparing.fit, []
+    original, calls = comparison_runs.fit, []
 
     def interrupted(name: str, *arguments: object, **options: object) -> object:
         calls.append(name)
@@ -103,7 +104,7 @@ def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
             raise KeyboardInterrupt
         return original(name, *arguments, **options)
 
-    monkeypatch.setattr(comparing, "fit", interrupted)
+    monkeypatch.setattr(comparison_runs, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(["clip", "ova-ib"], npz, tmp_path / "c", seeds=2, tune=False, **SETTINGS)
     assert not (tmp_path / "c" / "comparison.json").exists()
@@ -112,7 +113,9 @@ def test_an_interrupted_comparison_goes_on(npz, tmp_path, monkeypatch) -> None:
     assert calls == ["clip", "clip", "ova-ib", "ova-ib", "ova-ib"]
     assert found.rows == whole.rows
     for changed in ({"seeds": 3}, {"epochs": 3}, {"tune": True}):
-        with pytest.raises(train.RunError, match="is of another comparison"):
+        with pytest.raises(
+            train.RunError, match=f"was begun with other {'settings' if 'epochs' in changed else next(iter(changed))}"
+        ):
             compare(["clip", "ova-ib"], npz, tmp_path / "c", **{"seeds": 2, "tune": False, **SETTINGS, **changed})
 
 
@@ -123,7 +126,7 @@ def test_a_comparison_of_data_that_changed_is_not_gone_on_with(npz, tmp_path) ->
     content = dict(np.load(path))
     content["a"][0] += 1
     np.savez(path, **content)
-    with pytest.raises(train.RunError, match="is of another comparison or other data"):
+    with pytest.raises(train.RunError, match="was begun with other data"):
         compare(["clip"], f"npz:{path}", tmp_path / "c", seeds=1, tune=False, **SETTINGS)
 
 
@@ -134,7 +137,7 @@ def test_what_does_not_fit_a_method_is_said_before_anything_is_trained(npz, tmp_
 
 
 def test_a_setting_that_diverges_is_not_chosen(npz, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
+    monkeypatch.setattr(grids, "TEMPERATURES", (0.1, 0.5))
     original = train.AlignmentModule.training_step
 
     def diverging(self: train.AlignmentModule, batch: object, position: int) -> torch.Tensor:
@@ -146,14 +149,14 @@ def test_a_setting_that_diverges_is_not_chosen(npz, tmp_path, monkeypatch) -> No
     found = compare(["clip"], npz, tmp_path / "c", seeds=1, **SETTINGS)
     assert [each["score"] is None for each in found.tried] == [True, False]
     assert found.settings["clip"] == {"temperature": 0.5}
-    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.2))
+    monkeypatch.setattr(grids, "TEMPERATURES", (0.1, 0.2))
     with pytest.raises(train.RunError, match="clip diverged with every setting"):
         compare(["clip"], npz, tmp_path / "other", seeds=1, **SETTINGS)
 
 
 def test_a_score_that_is_no_number_chooses_nothing(npz, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "TEMPERATURES", (0.1, 0.5))
-    original = comparing.evaluate
+    monkeypatch.setattr(grids, "TEMPERATURES", (0.1, 0.5))
+    original = comparison_runs.evaluate
 
     def evaluated(run: object, **how: object) -> object:
         found = original(run, **how)
@@ -162,7 +165,7 @@ def test_a_score_that_is_no_number_chooses_nothing(npz, tmp_path, monkeypatch) -
                 row["value"] = float("nan")
         return found
 
-    monkeypatch.setattr(comparing, "evaluate", evaluated)
+    monkeypatch.setattr(comparison_runs, "evaluate", evaluated)
     found = compare(["clip"], npz, tmp_path / "c", seeds=1, **SETTINGS)
     assert [each["score"] is None for each in found.tried] == [True, False]
     assert found.settings["clip"] == {"temperature": 0.5}
@@ -200,7 +203,7 @@ def test_the_command(npz, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["seeds"] == 1
     capsys.readouterr()
     for changed, message in (
-        (["--methods", "clip,clip"], "methods must be named, each once; got clip, clip"),
+        (["--methods", "clip,clip"], "methods must be given, each once; got clip, clip"),
         (["--methods", "clipp"], "unknown method 'clipp'; did you mean 'clip'?"),
         (["--data", "npz:none"], "No such file or directory"),
         (["--modalities", "a,d"], "no modality 'd'"),

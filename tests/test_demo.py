@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("lightning")
 from mibfast import nn
 from mibfast.cli.commands import run
-from mibfast.train import RunError, demonstration
-from mibfast.train.demonstration import demonstrate
+from mibfast.train import RunError
+from mibfast.train.experiments import demonstration
+from mibfast.train.experiments.demonstration import demonstrate
 from mibfast.train.methods import method
 from mibfast.train.progress import Report
 

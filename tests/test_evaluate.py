@@ -12,11 +12,13 @@ pytest.importorskip("lightning")
 from mibfast import data, train
 from mibfast import functional as F
 from mibfast.cli.commands import run as command
-from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate
+from mibfast.train.evaluation.embedding import write_embeddings
+from mibfast.train.evaluation.probes import probe
+from mibfast.train.evaluation.retrieval import retrieved
+from mibfast.train.fitting.targets import task_of
 from mibfast.train.methods import ALIGNMENTS
-from mibfast.train.probes import probe, task_of
-from mibfast.train.retrieval import retrieved
+from mibfast.train.pictures import draw_embeddings
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "features": 12, "progress": False}
 QUIET = {"progress": False}
@@ -117,8 +119,8 @@ def test_one_modality_and_few_samples_can_be_embedded(runs, tmp_path, capsys) ->
 
 def test_the_bootstrap_covers_the_truth() -> None:
     """Of intervals for a share of 0.7 among 100 samples, about 95% hold it."""
-    from mibfast.train.evaluation import _rows
-    from mibfast.train.probes import Probed
+    from mibfast.train.evaluation.evaluation import _rows
+    from mibfast.train.evaluation.probes import Probed
 
     generator = np.random.default_rng(0)
     held = 0
@@ -208,6 +210,31 @@ def test_retrieval_finds_what_it_should() -> None:
     # A context's span holds more candidates than its directions.
     both = ALIGNMENTS["ova-ib"].retrieve(eye, [eye, eye.roll(1, 0)], 2).sort(1).values
     assert torch.equal(both, torch.stack([torch.arange(10), torch.arange(10).roll(1)], 1).sort(1).values)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-20])
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_retrieval_does_not_depend_on_the_size_of_embeddings(name, scale) -> None:
+    """Squares of 1e20 are beyond float32, and those of 1e-20 at its end."""
+    generator = torch.Generator().manual_seed(0)
+    key, *context = (torch.randn(n, 12, generator=generator) for n in (30, 8, 8))
+    # The ridge of a projection is an absolute one, so small embeddings differ there by definition.
+    if name.startswith("ova-ib") and scale < 1:
+        pytest.skip("a ridge of 1e-8 outweighs embeddings of 1e-20")
+    retrieve = ALIGNMENTS[name].retrieve
+    assert torch.equal(retrieve(scale * key, [scale * z for z in context], 5), retrieve(key, context, 5))
+
+
+def test_pictures_of_large_embeddings_are_drawn_from_unit_rows(tmp_path, monkeypatch) -> None:
+    from sklearn.manifold import TSNE
+
+    drawn = []
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, rows: drawn.append(rows) or rows[:, :2])
+    z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    draw_embeddings({"small": {"a": z}, "large": {"a": 1e20 * z}}, None, tmp_path / "x.png")
+    small, large = drawn
+    assert np.linalg.norm(large, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert large == pytest.approx(small, abs=1e-6)
 
 
 def test_each_method_retrieves_by_its_own_score_at_any_scale() -> None:
@@ -404,7 +431,7 @@ def test_the_command_leaves_a_table_csv_json_and_a_picture(runs, tmp_path, capsy
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "folder"])
 @pytest.mark.parametrize("split", ["all", "test"])
 def test_embeddings_are_written_whole(runs, tmp_path, name, split, monkeypatch) -> None:
-    monkeypatch.setattr("mibfast.train.fitting._EMBEDDED_ROWS", 7)
+    monkeypatch.setattr("mibfast.train.fitting.run.EMBEDDED_ROWS", 7)
     run = runs[0]
     shapes = write_embeddings(run, tmp_path / name, split=split, **QUIET)
     assert not list(tmp_path.rglob(".*"))

@@ -11,11 +11,11 @@ from mibfast import train
 from mibfast.bottleneck import Bottleneck, methods
 from mibfast.cli.commands import run as command
 from mibfast.data import DataError
-from mibfast.train import bottleneck_experiments as experiments
-from mibfast.train import bottleneck_fitting as fitting
-from mibfast.train.bottleneck_experiments import Experiment, experiment
 from mibfast.train.errors import DivergedError, RunError
-from mibfast.train.probes import linear_svm
+from mibfast.train.evaluation.probes import linear_svm
+from mibfast.train.experiments import bottleneck_fitting as fitting
+from mibfast.train.experiments import bottlenecks as experiments
+from mibfast.train.experiments.bottlenecks import Experiment, experiment
 
 TINY = {"seeds": 1, "latent": 3, "hidden_features": 16, "steps": 10, "progress": False}
 
@@ -160,7 +160,7 @@ def test_an_interrupted_experiment_goes_on(npz, tmp_path, monkeypatch) -> None:
 def test_folders_of_something_else(npz, tmp_path) -> None:
     arguments = {**TINY, "values": (2,), "methods": ("beta-vae",)}
     experiment(npz, "latent", tmp_path / "run", **arguments)
-    with pytest.raises(RunError, match=r"of another experiment, with other values"):
+    with pytest.raises(RunError, match=r"was begun with other values"):
         experiment(npz, "latent", tmp_path / "run", **{**arguments, "values": (3,)})
     with pytest.raises(RunError, match=r"with other training"):
         experiment(npz, "latent", tmp_path / "run", **{**arguments, "steps": 11})
@@ -190,8 +190,8 @@ def test_folders_of_something_else(npz, tmp_path) -> None:
     [
         ({"sweep": "width"}, "sweep 'width' is not known; expected one of 'latent', 'beta', 'samples'"),
         ({"methods": ("dvsip",)}, "method 'dvsip' is not known; did you mean 'dvsib'?"),
-        ({"methods": ("dvsib", "dvsib")}, "methods must be named, each once"),
-        ({"methods": ()}, "methods must be named, each once; got none"),
+        ({"methods": ("dvsib", "dvsib")}, "methods must be given, each once"),
+        ({"methods": ()}, "methods must be given, each once; got none"),
         ({"encoder": "cnn"}, "encoder 'cnn' is not known"),
         ({"encoder": "conv2d"}, r"conv2d encodes one image \[C, H, W\], got \[\[4\]\]"),
         ({"critic": "dense"}, "critic 'dense' is not known"),
@@ -356,7 +356,7 @@ def test_the_command(npz, tmp_path, capsys) -> None:
     assert "dvsib - beta-vae" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["beta"] == {"dvsib": 8.0, "beta-vae": 2.0}
     assert command([*arguments, "--beta", "16"]) == 2
-    assert "of another experiment, with other beta" in capsys.readouterr().err
+    assert "was begun with other beta" in capsys.readouterr().err
     assert command([*arguments, "--beta", "16", "--beta", "dvsib=2"]) == 2
     assert "--beta must be one NUMBER, or METHOD=NUMBER for each method" in capsys.readouterr().err
 

@@ -20,9 +20,9 @@ import torch
 pytest.importorskip("lightning")
 from mibfast import data, train
 from mibfast.cli.commands import run as command
-from mibfast.train.config import RunConfig
+from mibfast.train.fitting.config import RunConfig
+from mibfast.train.fitting.recording import _WARM_UP_EPOCHS, EpochsOfData, Recording
 from mibfast.train.folder import RunFolder
-from mibfast.train.recording import _WARM_UP_EPOCHS, Recording
 
 # 60 samples of training make 7 batches.
 SMALL = {"epochs": 4, "batch_size": 8, "features": 16, "progress": False}
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_while_it_closed_can_be_closed(npz, tmp_path, monk
     train.fit("ova-ib", npz, output=tmp_path / "whole", **SMALL)
     for place in ("draw_learning_curves", "draw_embeddings"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"mibfast.train.fitting.{place}", lambda *_: (_ for _ in ()).throw(StoppedError()))
+            patch.setattr(f"mibfast.train.fitting.training.{place}", lambda *_: (_ for _ in ()).throw(StoppedError()))
             with pytest.raises(StoppedError):
                 train.fit("ova-ib", npz, output=tmp_path / place, **SMALL)
         (tmp_path / place / ".weights.safetensors.partial").write_bytes(b"half")
@@ -168,7 +168,7 @@ def test_training_stops_once_the_validation_loss_falls_no_more(npz) -> None:
     # The weights are those of that epoch.
     module = run.module
     views = run.data.take(run.data.indices("validation"))
-    order = train.fitting.EpochsOfData(run.data, run.config, Recording(run.config))._validation
+    order = EpochsOfData(run.data, run.config, Recording(run.config))._validation
     views = run.data.take(order)
     with torch.no_grad():
         losses = [float(module.loss(module({k: v[i : i + 8] for k, v in views.items()}))) for i in (0, 8)]
@@ -353,14 +353,14 @@ def test_what_is_wrong_leaves_no_folder_behind(npz, tmp_path) -> None:
         (npz, {"loss": {"temperature": "hot"}}, "OVAIBLoss: temperature must be a positive number, got str 'hot'"),
         (npz, {"epoch": 3}, "fit: no setting 'epoch'; did you mean 'epochs'"),
         (npz, {"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        (npz, {"learning_rate": float("nan")}, "learning_rate must be a finite number of at least 0, got nan"),
-        (npz, {"batch_size": 1}, "batch_size must be at least 2"),
+        (npz, {"learning_rate": float("nan")}, "learning_rate must be a finite positive number, got nan"),
+        (npz, {"batch_size": 1}, "batch_size must be an integer of at least 2, got 1"),
         (npz, {"modalities": "ab"}, "modalities must be a list, got 'ab'"),
         (npz, {"modalities": ["a"]}, "OVA-IB needs at least 2 modalities, got a"),
         (npz, {"encoders": {"a": 3}}, "encoders must map names to names, got 'a': 3"),
         (npz, {"encoders": {"a": "dropout_encoder:broken"}}, "raised ZeroDivisionError"),
         (npz, {"loss": {"backend": "cuda"}}, "a run's backend is not an option of its loss"),
-        (npz, {"seed": 2**32}, "seed must be less than"),
+        (npz, {"seed": 2**32}, "seed must be at most 4294967295, got 4294967296"),
         (npz, {"split": (float("nan"), 0.2, 0.2)}, "split must hold finite numbers"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -459,7 +459,7 @@ def test_tensorboard_is_given_the_losses_of_every_epoch(npz, tmp_path, monkeypat
         def log_hyperparams(self, *_: object, **__: object) -> None: ...
 
     monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger", Recorder)
-    monkeypatch.setattr("mibfast.train.fitting.importlib.util.find_spec", lambda name: name == "tensorboard")
+    monkeypatch.setattr("mibfast.train.fitting.training.importlib.util.find_spec", lambda name: name == "tensorboard")
     run = train.fit("ova-ib", npz, output=tmp_path / "run", **{**SMALL, "epochs": 2})
     assert [step for step, _ in logged] == [1, 2]
     for (_, metrics), row in zip(logged, run.epochs, strict=True):

@@ -19,18 +19,19 @@ from mibfast.cli.training import _value
 from mibfast.data.npy import NpyRows
 from mibfast.data.sim import SPECIFIC, authentic_features, best_accuracies, read_sim, write_sim
 from mibfast.nn import MLPEncoder, fusion
-from mibfast.train import comparison as comparing
-from mibfast.train import evaluation as evaluating
 from mibfast.train import pictures
-from mibfast.train.authentic import classify_authentic_features
 from mibfast.train.comparison import compare, grid
+from mibfast.train.comparison import settings as grids
 from mibfast.train.errors import DivergedError
 from mibfast.train.evaluation import evaluate
-from mibfast.train.fusion import FusionModule
+from mibfast.train.evaluation import evaluation as evaluating
+from mibfast.train.evaluation.scores import scored
+from mibfast.train.experiments.authentic import classify_authentic_features
+from mibfast.train.fitting.fusion import FusionModule
+from mibfast.train.fitting.recording import Recording
+from mibfast.train.fitting.step_table import StepTable
+from mibfast.train.fitting.targets import TARGET, Target, target_of
 from mibfast.train.methods import METHODS, Fusion, method
-from mibfast.train.recording import Recording, StepTable
-from mibfast.train.scores import scored
-from mibfast.train.targets import TARGET, Target, target_of
 
 # 60 samples of training make 7 batches.
 SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 8, "features": 8, "depth": 1, "progress": False}
@@ -624,12 +625,12 @@ def test_targets_of_labels() -> None:
 
 
 def test_fusions_are_tuned_alike_and_ranked(npz, tmp_path, monkeypatch, quick_beta) -> None:
-    assert grid(method("concatenation")) == [{"learning_rate": rate} for rate in comparing.LEARNING_RATES]
+    assert grid(method("concatenation")) == [{"learning_rate": rate} for rate in grids.LEARNING_RATES]
     assert grid(method("omib")) == grid(method("concatenation"))
     assert [setting["beta"] for setting in grid(method("e-mib"), learning_rate=0.1)] == pytest.approx(
         [1e-4, 1e-3, 1e-2]
     )
-    monkeypatch.setattr(comparing, "LEARNING_RATES", (1e-30, 0.01))
+    monkeypatch.setattr(grids, "LEARNING_RATES", (1e-30, 0.01))
     settings = {**SMALL, "warm_up_epochs": 1}
     methods = ["concatenation", "omib"]
     found = compare(methods, npz, tmp_path / "c", seeds=2, **settings)
@@ -718,11 +719,11 @@ def test_authentic_features_are_classified(tmp_path, monkeypatch) -> None:
     assert "| optimal | 0." in (tmp_path / "a" / "accuracies.md").read_text()
     for wrong, message in (
         ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite positive number, got 0.0"),
         ({"batch_size": 321}, "a batch of 321 is larger than the training split of 400 samples"),
-        ({"seeds": 3}, "is of other settings"),
-        ({"dropout": 0.5}, "is of other settings"),
-        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
+        ({"seeds": 3}, "was begun with other seeds"),
+        ({"dropout": 0.5}, "was begun with other dropout"),
+        ({"dropout": 1.0}, r"dropout must be below 1, got 1\.0"),
     ):
         with pytest.raises(train.RunError, match=message):
             classify_authentic_features("sim-iii", tmp_path / "a", **{"seeds": 2, **settings, **wrong})
@@ -754,7 +755,7 @@ def test_dropout_reaches_the_encoders(tmp_path, monkeypatch) -> None:
             modes.append((self.training, torch.is_grad_enabled()))
             return super().forward(x)
 
-    monkeypatch.setattr("mibfast.train.authentic.MLPEncoder", Recorded)
+    monkeypatch.setattr("mibfast.train.experiments.authentic.MLPEncoder", Recorded)
     settings = {"samples": 200, "epochs": 2, "batch_size": 32, "features": 8, "depth": 2, "progress": False}
     classify_authentic_features("sim-i", tmp_path / "authentic", seeds=1, dropout=0.5, **settings)
     assert set(made) == {0.5}
@@ -793,7 +794,7 @@ def test_a_sweep_is_labelled_in_plain_numbers(tmp_path, monkeypatch) -> None:
 def test_less_error_is_better(tmp_path, monkeypatch) -> None:
     views, labels = arrays(120)
     np.savez(tmp_path / "x.npz", **views, labels=labels + views["a"][:, 0])
-    monkeypatch.setattr(comparing, "LEARNING_RATES", (1e-30, 0.01))
+    monkeypatch.setattr(grids, "LEARNING_RATES", (1e-30, 0.01))
     settings = {**SMALL, "epochs": 5}
     found = compare(["concatenation", "film"], f"npz:{tmp_path / 'x.npz'}", tmp_path / "c", seeds=1, **settings)
     assert found.settings == {"concatenation": {"learning_rate": 0.01}, "film": {"learning_rate": 0.01}}

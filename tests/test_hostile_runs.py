@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from mibfast import data, train
 from mibfast.cli.commands import run as command
-from mibfast.train.authentic import classify_authentic_features
-from mibfast.train.bottleneck_experiments import experiment
 from mibfast.train.comparison import compare
-from mibfast.train.embedding import write_embeddings
+from mibfast.train.evaluation.embedding import write_embeddings
+from mibfast.train.experiments.authentic import classify_authentic_features
+from mibfast.train.experiments.bottlenecks import experiment
+from mibfast.train.fitting.recording import Recording
 from mibfast.train.folder import RunFolder
 from mibfast.train.json_files import NUMBER, check_form, parse_json
-from mibfast.train.recording import Recording
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 16, "features": 8, "progress": False}
 DEEP = "[" * 100_000 + "]" * 100_000

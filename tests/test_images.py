@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("lightning")
 from mibfast import nn
 from mibfast.bottleneck import GaussianHeads
-from mibfast.train.encoders import build_encoder
 from mibfast.train.errors import RunError
+from mibfast.train.fitting.encoders import build_encoder
 
 
 def has_gradients(module: torch.nn.Module) -> bool:

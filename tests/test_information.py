@@ -538,6 +538,23 @@ def test_an_estimate_of_independent_samples_is_about_zero() -> None:
     assert math.isnan(found.spread)
 
 
+@pytest.mark.parametrize("estimator", ["infonce", "smile", "mine"])
+@pytest.mark.filterwarnings("ignore:estimate")
+def test_a_critic_without_parameters_is_evaluated_as_it_is(estimator) -> None:
+    """A cosine of a fixed temperature, or a network that is frozen, has nothing to train."""
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+
+    def frozen(dx: int, dy: int) -> torch.nn.Module:
+        return information.SeparableCritic(dx, dy, depth=1).requires_grad_(False)
+
+    for make in (lambda *_: information.CosineCritic(0.1), frozen):
+        result = information.estimate(x, x, estimator, make, seeds=2)
+        assert result.history == ((), ())
+        assert all(map(math.isfinite, result.by_seed))
+    # Cosines of temperature 0.1 tell a sample from the 39 others that are held out.
+    assert information.estimate(x, x, "infonce", lambda *_: information.CosineCritic(0.1)).value > 1.5
+
+
 def test_an_estimate_repeats_and_leaves_the_generator_alone() -> None:
     x, y = gaussians(200, 2, 1.0)
     lines: list[str] = []
@@ -680,7 +697,10 @@ BAD_SAMPLES = [
     (lambda: information.estimate(X + 0j, X), TypeError, r"x must be an array or a tensor of real numbers"),
     (lambda: information.estimate(X, torch.zeros(40, 2) + 0j), TypeError, r"y must be .* of real numbers"),
     (lambda: information.estimate(X, X, transform="rank"), ValueError, r"transform must be one of 'standardise', 'ra"),
-    (lambda: information.estimate(X, X, "mi"), ValueError, r"estimator must be one of"),
+    (lambda: information.estimate(X, X, "mi"), ValueError, r"^estimate: estimator must be one of"),
+    (lambda: information.estimate(X, X, clip=0.0), ValueError, r"^estimate: clip must be positive"),
+    (lambda: information.estimate(X, X, "mine", momentum=1.0), ValueError, r"^estimate: momentum must be below 1"),
+    (lambda: information.estimate(X, X, critic=lambda dx, dy: 3), TypeError, r"^estimate: critic must make an nn.Mod"),
     (lambda: information.estimate(X, X, critic="deep"), ValueError, r"critic must be one of 'separable'"),
     (lambda: information.estimate(X, X, held_out=0.5), ValueError, r"held_out = 0.5 of 40 samples leaves a part"),
     (lambda: information.estimate(X, X, held_out=0.01), ValueError, r"held_out = 0.01 of 40 samples leaves a part"),

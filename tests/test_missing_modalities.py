@@ -13,11 +13,13 @@ from mibfast import data, losses, train
 from mibfast.cli.commands import run as command
 from mibfast.data.digits import read_digits
 from mibfast.train.comparison import compare
-from mibfast.train.embedding import write_embeddings
 from mibfast.train.evaluation import evaluate
+from mibfast.train.evaluation.embedding import write_embeddings
+from mibfast.train.fitting.batches import shuffled
+from mibfast.train.fitting.recording import Recording
+from mibfast.train.fitting.requirements import usable
 from mibfast.train.methods import ALIGNMENTS
 from mibfast.train.progress import Report
-from mibfast.train.recording import Recording, usable
 
 SETTINGS = {"epochs": 2, "batch_size": 8, "features": 12, "progress": False}
 QUIET = {"progress": False}
@@ -287,7 +289,7 @@ def test_a_batch_that_leaves_nothing_is_skipped_and_counted(tmp_path) -> None:
     pairs = usable(run.data, run.config, "train")
     expected = 0
     for epoch in (1, 2):
-        order = train.recording.shuffled(pairs, 0, epoch).reshape(-1, 2)
+        order = shuffled(pairs, 0, epoch).reshape(-1, 2)
         expected += int((lacking[order[:, 0]] != lacking[order[:, 1]]).sum())
     assert sum(row["skipped_batches"] for row in run.epochs) == expected > 0
     assert run.epochs[-1]["step"] == 90
@@ -353,7 +355,7 @@ def test_rows_are_of_samples_that_have_what_they_are_about(holed, monkeypatch) -
 
 
 def test_a_probe_is_that_of_the_samples_it_is_about(holed) -> None:
-    from mibfast.train.probes import probe
+    from mibfast.train.evaluation.probes import probe
 
     parts = []
     for split in ("train", "test"):

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("lightning")
 from mibfast import _termination, train
+from mibfast.train.fitting.recording import Recording
 from mibfast.train.folder import RunFolder
-from mibfast.train.recording import Recording
 
 # Runs each command of a list, and sends its own process SIGTERM at the n-th call of a function; says the exit status.
 PROGRAM = """
@@ -38,7 +38,7 @@ for arguments, place, calls in json.load(sys.stdin):
     print(f"status {status}", flush=True)
     print(f"status {status}", file=sys.stderr, flush=True)
 """
-RECORDING = "mibfast.train.recording:Recording."
+RECORDING = "mibfast.train.fitting.recording:Recording."
 # 60 samples of training make 7 batches an epoch.
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--features", "8", "--depth", "1"]
 
@@ -87,7 +87,7 @@ def test_a_fit_ends_after_its_step_in_either_stage_and_goes_on_bit_for_bit(npz, 
         (run, f"{RECORDING}on_train_batch_start", 2),
         (run, f"{RECORDING}_write", 1),
         (run, f"{RECORDING}on_train_epoch_end", 1),
-        (run, "mibfast.train.fitting:_Fitting._finish", 1),
+        (run, "mibfast.train.fitting.training:_Fitting._finish", 1),
         (run, f"{RECORDING}state", 100),
     )
     assert [lines[-1] for lines in ends] == ["status 0", *["status 143"] * 7, "status 0"]
@@ -114,8 +114,8 @@ def test_other_commands_end_where_they_are_and_keep_what_is_done(npz, tmp_path) 
     compare, experiment = ([*each, "--output", str(tmp_path / each[0])] for each in (compare, experiment))
     ends = run_and_kill(
         (compare, f"{RECORDING}on_train_batch_end", 10),
-        (compare, "mibfast.train.comparison:evaluate", 1),
-        (experiment, "mibfast.train.bottleneck_experiments:_cell", 2),
+        (compare, "mibfast.train.comparison.runs:evaluate", 1),
+        (experiment, "mibfast.train.experiments.bottlenecks:_cell", 2),
         (["info"], "mibfast:info", 1),
     )
     assert [lines[-2:] for lines in ends] == [["mibfast: terminated", "status 143"]] * 4
@@ -130,7 +130,7 @@ def test_a_script_of_ones_own_ends_with_status_143(npz, tmp_path) -> None:
     program = f"""
 import os, signal
 from mibfast import train
-from mibfast.train.recording import Recording
+from mibfast.train.fitting.recording import Recording
 original = Recording.on_train_batch_start
 def killing(self, *given):
     if self.step == 9:

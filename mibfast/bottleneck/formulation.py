@@ -172,14 +172,14 @@ class Bottleneck:
             if edge.arrow == "->":
                 targets.setdefault(edge.target, []).append(edge.source)
         ordered("decoder", [edge for edge in self.decoder_edges if edge.arrow == "->"])
-        directed = {frozenset((source, target)): target for target, found in targets.items() for source in found}
+        directed = {frozenset((source, target)): target for target, sources in targets.items() for source in sources}
         for edge in self.decoder_edges:
             if edge.arrow == "--" and frozenset((edge.source, edge.target)) in directed:
                 raise InputError(
                     f"{_NAME}: decoder edge {edge} and an arrow between the two ask for the same information"
                 )
         used = {name for edge in self.decoder_edges for name in (edge.source, edge.target)}
-        used.update(name for found in self.parents.values() for name in found)
+        used.update(name for sources in self.parents.values() for name in sources)
         for latent in self.latents:
             if latent not in used:
                 raise InputError(f"{_NAME}: latent {latent} is never used; expected an edge of the decoder that has it")

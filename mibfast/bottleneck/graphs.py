@@ -31,27 +31,27 @@ class Edge:
 def edges(graph_name: str, graph: Any) -> list[Edge]:
     """Return the edges of a graph in text, or of one of networkx: at least one, none twice, none to itself."""
     if isinstance(graph, str):
-        found = _of_text(graph_name, graph)
+        result = _of_text(graph_name, graph)
     elif hasattr(graph, "edges") and hasattr(graph, "is_directed"):
-        found = _of_networkx(graph_name, graph)
+        result = _of_networkx(graph_name, graph)
     else:
         raise TypeError(
             f'Bottleneck: {graph_name} must be text such as "X -> Z" or a networkx graph, got {_check.described(graph)}'
         )
-    if not found:
+    if not result:
         raise InputError(f'Bottleneck: the {graph_name} has no edges; expected some, as in "X -> Z"')
     seen: dict[frozenset[str] | tuple[str, str], Edge] = {}
-    for edge in found:
+    for edge in result:
         if edge.source == edge.target:
             raise InputError(f"Bottleneck: {graph_name} edge {edge} leads from {edge.source} to itself")
         key = frozenset((edge.source, edge.target)) if edge.arrow == "--" else (edge.source, edge.target)
         if key in seen:
             raise InputError(f"Bottleneck: {graph_name} edges {seen[key]} and {edge} are the same; write it once")
         seen[key] = edge
-    for name in nodes(found):
+    for name in nodes(result):
         if name in _RESERVED:
             raise InputError(f"Bottleneck: {graph_name} calls a variable {name!r}, which has another use; rename it")
-    return found
+    return result
 
 
 def nodes(edges: Iterable[Edge]) -> list[str]:
@@ -61,7 +61,7 @@ def nodes(edges: Iterable[Edge]) -> list[str]:
 
 def _of_text(graph_name: str, text: str) -> list[Edge]:
     """Read edges, or chains of them, that commas, semicolons or new lines separate."""
-    found: list[Edge] = []
+    result: list[Edge] = []
     source: str | None = None
     arrow: Arrow | None = None
     chained = False
@@ -90,7 +90,7 @@ def _of_text(graph_name: str, text: str) -> list[Edge]:
             else:
                 raise refuse("an arrow (->, => or --)" + (" or a comma" if chained else ""), token, start)
         elif kind == "name":
-            found.append(Edge(source, arrow, token))
+            result.append(Edge(source, arrow, token))
             source, arrow, chained = token, None, True
         else:
             raise refuse(f"the name of a variable after {source} {arrow}", token, start)
@@ -98,7 +98,7 @@ def _of_text(graph_name: str, text: str) -> list[Edge]:
         raise refuse(f"the name of a variable after {source} {arrow}", "", position)
     if source is not None and not chained:
         raise refuse(f"an arrow after {source}", "", position)
-    return found
+    return result
 
 
 def _of_networkx(graph_name: str, graph: Any) -> list[Edge]:

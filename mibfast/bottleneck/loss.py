@@ -151,14 +151,14 @@ class BottleneckLoss(ResettableModule):
     def encode(self, **observed: Tensor) -> dict[str, Tensor]:
         """Return the latents' means [N, d], of those that follow from the variables that are given."""
         known: dict[str, Tensor] = dict(observed)
-        found: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for name, parents in self.bottleneck.parents.items():
             if all(parent in known for parent in parents):
                 posterior = self._posterior(name, [known[parent] for parent in parents])
-                known[name] = found[name] = posterior[0]
-        if not found:
+                known[name] = means[name] = posterior[0]
+        if not means:
             raise InputError(f"{_NAME}: no latent follows from {', '.join(observed) or 'no variables'}")
-        return found
+        return means
 
     def _check_observed(self, observed: Mapping[str, Any]) -> None:
         expected = self.bottleneck.observed

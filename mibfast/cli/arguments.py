@@ -22,12 +22,12 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """Return the values of NAME=VALUE, by name."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
-        if name in found:
-            raise InputError(f"{option} names {name} twice, {found[name]} and {value}")
-        found[name] = value
-    return found
+        if name in values:
+            raise InputError(f"{option} names {name} twice, {values[name]} and {value}")
+        values[name] = value
+    return values

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 import mibfast
 from mibfast._check import InputError, MibfastError
 from mibfast._termination import STATUS, Terminated, raised
 from mibfast.cli import derivation, experiments, training
+from mibfast.cli.listing import command_with
 
 app = typer.Typer(
     add_completion=False,
@@ -40,30 +42,44 @@ def _options(
         print(context.get_help())
 
 
-for _command in (
-    training.demo,
-    training.fit,
-    training.evaluate,
-    training.embed,
-    training.compare,
-    derivation.derive,
-    experiments.experiment,
-    experiments.authentic,
+_with_methods = command_with(
+    {
+        "Alignments, which need no labels": "mibfast.train.methods:ALIGNMENTS",
+        "Fusions, which predict labels": "mibfast.train.methods:FUSIONS",
+        "Data": "mibfast.data.sources:DATA_SETS",
+    }
+)
+_with_bottlenecks = command_with(
+    {
+        "Methods": "mibfast.train.experiments.bottlenecks:BOTTLENECKS",
+        "Critics": "mibfast.information.critics:CRITICS",
+        "Estimators": "mibfast.information.estimators:ESTIMATORS",
+    }
+)
+for _command, _kind in (
+    (training.demo, TyperCommand),
+    (training.fit, _with_methods),
+    (training.evaluate, TyperCommand),
+    (training.embed, TyperCommand),
+    (training.compare, _with_methods),
+    (derivation.derive, TyperCommand),
+    (experiments.experiment, _with_bottlenecks),
+    (experiments.authentic, TyperCommand),
 ):
-    app.command()(_command)
+    app.command(cls=_kind)(_command)
 
 
 @app.command()
 def info() -> None:
     """Report versions, backends and devices."""
-    found = mibfast.info()
-    for title, entries in (("versions", found["versions"]), ("backends", found["backends"])):
+    report = mibfast.info()
+    for title, entries in (("versions", report["versions"]), ("backends", report["backends"])):
         print(title)
         for name, value in entries.items():
             print(f"  {name:<10} {value or 'not installed'}")
-    print(f"  {'default':<10} {found['default_backend']}")
+    print(f"  {'default':<10} {report['default_backend']}")
     print("devices")
-    for device in found["devices"]:
+    for device in report["devices"]:
         print(f"  {device}")
 
 

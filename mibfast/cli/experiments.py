@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mibfast._check import InputError
-from mibfast._termination import Terminated
 from mibfast.cli.arguments import numbers, pairs, words
+from mibfast.cli.output import averaged_over, resumable, show
 
 _LATENT = 16
 
@@ -38,8 +37,8 @@ def experiment(
         str,
         typer.Option(
             metavar="A,B,...",
-            help="dvsib, dvsib-private, dvsib-no-reconstruction, mvib, beta-vae, dvib, beta-dvcca, beta-dvcca-private, "
-            "and pixels, the views as they are. The first is compared with each other.",
+            help="Methods of those listed below, and pixels, the views as they are. The first is compared with each "
+            "other.",
         ),
     ] = "dvsib,beta-vae,pixels",
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
@@ -57,9 +56,11 @@ def experiment(
     ] = "0.6,0.2,0.2",
     encoder: Annotated[str, typer.Option(metavar="mlp|conv2d|resnet18", help="Of every latent.")] = "mlp",
     critic: Annotated[
-        str, typer.Option(metavar="bilinear|separable|concatenated", help="Of information between latents.")
+        str, typer.Option(help="Of information between latents, one of those listed below.")
     ] = "bilinear",
-    estimator: Annotated[str, typer.Option(help="Of information between latents: smile, infonce, mine, ...")] = "smile",
+    estimator: Annotated[
+        str, typer.Option(help="Of information between latents, one of those listed below.")
+    ] = "smile",
     hidden_features: Annotated[int, typer.Option(min=1, help="Width of hidden layers.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2000,
     patience: Annotated[
@@ -73,16 +74,15 @@ def experiment(
     Each seed makes and splits the data anew and trains every method for every value of what varies. A linear SVM is
     fitted to the latents' means, its C chosen by the validation split, and scored on the test split.
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    from mibfast.train.bottleneck_experiments import experiment as run_experiment
+    from mibfast.train.experiments.bottlenecks import experiment as run_experiment
 
     for option, given in (("beta", beta), ("latent", latent)):
         if given and sweep == option:
             raise InputError(f"--{option} is what varies, by --values")
-    try:
-        found = run_experiment(
+    with resumable(output / "plan.json", "the same command"):
+        result = run_experiment(
             data,
             sweep,
             output,
@@ -101,16 +101,8 @@ def experiment(
             batch_size=batch_size,
             learning_rate=learning_rate,
         )
-    except (KeyboardInterrupt, Terminated):
-        if (output / "plan.json").exists():
-            print("\nstopped; the same command goes on", file=sys.stderr)
-        raise
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(f"{found.title}: test accuracy of a linear SVM in percent")
-    console.print(Markdown(found.markdown()))
-    console.print(f"± the standard deviation over {seeds} seeds; written to {output}", style="dim", soft_wrap=True)
+    title = f"{result.title}: test accuracy of a linear SVM in percent"
+    show(title, [Markdown(result.markdown())], averaged_over(seeds, output))
 
 
 def _beta(given: list[str]) -> dict[str, Any]:
@@ -139,12 +131,11 @@ def authentic(
 
     Rows are a0 (consistent), [a1; a2] (specific), either modality, [a0; a1; a2] (optimal) and all six blocks (union).
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    from mibfast.train.authentic import classify_authentic_features
+    from mibfast.train.experiments.authentic import classify_authentic_features
 
-    found = classify_authentic_features(
+    result = classify_authentic_features(
         data,
         output,
         seeds=seeds,
@@ -155,7 +146,4 @@ def authentic(
         dropout=dropout,
         learning_rate=learning_rate,
     )
-    console = Console()
-    console.print(found.title)
-    console.print(Markdown(found.markdown()))
-    console.print(f"± the standard deviation over {seeds} seeds; written to {output}", style="dim", soft_wrap=True)
+    show(result.title, [Markdown(result.markdown())], averaged_over(seeds, output))

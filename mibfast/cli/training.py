@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mibfast._check import InputError
-from mibfast._termination import Terminated
+from mibfast.cli import options
 from mibfast.cli.arguments import numbers, pairs, words
+from mibfast.cli.output import averaged_over, resumable, show
 from mibfast.data import FORMS
 from mibfast.data.file_names import why_no_file_name
 
 # As Python writes them; JSON's are read as JSON.
 _PYTHON = {"True": True, "False": False, "None": None}
-_Output = Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME-DATE-TIME]")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
+# Options under the names of a run's settings whose text is parsed.
+_PARSERS: dict[str, Callable[[str], Any]] = {"modalities": words, "split": partial(numbers, "--split")}
+
+
+def _run_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run among a command's options, those that were given."""
+    from mibfast.train import RunConfig
+
+    names = [each.name for each in fields(RunConfig) if each.name not in ("method", "data", "encoders", "loss")]
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in given.items()}
 
 
 def _folder(output: Path | None, name: str) -> Path:
@@ -30,13 +42,13 @@ def _folder(output: Path | None, name: str) -> Path:
 
 def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training samples.")] = 60,
-    output: _Output = None,
+    output: options.Output = None,
     seed: _Seed = 0,
 ) -> None:
     """Train OVA-IB and pairwise CLIP on digits."""
     from rich.console import Console
 
-    from mibfast.train.demonstration import demonstrate
+    from mibfast.train.experiments.demonstration import demonstrate
     from mibfast.train.progress import Report
 
     folder = _folder(output, "demo")
@@ -56,8 +68,8 @@ def _side_by_side(metrics: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table("handwritten digits, three views")
-    for found in metrics.values():
-        table.add_column(found["title"], justify="right")
+    for figures in metrics.values():
+        table.add_column(figures["title"], justify="right")
     parts = {
         "linear_probe": ("accuracy of a linear probe, {}", "{:.3f}"),
         "retrieval": ("cross-modal retrieval, {}", "{:.3f}"),
@@ -65,7 +77,7 @@ def _side_by_side(metrics: dict[str, Any]) -> Any:
     }
     for part, (label, form) in parts.items():
         for name in next(iter(metrics.values()))[part]:
-            table.add_row(label.format(name), *(form.format(found[part][name]) for found in metrics.values()))
+            table.add_row(label.format(name), *(form.format(figures[part][name]) for figures in metrics.values()))
         table.add_section()
     return table
 
@@ -75,17 +87,13 @@ def fit(
         str,
         typer.Argument(
             metavar="METHOD",
-            help="Alignments, which need no labels: ova-ib, clip, clip-ib, ova-ib-mlp, symile, gram, triangle, siglip, "
-            "barlow-twins. Fusions, which predict labels: omib, concatenation, gated, film, cross-attention, misa, "
-            "dmib, e-mib, l-mib, c-mib, deep-ib, mmib-cui, mmib-zhang.",
+            help="An alignment or a fusion of those listed below.",
             show_default=False,
         ),
     ],
-    data: Annotated[str | None, typer.Option(help=f"{FORMS}; see above.")] = None,
-    modalities: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Modalities to take, in this order. [default: all]")
-    ] = None,
-    output: _Output = None,
+    data: Annotated[str | None, typer.Option(help=f"{FORMS}; see below.")] = None,
+    modalities: options.Modalities = None,
+    output: options.Output = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --output, or begin it where there is none.")
     ] = False,
@@ -95,21 +103,9 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the split, the weights and the order of batches. [default: 0]")
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|classification|regression|anomaly-detection",
-            help="Of a fusion; auto is classification, or regression where labels are floats. [default: auto]",
-        ),
-    ] = None,
-    normal_class: Annotated[
-        str | None,
-        typer.Option(metavar="LABEL", help="Of anomaly detection: what is normal, and alone trained on."),
-    ] = None,
+    split: options.Split = None,
+    task: options.Task = None,
+    normal_class: options.NormalClass = None,
     beta: Annotated[
         float | None,
         typer.Option(help="The same as --loss beta=VALUE. Without, omib estimates its beta from the training split."),
@@ -118,26 +114,17 @@ def fit(
         str | None,
         typer.Option(metavar="smile|infonce|mine", help="Of omib's beta, where it is not given. [default: smile]"),
     ] = None,
-    warm_up_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Of omib, before its main training; 0 for none. [default: 1]")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, help="Epochs without a lower validation loss before training stops. [default: 20]"),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="[default: 64]")] = None,
+    warm_up_epochs: options.WarmUpEpochs = None,
+    epochs: options.Epochs = None,
+    patience: options.Patience = None,
+    batch_size: options.BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0.001]")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0]")] = None,
     features: Annotated[
         int | None, typer.Option(min=1, help="Length of representations and embeddings. [default: 256]")
     ] = None,
-    depth: Annotated[
-        int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
-    ] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="Share of MLP encoders' hidden units that training leaves out. [default: 0]")
-    ] = None,
+    depth: options.Depth = None,
+    dropout: options.Dropout = None,
     encoder: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,74 +148,50 @@ def fit(
 ) -> None:
     """Train an alignment of your modalities, or a fusion of them that predicts labels.
 
-    Data are one array [N, ...] a modality: digits (bundled), noisy-digits and noisy-mnist:DIR (Noisy MNIST's two
-    views, of the same digits or of MNIST's IDX files), sim-i, sim-ii, sim-iii (drawn; sim-i:SAMPLES for another number
-    than 10,000), mfeat:DIR (the UCI Multiple Features archive), npz:FILE (arrays by name) or dir:FOLDER (NAME.npy
-    files, read as needed, so they may be larger than memory). Arrays called labels, and split ("train", "validation",
-    "test"), may lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use the samples
-    that have all.
+    Data are one array [N, ...] for each modality. Arrays called labels, and split ("train", "validation", "test"), may
+    lie beside them, and NAME.presence (bool) where samples lack modality NAME; fusions use the samples that have all.
 
     The run's folder is whole at any moment: after Ctrl-C, SIGTERM or a crash the same command with --resume ends with
     the same weights, bit for bit.
     """
     from mibfast import train
-    from mibfast.train.config import read_settings
-    from mibfast.train.recording import choosing_loss
+    from mibfast.train.fitting.config import read_settings
+    from mibfast.train.fitting.recording import choosing_loss
 
-    given: dict[str, Any] = {
-        "seed": seed,
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "features": features,
-        "depth": depth,
-        "dropout": dropout,
-        "task": task,
-        "normal_class": normal_class,
-        "beta_estimator": beta_estimator,
-        "warm_up_epochs": warm_up_epochs,
-        "checkpoint_minutes": checkpoint_minutes,
-        "modalities": None if modalities is None else words(modalities),
-        "split": None if split is None else numbers("--split", split),
-        "encoders": None if encoder is None else pairs("--encoder", encoder),
-        "loss": None if loss is None else {key: _value(text) for key, text in pairs("--loss", loss).items()},
-    }
+    given = _run_settings(locals())
+    if encoder is not None:
+        given["encoders"] = pairs("--encoder", encoder)
+    if loss is not None:
+        given["loss"] = {key: _value(text) for key, text in pairs("--loss", loss).items()}
     if beta is not None:
-        given["loss"] = {**(given["loss"] or {}), "beta": beta}
+        given["loss"] = {**given.get("loss", {}), "beta": beta}
     if resume and output is None:
         raise InputError("--resume needs --output, the run's folder")
-    source_of_settings = config
     if resume and config is None and output is not None and os.path.lexists(output / "config.json"):
-        source_of_settings = output / "config.json"
-    settings = {} if source_of_settings is None else read_settings(source_of_settings)
+        config = output / "config.json"
+    settings = {} if config is None else read_settings(config)
     if isinstance(settings.get("encoders"), dict):
         for key, name in settings["encoders"].items():
-            # What a file names is not imported unless the command names it too.
-            if ":" in str(name) and key not in (given["encoders"] or {}):
+            # An encoder that a file names is not imported unless the command names it too.
+            if ":" in str(name) and key not in given.get("encoders", {}):
                 raise InputError(
-                    f"{source_of_settings} names an encoder of its own; to have it imported, give it once more: "
+                    f"{config} names an encoder of its own; to have it imported, give it once more: "
                     f"--encoder {key}={name}"
                 )
     settings.pop("method", None)
     for name in ("encoders", "loss"):
-        # What is given changes what it names, and leaves the file's others.
-        if given[name] is not None and isinstance(settings.get(name), dict):
+        # Options change the entries that they name, and leave the file's others.
+        if name in given and isinstance(settings.get(name), dict):
             given[name] = {**settings[name], **given[name]}
-    settings.update({name: value for name, value in given.items() if value is not None})
+    settings.update(given)
     source = data or settings.pop("data", None)
     settings.pop("data", None)
     if source is None:
         raise InputError(f"fit needs --data: {FORMS}")
     folder = _folder(output, method)
     started = time.perf_counter()
-    try:
+    with resumable(folder / "config.json", f"the same command with --resume --output {folder}"):
         run = train.fit(method, source, output=folder, resume=resume, **settings)
-    except (KeyboardInterrupt, Terminated):
-        if (folder / "config.json").exists():
-            print(f"\nstopped; the same command with --resume --output {folder} goes on", file=sys.stderr)
-        raise
     best = run.epochs[run.best_epoch - 1]
     chosen_by = "validation loss" if run.target is None else "validation loss of predictions"
     loss_found = f"{choosing_loss(best):.4f} {run.unit}".rstrip()
@@ -245,9 +208,7 @@ def evaluate(
         list[Path],
         typer.Argument(metavar="RUN...", help="Folder of a run, or of several that differ in their seed."),
     ],
-    data: Annotated[
-        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {FORMS}.")
-    ] = None,
+    data: options.OtherData = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results. [default: RUN/evaluation/SPLIT; none for several runs]")
     ] = None,
@@ -262,10 +223,7 @@ def evaluate(
         str, typer.Option(metavar="test|validation", help="Samples to score on; choose settings by validation alone.")
     ] = "test",
     pool: Annotated[int, typer.Option(min=2, help="Candidates of retrieval, at most.")] = 1000,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
-    ] = None,
+    encoder: options.OwnEncoders = None,
 ) -> None:
     """Score a run: a fusion's predictions, or probes of an alignment and retrieval across its modalities.
 
@@ -276,8 +234,6 @@ def evaluate(
     modality is retrieved by every context of others. Where samples lack modalities, each figure is of those that have
     what it is about. Intervals are a bootstrap over samples, or Student's t over runs.
     """
-    from rich.console import Console
-
     from mibfast.train import open_run
     from mibfast.train.evaluation import evaluate as evaluate_runs
     from mibfast.train.folder import RunFolder
@@ -294,7 +250,7 @@ def evaluate(
     own = pairs("--encoder", encoder or [])
     place = output
     if place is None and len(runs) == 1:
-        # Beside each other: what is found on one split, or on other data, does not replace what was found on another.
+        # A folder for each split and each data set, so that no results replace others.
         name = split if data is None else f"{split} of {Path(data.partition(':')[2] or data).name}"
         why = why_no_file_name(name)
         if why is not None:
@@ -303,25 +259,18 @@ def evaluate(
     opened = [open_run(path, data=data, encoders=own) for path in runs]
     if place is not None:
         RunFolder(place).check()
-    found = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool, split=split)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(found.title)
-    for table in _evaluation_tables(found):
-        console.print(table)
+    evaluation = evaluate_runs(opened, probes=probes[probe], task=task, pool=pool, split=split)
     if place is not None:
-        found.write(RunFolder(place))
-    console.print(
-        f"± half of {found.interval}" + (f"; written to {place}" if place else ""), style="dim", soft_wrap=True
-    )
+        evaluation.write(RunFolder(place))
+    written = f"; written to {place}" if place else ""
+    show(evaluation.title, list(_evaluation_tables(evaluation)), f"± half of {evaluation.interval}{written}")
 
 
-def _evaluation_tables(found: Any) -> Iterator[Any]:
+def _evaluation_tables(evaluation: Any) -> Iterator[Any]:
     from rich.table import Table
 
-    for task in dict.fromkeys(row["task"] for row in found.rows):
-        rows = [row for row in found.rows if row["task"] == task]
+    for task in dict.fromkeys(row["task"] for row in evaluation.rows):
+        rows = [row for row in evaluation.rows if row["task"] == task]
         metrics = list(dict.fromkeys(row["metric"] for row in rows))
         table = Table(task)
         for metric in metrics:
@@ -341,24 +290,19 @@ def embed(
         Path,
         typer.Option(help="A file that ends in .npz or .safetensors, else a folder of .npy files, for large data."),
     ],
-    data: Annotated[
-        str | None, typer.Option(help=f"Other data than the run's, with some of its modalities: {FORMS}.")
-    ] = None,
+    data: options.OtherData = None,
     split: Annotated[str, typer.Option(metavar="all|train|validation|test", help="Samples to embed.")] = "all",
     representations: Annotated[
         bool, typer.Option("--representations", help="What encoders return, before the projection heads.")
     ] = False,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=ENCODER", help="Your own encoders that the run was trained with, to import them."),
-    ] = None,
+    encoder: options.OwnEncoders = None,
 ) -> None:
     """Write a run's embeddings of data, for use elsewhere.
 
     Where samples lack modality NAME, its rows are zeros and NAME.presence (bool) says which.
     """
     from mibfast.train import open_run
-    from mibfast.train.embedding import write_embeddings
+    from mibfast.train.evaluation.embedding import write_embeddings
 
     own = pairs("--encoder", encoder or [])
     opened = open_run(run, data=data, encoders=own, whole=split == "all")
@@ -369,9 +313,7 @@ def embed(
 def compare(
     methods: Annotated[str, typer.Option(metavar="A,B,...", help="Methods, as `mibfast fit` names them.")],
     data: Annotated[str, typer.Option(help=f"{FORMS}, as for `mibfast fit`.")],
-    modalities: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Modalities to take, in this order. [default: all]")
-    ] = None,
+    modalities: options.Modalities = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder; given again, the comparison in it goes on. [default: runs/compare-DATE-TIME]"),
@@ -397,34 +339,15 @@ def compare(
         bool,
         typer.Option(help="Probe every combination of modalities and retrieve by every context, or by all alone."),
     ] = True,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="X,Y,Z", help="Fractions of training, validation and test. [default: 0.6,0.2,0.2]"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|classification|regression|anomaly-detection", help="Of fusions, as for `mibfast fit`."
-        ),
-    ] = None,
-    normal_class: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Of anomaly detection: what is normal, and alone trained on.")
-    ] = None,
-    warm_up_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Of omib, before its main training. [default: 1]")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most. [default: 60]")] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, help="Epochs without a lower validation loss before training stops. [default: 20]"),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="[default: 64]")] = None,
-    depth: Annotated[
-        int | None, typer.Option(min=1, help="Linear layers of MLP encoders, and convolutions. [default: 3]")
-    ] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="Share of MLP encoders' hidden units that training leaves out. [default: 0]")
-    ] = None,
+    split: options.Split = None,
+    task: options.Task = None,
+    normal_class: options.NormalClass = None,
+    warm_up_epochs: options.WarmUpEpochs = None,
+    epochs: options.Epochs = None,
+    patience: options.Patience = None,
+    batch_size: options.BatchSize = None,
+    depth: options.Depth = None,
+    dropout: options.Dropout = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of AdamW. [default: 0.001, and tuned for fusions]")
     ] = None,
@@ -438,28 +361,14 @@ def compare(
     Fusions are compared with each other alone: tuned over learning rate 0.0001, 0.001 and, where they have one, 0.1, 1,
     10 times their beta (omib's is estimated) by the validation accuracy, MAE or AUC.
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from mibfast.train.comparison import compare as compare_methods
 
-    given = {
-        "modalities": None if modalities is None else words(modalities),
-        "split": None if split is None else numbers("--split", split),
-        "task": task,
-        "normal_class": normal_class,
-        "warm_up_epochs": warm_up_epochs,
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch_size,
-        "depth": depth,
-        "dropout": dropout,
-        "learning_rate": learning_rate,
-    }
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = _run_settings(locals())
     folder = _folder(output, "compare")
-    try:
-        found = compare_methods(
+    with resumable(folder / "plan.json", f"the same command with --output {folder}"):
+        comparison = compare_methods(
             words(methods),
             data,
             folder,
@@ -473,16 +382,7 @@ def compare(
             combinations="every" if every_combination else "whole",
             **settings,
         )
-    except (KeyboardInterrupt, Terminated):
-        if (folder / "plan.json").exists():
-            print(f"\nstopped; the same command with --output {folder} goes on", file=sys.stderr)
-        raise
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(found.title)
-    console.print(Markdown(found.markdown()))
-    console.print(f"± the standard deviation over {seeds} seeds; written to {folder}", style="dim", soft_wrap=True)
+    show(comparison.title, [Markdown(comparison.markdown())], averaged_over(seeds, folder))
 
 
 def _value(text: str) -> Any:

@@ -65,10 +65,10 @@ def checks() -> Iterator[tuple[str, float, float]]:
         for dtype, allowed in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
             rounded = [x.to(dtype) for x in inputs]
             truth = _results(operation, [x.double() for x in rounded], "reference")
-            found = _results(operation, rounded, None)
+            results = _results(operation, rounded, None)
             errors = (
                 float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30))
-                for a, b in zip(found, truth, strict=True)
+                for a, b in zip(results, truth, strict=True)
             )
             # max() would let a NaN pass.
             worst = 0.0

@@ -67,8 +67,8 @@ def _parsed(file: IO[bytes] | gzip.GzipFile, path: Path, ndim: int) -> NDArray[n
     size = math.prod(shape)
     content = _read(file, size + 1, path)
     if len(content) != size:
-        found = f"{len(content)}" if len(content) < size else "more"
-        raise DataError(f"{path} is of shape {list(shape)}, {size} bytes, and holds {found}")
+        got = f"{len(content)}" if len(content) < size else "more"
+        raise DataError(f"{path} is of shape {list(shape)}, {size} bytes, and holds {got}")
     found_array: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(shape)
     return found_array
 

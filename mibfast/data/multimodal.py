@@ -95,9 +95,9 @@ class MultimodalData:
         Where samples lack modality NAME its rows are zeros, and a bool tensor [n] under `NAME.presence` says which.
         """
         chosen = indices.numpy()
-        found = {name: torch.from_numpy(_floating(self._rows(name, chosen))) for name in self.views}
+        taken = {name: torch.from_numpy(_floating(self._rows(name, chosen))) for name in self.views}
         present = {f"{name}{PRESENCE}": torch.from_numpy(each[chosen]) for name, each in self.presence.items()}
-        return {**found, **present}
+        return {**taken, **present}
 
     def _rows(self, name: str, chosen: NDArray[Any]) -> NDArray[Any]:
         """Return rows of a view in its own dtype, zeros where they are absent."""
@@ -202,7 +202,7 @@ class MultimodalData:
             if not each[in_training].any():
                 raise DataError(f"{self.name}: no training sample has modality {name!r}")
         total = len(self) * len(self.views)
-        found = {}
+        result = {}
         for position, (name, view) in enumerate(self.views.items()):
             moments = _Moments(channel_axes(view.ndim), view.dtype)
             present = self.presence.get(name)
@@ -221,8 +221,8 @@ class MultimodalData:
                     f"{self.name}: modality {name!r} has standard deviations from {float(deviation.min()):.3g} to "
                     f"{float(deviation.max()):.3g}, which float32 cannot be scaled by; rescale it"
                 )
-            found[name] = mean, deviation
-        return found
+            result[name] = mean, deviation
+        return result
 
 
 class _Moments:

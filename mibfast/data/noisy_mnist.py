@@ -59,8 +59,8 @@ def read_mnist(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         raise DataError(f"{folder} has no MNIST files; expected {expected}, with .gz or without, and the labels")
     sizes = {each.shape[1:] for each in images}
     if len(sizes) > 1 or any(height != width for height, width in sizes):
-        found = " and ".join(str(list(size)) for size in sorted(sizes))
-        raise DataError(f"{folder}: images are {found}; expected squares of one size")
+        got = " and ".join(str(list(size)) for size in sorted(sizes))
+        raise DataError(f"{folder}: images are {got}; expected squares of one size")
     scaled = np.concatenate(images).astype(np.float32) / np.float32(255)
     return scaled.astype(np.float32, copy=False), np.concatenate(labels).astype(np.int64)
 
@@ -136,13 +136,13 @@ def partners(labels: NDArray[Any], generator: np.random.Generator) -> NDArray[np
     >>> partners(np.array([7, 5, 7, 5]), np.random.default_rng(0))
     array([2, 3, 0, 1])
     """
-    found = np.empty(len(labels), np.int64)
+    others = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
             raise DataError(f"class {label} has a single sample among {len(labels)}; a pair needs another of its class")
-        found[members] = np.roll(members, 1)
-    return found
+        others[members] = np.roll(members, 1)
+    return others
 
 
 def rotated_and_scaled(images: NDArray[Any], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -162,8 +162,8 @@ def rotated_and_scaled(images: NDArray[Any], generator: np.random.Generator) -> 
         places = torch.nn.functional.affine_grid(maps[chunk], list(pixels[chunk].shape), align_corners=False)
         result[chunk] = torch.nn.functional.grid_sample(pixels[chunk], places, align_corners=False)
     # The weights of four pixels may sum to a rounding more than 1.
-    found: NDArray[np.float32] = result[:, 0].clamp_(0, 1).numpy()
-    return found
+    array: NDArray[np.float32] = result[:, 0].clamp_(0, 1).numpy()
+    return array
 
 
 def perlin_noise(count: int, size: int, generator: np.random.Generator) -> NDArray[np.float32]:

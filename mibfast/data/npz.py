@@ -63,8 +63,8 @@ class NpzArchive:
             self._members[name] = member
         self.names = list(self._members)
         if not self.names:
-            found = ", ".join(repr(each.filename) for each in members[:_LISTED_MEMBERS]) or "nothing"
-            raise ValueError(f"holds no arrays, NAME.npy as numpy.savez writes them, but {found}")
+            listed = ", ".join(repr(each.filename) for each in members[:_LISTED_MEMBERS]) or "nothing"
+            raise ValueError(f"holds no arrays, NAME.npy as numpy.savez writes them, but {listed}")
 
     def read(self, name: str) -> NDArray[Any]:
         """Return an array; OSError where it cannot be read, ValueError where it is damaged or cannot be held."""
@@ -76,7 +76,7 @@ class NpzArchive:
         with open_regular(self._path) as file:
             try:
                 with zipfile.ZipFile(file) as archive, archive.open(member) as content:
-                    found = read_array(content, member.file_size)
+                    array = read_array(content, member.file_size)
                     if content.read(1):
                         raise ValueError("it is longer than its header says")
             except (OSError, ValueError):
@@ -86,4 +86,4 @@ class NpzArchive:
             except Exception as error:
                 # What zipfile and the decompressors raise, an unknown method and a password among it, is of any class.
                 raise ValueError(str(error) or type(error).__name__) from error
-        return found
+        return array

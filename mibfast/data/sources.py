@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from mibfast.data.arrays import from_arrays
 from mibfast.data.digits import read_digits
 from mibfast.data.multimodal import (
     FRACTIONS,
@@ -28,15 +27,13 @@ from mibfast.data.multimodal import (
     check_modalities,
     nearest,
     split_indices,
-    why_no_modality,
 )
 from mibfast.data.noisy_mnist import noisy_views, read_framed_digits, read_mnist
-from mibfast.data.npy import NpyRows, open_rows, read_npy
+from mibfast.data.npy import open_rows, read_npy
 from mibfast.data.npz import NpzArchive
 from mibfast.data.opening import read_bytes
 from mibfast.data.sim import SAMPLES, SPECIFIC, read_sim
 
-FORMS = "digits, noisy-digits, noisy-mnist:DIR, sim-i, sim-ii, sim-iii, mfeat:DIR, npz:FILE or dir:FOLDER"
 _MFEAT_VIEWS = ("fou", "fac", "kar", "pix", "zer", "mor")
 _MFEAT_SAMPLES_PER_CLASS = 200
 
@@ -114,175 +111,29 @@ def load(
     return from_arrays(views, labels, name=name, seed=seed, split=chosen_split, presence=presence)
 
 
-def from_arrays(
-    views: Mapping[str, NDArray[Any] | Tensor | NpyRows],
-    labels: NDArray[Any] | Tensor | None = None,
-    *,
-    name: str = "arrays",
-    seed: int = 0,
-    split: Sequence[float] | NDArray[Any] | None = FRACTIONS,
-    presence: Mapping[str, NDArray[Any] | Tensor] | None = None,
-) -> MultimodalData:
-    """Make a data set of arrays or tensors [N, ...], a modality each.
-
-    Parameters
-    ----------
-    views : mapping from a modality's name to array or Tensor [N, ...]
-        Real numbers of any dtype.
-    labels : array or Tensor, optional
-        [N] integers or strings, or [N] or [N, K] floats.
-    name : str
-        For messages.
-    seed : int
-        Of the split.
-    split : three floats, or array [N] of "train", "validation" and "test", or None
-        See :func:`load`.
-    presence : mapping from a modality's name to array or Tensor [N] of bool, optional
-        Of modalities that some samples lack, True where a sample has it. Absent rows may hold anything, NaN too. A
-        sample may lack all of them.
-
-    Raises
-    ------
-    DataError
-        For arrays that do not fit together or hold no real numbers, and for a presence that is not bool or of no
-        modality.
-
-    Examples
-    --------
-    >>> import numpy as np, mibfast.data
-    >>> data = mibfast.data.from_arrays({"image": np.zeros((10, 8)), "text": np.zeros((10, 5))})
-    >>> {name: len(part) for name, part in data.splits.items()}
-    {'train': 6, 'validation': 2, 'test': 2}
-    """
-    arrays = {str(modality): _checked_view(name, str(modality), view) for modality, view in views.items()}
-    if not arrays:
-        raise DataError(f"{name}: no modalities; expected an array [N, ...] for each")
-    lengths = {modality: len(view) for modality, view in arrays.items()}
-    targets = None if labels is None else _checked_labels(name, _array(name, LABELS, labels))
-    if targets is not None:
-        lengths[LABELS] = len(targets)
-    present = _checked_presence(name, presence or {}, arrays)
-    lengths.update((f"{modality}{PRESENCE}", len(each)) for modality, each in present.items())
-    named_split = np.asarray(split) if split is not None and np.asarray(split).dtype.kind == "U" else None
-    if named_split is not None:
-        if named_split.ndim != 1:
-            raise DataError(f"{name}: split must be [N], got shape {list(named_split.shape)}")
-        lengths[SPLIT] = len(named_split)
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{modality} {n}" for modality, n in lengths.items())
-        raise DataError(f"{name}: arrays must be of one length, got {listed}")
-    n = next(iter(lengths.values()))
-    if named_split is not None:
-        splits = _named_splits(name, named_split)
-    else:
-        splits = {} if split is None else split_indices(n, targets, [float(x) for x in split], seed)
-    # What nothing is missing of is as quick as it always was.
-    incomplete = {modality: each for modality, each in present.items() if not each.all()}
-    return MultimodalData(name, arrays, targets, splits, incomplete)
-
-
-def _checked_presence(
-    data: str, presence: Mapping[str, NDArray[Any] | Tensor], modalities: Mapping[str, View]
-) -> dict[str, NDArray[np.bool_]]:
-    found = {}
-    for modality, given in presence.items():
-        if modality not in modalities:
-            known = nearest(modality, modalities)
-            raise DataError(f"{data}: a presence is given of modality {modality!r}, which there is not{known}")
-        each = _array(data, f"{modality}{PRESENCE}", given)
-        if each.dtype != np.bool_ or each.ndim != 1:
-            raise DataError(
-                f"{data}: the presence of modality {modality!r} must be [N] of bool, "
-                f"got shape {list(each.shape)}, {each.dtype}"
-            )
-        found[str(modality)] = each
-    return found
-
-
-def _array(data: str, name: str, given: Any) -> NDArray[Any]:
-    """Return an array, a tensor, or what numpy makes one of, such as a data frame, as an array."""
-    try:
-        if not isinstance(given, Tensor):
-            return np.asarray(given)
-        found = (given.float() if given.dtype == torch.bfloat16 else given).detach().cpu().resolve_conj().resolve_neg()
-        array: NDArray[Any] = found.numpy()
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise DataError(f"{data}: {name!r} is no array of plain numbers: {str(error).splitlines()[0]}") from error
-    return array
-
-
-def _checked_view(data: str, modality: str, given: NDArray[Any] | Tensor | NpyRows) -> View:
-    why = why_no_modality(modality)
-    if why is not None:
-        raise DataError(f"{data}: a modality cannot be called {modality!r}; give it another name: {why}")
-    view = given if isinstance(given, NpyRows) else _array(data, modality, given)
-    if view.dtype.kind not in "biuf":
-        raise DataError(f"{data}: modality {modality!r} must hold real numbers, got dtype {view.dtype}")
-    if view.ndim < 2:
-        raise DataError(
-            f"{data}: modality {modality!r} must be [N, ...], got shape {list(view.shape)}"
-            + ("; labels belong under the name 'labels', a single feature into [N, 1]" if view.ndim == 1 else "")
-        )
-    if not view.size:
-        raise DataError(f"{data}: modality {modality!r} is empty, of shape {list(view.shape)}")
-    return view
-
-
-def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
-    if labels.dtype.kind in "OST":
-        labels = _strings(data, labels)
-    kind = labels.dtype.kind
-    if kind not in "biufU":
-        raise DataError(f"{data}: labels must be integers, strings or floats, got dtype {labels.dtype}")
-    if labels.ndim != 1 and not (kind == "f" and labels.ndim == 2 and labels.shape[1]):
-        raise DataError(f"{data}: labels must be [N], or [N, K] floats; got shape {list(labels.shape)}, {labels.dtype}")
-    if kind == "f":
-        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        bad = np.argwhere(~np.isfinite(labels))
-        if len(bad):
-            raise DataError(f"{data}: labels hold NaN or infinity at [{', '.join(map(str, bad[0]))}]")
-        return labels.astype(np.float64)
-    if kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise DataError(f"{data}: labels hold {labels.max()}, beyond int64; save them as strings, by .astype(str)")
-    return labels if kind == "U" else labels.astype(np.int64)
-
-
-def _strings(data: str, labels: NDArray[Any]) -> NDArray[np.str_]:
-    """Return class names of numpy's other kinds of strings, or of Python's, as fixed-width ones."""
-    if labels.dtype.kind == "S":
-        try:
-            return np.char.decode(labels, "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{data}: labels are bytes and no UTF-8: {error}") from error
-    for position, each in enumerate(labels.ravel().tolist()):
-        if not isinstance(each, str):
-            raise DataError(
-                f"{data}: labels are {labels.dtype}s and not all strings: {position} is {type(each).__name__}; fill in "
-                "what is missing, and give them as numbers or by .astype(str)"
-            )
-    return labels.astype(np.str_)
-
-
-def _named_splits(data: str, split: NDArray[Any]) -> dict[str, Tensor]:
-    unknown = sorted(set(split.tolist()) - set(SPLITS))
-    if unknown:
-        raise DataError(f"{data}: split must be [N] of 'train', 'validation' or 'test', got {unknown[0]!r}")
-    splits = {name: torch.from_numpy(np.flatnonzero(split == name)) for name in SPLITS}
-    for name, part in splits.items():
-        if not len(part):
-            raise DataError(f"{data}: the {name} split is empty")
-    return splits
-
-
 @dataclass(frozen=True)
 class _Source:
-    """What a data set holds: names of modalities, and functions that read one of them, or which samples have it."""
+    """The content of a data set: names of modalities, and functions that read a modality or who has it."""
 
     modalities: Sequence[str]
     read: Callable[[str], View]
     labels: NDArray[Any] | None = None
     split: NDArray[Any] | None = None
     presence: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The data set that is asked for: its whole name, the part after the colon, and how it is drawn and split."""
+
+    name: str
+    place: str
+    seed: int
+    split: Sequence[float] | None
+
+    @property
+    def path(self) -> Path:
+        return _expanded(self.place)
 
 
 def absolute_name(name: str) -> str:
@@ -295,52 +146,65 @@ def absolute_name(name: str) -> str:
     ('npz:/features.npz', 'sim-i:500')
     """
     kind, _, place = name.partition(":")
-    has_path = kind in _FILES or kind == "noisy-mnist"
+    has_path = any(form.startswith(f"{kind}:") for form in DATA_SETS)
     return f"{kind}:{os.path.realpath(_expanded(place))}" if place and has_path else name
 
 
 def _expanded(place: str) -> Path:
-    # Unlike Path.expanduser it leaves a home that there is not as it is.
+    # Unlike Path.expanduser, it leaves the name of an unknown home as it is.
     return Path(os.path.expanduser(place))
 
 
 def _open(name: str, seed: int, split: Sequence[float] | None) -> _Source:
     kind, colon, place = name.partition(":")
-    if kind == "digits" and not colon:
-        views, labels = read_digits()
-        return _Source(list(views), views.__getitem__, labels)
-    if kind == "noisy-digits" and not colon:
-        return _noisy(name, *read_framed_digits(), seed, split)
-    if kind == "noisy-mnist" and place:
-        return _noisy(name, *read_mnist(_expanded(place)), seed, split)
-    if kind in SPECIFIC:
-        if colon and not place.isdecimal():
-            raise DataError(f"{name}: expected {kind} or {kind}:SAMPLES, a number")
-        views, labels, parts = read_sim(kind, int(place) if colon else SAMPLES, seed)
-        return _Source(list(views), views.__getitem__, labels, parts)
-    if kind not in _FILES or not place:
-        raise DataError(f"unknown data set {name!r}; expected {FORMS}")
-    return _FILES[kind](name, _expanded(place))
+    for form, data_set in DATA_SETS.items():
+        known, needs_place, _ = form.partition(":")
+        if kind == known and (place if needs_place else not colon or data_set.sized):
+            return data_set.open(_Request(name, place, seed, split))
+    raise DataError(f"unknown data set {name!r}; expected {FORMS}")
 
 
-def _noisy(name: str, images: NDArray[Any], labels: NDArray[Any], seed: int, split: Sequence[float] | None) -> _Source:
+def _open_digits(request: _Request) -> _Source:
+    views, labels = read_digits()
+    return _Source(list(views), views.__getitem__, labels)
+
+
+def _open_sim(request: _Request) -> _Source:
+    kind, colon, place = request.name.partition(":")
+    if colon and not place.isdecimal():
+        raise DataError(f"{request.name}: expected {kind} or {kind}:SAMPLES, a number")
+    views, labels, parts = read_sim(kind, int(place) if colon else SAMPLES, request.seed)
+    return _Source(list(views), views.__getitem__, labels, parts)
+
+
+def _open_noisy_digits(request: _Request) -> _Source:
+    return _noisy(request, *read_framed_digits())
+
+
+def _open_noisy_mnist(request: _Request) -> _Source:
+    return _noisy(request, *read_mnist(request.path))
+
+
+def _noisy(request: _Request, images: NDArray[Any], labels: NDArray[Any]) -> _Source:
     """Split images, then make pairs within each part."""
-    if split is None:
+    if request.split is None:
         parts, names = [np.arange(len(labels))], None
     else:
-        indices = split_indices(len(labels), labels, [float(x) for x in split], seed)
+        indices = split_indices(len(labels), labels, [float(x) for x in request.split], request.seed)
         parts = [each.numpy() for each in indices.values()]
         names = np.empty(len(labels), f"U{max(map(len, SPLITS))}")
         for part, each in indices.items():
             names[each.numpy()] = part
     try:
-        views = noisy_views(images, labels, parts, seed)
+        views = noisy_views(images, labels, parts, request.seed)
     except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+        raise DataError(f"{request.name}: {error}") from error
     return _Source(list(views), views.__getitem__, labels, names)
 
 
-def _open_mfeat(name: str, folder: Path) -> _Source:
+def _open_mfeat(request: _Request) -> _Source:
+    name, folder = request.name, request.path
+
     def read(view: str) -> View:
         path = folder / f"mfeat-{view}"
         try:
@@ -353,7 +217,8 @@ def _open_mfeat(name: str, folder: Path) -> _Source:
     return _Source(_MFEAT_VIEWS, read, np.repeat(np.arange(10), _MFEAT_SAMPLES_PER_CLASS))
 
 
-def _open_npz(name: str, path: Path) -> _Source:
+def _open_npz(request: _Request) -> _Source:
+    name, path = request.name, request.path
     try:
         archive = NpzArchive(path)
     except OSError as error:
@@ -372,7 +237,8 @@ def _open_npz(name: str, path: Path) -> _Source:
     return _source(name, archive.names, read, read)
 
 
-def _open_folder(name: str, folder: Path) -> _Source:
+def _open_folder(request: _Request) -> _Source:
+    name, folder = request.name, request.path
     try:
         files = sorted(os.listdir(folder))
     except (OSError, ValueError) as error:
@@ -420,4 +286,48 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-_FILES: Mapping[str, Callable[[str, Path], _Source]] = {"mfeat": _open_mfeat, "npz": _open_npz, "dir": _open_folder}
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, or a kind of file, that :func:`load` takes by its name.
+
+    Attributes
+    ----------
+    title, help : str
+        Its name in full, and one line about it.
+    open : callable
+        Returns what is in it.
+    sized : bool
+        Whether `NAME:SAMPLES` asks for another number of samples.
+    """
+
+    title: str
+    help: str
+    open: Callable[[_Request], _Source]
+    sized: bool = False
+
+
+_SIM_HELP = "OMIB's synthetic data, two modalities and two classes: 10,000 samples, another number by {}:SAMPLES."
+# By the form of its name, with a colon where a path follows.
+DATA_SETS = {
+    "digits": DataSet(
+        "digits", "Scikit-learn's 1,797 handwritten digits in three views, bundled with it.", _open_digits
+    ),
+    "noisy-digits": DataSet(
+        "noisy digits",
+        "Noisy MNIST's two views made of these digits: one rotated and scaled, another of its class in noise.",
+        _open_noisy_digits,
+    ),
+    "noisy-mnist:DIR": DataSet(
+        "Noisy MNIST", "The same views of MNIST's IDX files in a folder, plain or gzipped.", _open_noisy_mnist
+    ),
+    **{name: DataSet(name.upper(), _SIM_HELP.format(name), _open_sim, sized=True) for name in SPECIFIC},
+    "mfeat:DIR": DataSet(
+        "UCI Multiple Features", "The archive as published, in a folder: 2,000 numerals in six views.", _open_mfeat
+    ),
+    "npz:FILE": DataSet("NumPy archive", "An array [N, ...] for each modality, under its name.", _open_npz),
+    "dir:FOLDER": DataSet(
+        "NumPy files", "A file NAME.npy for each modality, read as needed: it may be larger than memory.", _open_folder
+    ),
+}
+*_FIRST, _LAST = DATA_SETS
+FORMS = f"{', '.join(_FIRST)} or {_LAST}"

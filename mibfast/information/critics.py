@@ -1,12 +1,14 @@
-"""Critics: networks that score pairs, in the factors that let sums over all pairs be streamed."""
+"""Critics: networks that score pairs, in factors from which sums over all pairs are streamed."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ from mibfast import _check
 from mibfast._modules import ResettableModule
 from mibfast._precision import at_least_float32, unit
 
+__all__ = ["BilinearCritic", "ConcatenatedCritic", "CosineCritic", "SeparableCritic"]
+
 
 @dataclass(frozen=True)
 class Factors:
-    """What a critic makes of N rows and N' columns; the score of each pair follows from one row of either.
+    """A critic's factors of N rows and N' columns; the score of a pair follows from one row of each.
 
     Without a weight the score is the inner product of x [N, d] and y [N', d]. With w [h] it is
     w . relu(x_i + y_j) + b, and with hidden (W, c) as well, w . relu(W relu(x_i + y_j) + c) + b.
@@ -36,16 +40,13 @@ class Factors:
         return "inner_product" if self.weight is None else "additive"
 
     def in_float32(self) -> Factors:
-        """Return the factors in float32 at least: scores do not live in less."""
-
-        def wide(x: Tensor) -> Tensor:
-            return x.to(torch.promote_types(x.dtype, torch.float32))
-
+        """Return the factors in float32 at least, as scores need."""
+        wide = at_least_float32
         weight, bias = (None if x is None else wide(x) for x in (self.weight, self.bias))
         hidden = None if self.hidden is None else (wide(self.hidden[0]), wide(self.hidden[1]))
         return Factors(wide(self.x), wide(self.y), weight, bias, hidden)
 
-    def of_pairs(self) -> Tensor:
+    def pair_scores(self) -> Tensor:
         """Return the scores [...] of x [..., d] with y [..., d], which are broadcast."""
         if self.weight is None:
             return (self.x * self.y).sum(-1)
@@ -65,18 +66,18 @@ class Critic(ResettableModule):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the scores [N, N'] of x [N, dx] with y [N', dy], in float32 at least, all of them in memory."""
-        found = self._checked(x, y)
+        factors = self._checked(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            if found.weight is None:
-                return found.x @ found.y.mT
-            return Factors(found.x[:, None], found.y, found.weight, found.bias, found.hidden).of_pairs()
+            if factors.weight is None:
+                return factors.x @ factors.y.mT
+            return replace(factors, x=factors.x[:, None]).pair_scores()
 
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the scores [N] of the rows of x [N, dx] with those of y [N, dy], in float32 at least."""
         _check.size(type(self).__name__, "y", y, 0, x.shape[0])
-        found = self._checked(x, y)
+        factors = self._checked(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            return found.of_pairs()
+            return factors.pair_scores()
 
     def _checked(self, x: Tensor, y: Tensor) -> Factors:
         name = type(self).__name__
@@ -114,7 +115,7 @@ def _fit(critic: nn.Module, x: Tensor, y: Tensor, x_features: int, y_features: i
 
 
 class SeparableCritic(Critic):
-    r"""The inner product of two networks' embeddings: s(x, y) = g(x) . h(y).
+    """The inner product of two networks' embeddings: s(x, y) = g(x) . h(y).
 
     The cheapest over all pairs, a GEMM; an embedding of few features limits what it can tell apart.
 
@@ -175,7 +176,7 @@ class SeparableCritic(Critic):
 
 
 class BilinearCritic(Critic):
-    r"""A learned inner product: :math:`s(x, y) = x^\top W y`.
+    """A learned inner product: s(x, y) = x^T W y.
 
     Enough for jointly Gaussian vectors with equal marginals before the terms in x alone and y alone; for latents that
     networks make, which bring the nonlinearity themselves.
@@ -265,8 +266,9 @@ class CosineCritic(Critic):
 class ConcatenatedCritic(Critic):
     """A perceptron of the concatenated pair: s(x, y) = f([x, y]), with ReLU after each hidden layer.
 
-    The first layer is applied to x and to y apart, and its parts are added for each pair: N + N' rows in place of
-    N N'. The rest is evaluated for every pair, N N' h multiplications, and h times as many with a second hidden layer.
+    The first layer is applied to x and y separately, and the two parts are added for each pair: N + N' rows in place
+    of N N'. The rest is evaluated for every pair: N N' h multiplications, and h times as many with a second hidden
+    layer.
 
     Parameters
     ----------
@@ -304,12 +306,66 @@ class ConcatenatedCritic(Critic):
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the first layer's part of x, its part of y, and the other layers."""
         _fit(self, x, y, self.x_features, self.y_features)
-        of_x, of_y = torch.split(self.first.weight, [self.x_features, self.y_features], 1)
+        x_weight, y_weight = torch.split(self.first.weight, [self.x_features, self.y_features], 1)
         hidden = None if self.second is None else (self.second.weight, self.second.bias)
         return Factors(
-            nn.functional.linear(x, of_x, self.first.bias),
-            nn.functional.linear(y, of_y),
+            nn.functional.linear(x, x_weight, self.first.bias),
+            nn.functional.linear(y, y_weight),
             self.last.weight[0],
             self.last.bias[0],
             hidden,
         )
+
+
+def _bilinear_from_zero(x_features: int, y_features: int) -> BilinearCritic:
+    """Return a bilinear critic that scores all pairs 0.
+
+    From its own random start, scores of d features have a deviation of sqrt(d / 3), and with hundreds of features
+    training would begin at minus dozens of nats.
+    """
+    critic = BilinearCritic(x_features, y_features)
+    nn.init.zeros_(critic.map.weight)
+    return critic
+
+
+@dataclass(frozen=True)
+class NamedCritic:
+    """A critic that estimates and bottlenecks take by its name.
+
+    Attributes
+    ----------
+    kind : type of Critic
+        The first line of its docstring is the help.
+    for_estimates : callable
+        Makes the critic of (dx, dy) that :func:`mibfast.information.estimate` trains.
+    """
+
+    kind: type[Critic]
+    for_estimates: Callable[[int, int], Critic]
+
+    @property
+    def title(self) -> str:
+        """The name of the class."""
+        return self.kind.__name__
+
+    @property
+    def help(self) -> str:
+        """One line about the critic."""
+        return (inspect.getdoc(self.kind) or "").partition("\n")[0]
+
+    def for_latents(self, x_features: int, y_features: int, hidden_features: int) -> Critic:
+        """Make the critic of two latents, with hidden layers of a width where it has any."""
+        sized = "hidden_features" in inspect.signature(self.kind).parameters
+        options: dict[str, Any] = {"hidden_features": hidden_features} if sized else {}
+        return self.kind(x_features, y_features, **options)
+
+
+CRITICS = {
+    # Deep rather than wide: what is twisted into a spiral, a hidden layer of any width learns slowly. GELU learns more
+    # of it than ReLU: 0.91 against 0.87 of 1.02 nats, from 5,000 samples.
+    "separable": NamedCritic(
+        SeparableCritic, partial(SeparableCritic, hidden_features=64, depth=5, activation=nn.GELU)
+    ),
+    "concatenated": NamedCritic(ConcatenatedCritic, ConcatenatedCritic),
+    "bilinear": NamedCritic(BilinearCritic, _bilinear_from_zero),
+}

@@ -8,7 +8,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from typing import TypeAlias
 
@@ -18,36 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mibfast import _check
-from mibfast.information.critics import BilinearCritic, ConcatenatedCritic, SeparableCritic
-from mibfast.information.estimators import MutualInformation
+from mibfast.information.critics import CRITICS, BilinearCritic
+from mibfast.information.estimators import ESTIMATORS, MutualInformation
+from mibfast.ops.mutual_information import check_options
 
 _NAME = "estimate"
 
 
-def _bilinear_from_zero(x_features: int, y_features: int) -> BilinearCritic:
-    """Return a bilinear critic that scores all pairs 0.
-
-    From its own random start, scores of d features have a deviation of sqrt(d / 3), and with hundreds of features
-    training would begin at minus dozens of nats.
-    """
-    critic = BilinearCritic(x_features, y_features)
-    nn.init.zeros_(critic.map.weight)
-    return critic
-
-
-_CRITICS: dict[str, Callable[[int, int], nn.Module]] = {
-    # Deep rather than wide: what is twisted into a spiral, a hidden layer of any width learns slowly. GELU learns more
-    # of it than ReLU: 0.91 against 0.87 of 1.02 nats, from 5,000 samples.
-    "separable": partial(SeparableCritic, hidden_features=64, depth=5, activation=nn.GELU),
-    "bilinear": _bilinear_from_zero,
-    "concatenated": ConcatenatedCritic,
-}
-# Estimators whose gradient a single pair of a large score can take whole. By its usual second moment, which decays by
-# 0.999 a step, Adam divides such a gradient by a mean that has hardly seen it, and goes on in its direction for ten
-# steps: all scores are pushed down until the critic tells nothing apart, for dozens of steps, in which it may be
-# stopped. So for these the moment decays by 0.95, and gradients are cut to this norm.
-_EXPONENTIAL, _SECOND_DECAY, _LARGEST_GRADIENT = ("nwj", "tuba", "dv", "mine"), 0.95, 1.0
-# Of those and of bilinear critics: steps over which the learning rate rises. Adam's first are of full length whatever
+# For exponential estimators Adam's second moment decays by this factor a step, and gradients are cut to this norm. By
+# its usual moment, which decays by 0.999, Adam divides the gradient of a single large score by a mean that has hardly
+# seen it, and goes on in its direction for ten steps: all scores are pushed down until the critic tells nothing apart,
+# for dozens of steps, in which it may be stopped.
+_SECOND_DECAY, _LARGEST_GRADIENT = 0.95, 1.0
+# For those and for bilinear critics: steps over which the learning rate rises. Adam's first are of full length whatever
 # the gradient; MINE's moving average lags behind the scores that they make, and a bilinear critic's of hundreds of
 # features are noise.
 _WARM_UP_STEPS = 24
@@ -117,8 +99,8 @@ class Estimate:
     def __str__(self) -> str:
         spread = "" if math.isnan(self.spread) else f" ± {self.spread:.3f}"
         cap = f", capped at {self.cap:.3f}" if math.isfinite(self.cap) else ""
-        found = f"{self.value:.3f}{spread} nats on {self.samples} held-out samples{cap}"
-        return "\n".join([found, *(f"doubtful: {doubt}" for doubt in self.doubts)])
+        summary = f"{self.value:.3f}{spread} nats on {self.samples} held-out samples{cap}"
+        return "\n".join([summary, *(f"doubtful: {doubt}" for doubt in self.doubts)])
 
 
 def estimate(
@@ -155,8 +137,9 @@ def estimate(
     estimator : {"smile", "infonce", "nwj", "tuba", "dv", "mine", "js_fgan", "js", "js_tuba", "clip"}
         See :func:`mibfast.functional.mutual_information`.
     critic : {"separable", "concatenated", "bilinear"} or callable
-        A class of :mod:`mibfast.information` by name, or what makes a critic for (dx, dy). The separable one has four
-        hidden layers of 64, with GELU.
+        A class of :mod:`mibfast.information` by name, or a callable that makes a critic of (dx, dy). The separable one
+        has four hidden layers of 64, with GELU. A critic without parameters to train, such as a cosine, is evaluated as
+        it is, and its history is empty.
     transform : {"standardise", "ranks"}
         "ranks" takes each feature by the normal scores of its ranks among all samples, ties by their mean rank. No
         strictly increasing map of a feature changes what it knows, so neither does this one; it makes an estimate the
@@ -248,7 +231,9 @@ def estimate(
     if isinstance(seeds, (int, Integral)):
         seeds = range(_check.count(_NAME, "seeds", seeds if isinstance(seeds, bool) else int(seeds)))
     chosen = _check.whole_numbers(_NAME, "seeds", seeds)
-    make = critic if callable(critic) else _CRITICS[_check.choice(_NAME, "critic", critic, tuple(_CRITICS))]
+    _check.choice(_NAME, "estimator", estimator, tuple(ESTIMATORS))
+    check_options(_NAME, estimator, clip=clip, buffer=None, momentum=momentum, device=torch.device("cpu"))
+    make = critic if callable(critic) else CRITICS[_check.choice(_NAME, "critic", critic, tuple(CRITICS))].for_estimates
     doubts = []
     if _check.choice(_NAME, "transform", transform, ("standardise", "ranks")) == "ranks":
         rows_x, rows_y = normal_scores(rows_x), normal_scores(rows_y)
@@ -259,14 +244,15 @@ def estimate(
     with torch.random.fork_rng(devices=[rows_x.device] if rows_x.device.type == "cuda" else []):
         for seed in chosen:
             torch.manual_seed(seed)
-            model = MutualInformation(
-                make(rows_x.shape[1], rows_y.shape[1]), estimator, clip=clip, momentum=momentum, backend=backend
-            )
+            made = make(rows_x.shape[1], rows_y.shape[1])
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"{_NAME}: critic must make an nn.Module, got {_check.described(made)}")
+            model = MutualInformation(made, estimator, clip=clip, momentum=momentum, backend=backend)
             say = None if progress is None else _labelled(progress, f"seed {seed}, ")
-            found = _trained(model.to(rows_x.device), data, seed, epochs, patience, learning_rate, say)
-            values.append(found.value)
-            history.append(found.history)
-            alike += [seed] if found.scores_all_alike else []
+            trained = _trained(model.to(rows_x.device), data, seed, epochs, patience, learning_rate, say)
+            values.append(trained.value)
+            history.append(trained.history)
+            alike += [seed] if trained.scores_all_alike else []
     cap = _cap(estimator, held, evaluation_batch_size)
     diverged = [seed for seed, value in zip(chosen, values, strict=True) if math.isnan(value)]
     if diverged:
@@ -365,7 +351,7 @@ def _cap(estimator: str, held: int, evaluation_batch_size: int) -> float:
     if estimator == "js_fgan":
         return 0.0
     largest = max(map(len, _batches(torch.arange(held), evaluation_batch_size)))
-    return math.log(largest) if estimator in ("infonce", "clip") else math.inf
+    return math.log(largest) if ESTIMATORS[estimator].capped else math.inf
 
 
 def _labelled(progress: Callable[[str], object], label: str) -> Callable[[str], object]:
@@ -473,11 +459,13 @@ def _trained(
     """Train a critic, and read its value on the last part of the data."""
     generator = torch.Generator().manual_seed(seed)
     train, validation, test = data.split(generator)
+    if not any(p.requires_grad for p in model.parameters()):
+        return _evaluated(model, test, data, ())
     averaged = copy.deepcopy(model)
     weights = list(zip(averaged.parameters(), model.parameters(), strict=True))
     steps = 0
     bilinear = isinstance(model.critic, BilinearCritic)
-    exponential = model.estimator in _EXPONENTIAL
+    exponential = ESTIMATORS[model.estimator].exponential
     warm_up = _WARM_UP_STEPS if bilinear or exponential else 1
     optimizer: torch.optim.Optimizer
     if bilinear:
@@ -510,23 +498,29 @@ def _trained(
         # Running statistics of a critic's layers: those of the network that trains are near, and there are no others.
         for own, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
             own.copy_(buffer)
-        found = {
+        objectives = {
             "train": float(torch.stack(seen).mean()),
             "validation": _mean(averaged.objective, validation, data, averaged),
         }
-        history.append(found)
+        history.append(objectives)
         if progress is not None:
-            progress(f"epoch {epoch + 1}: train {found['train']:.4f}, validation {found['validation']:.4f}")
-        if not all(map(math.isfinite, found.values())):
+            progress(f"epoch {epoch + 1}: train {objectives['train']:.4f}, validation {objectives['validation']:.4f}")
+        if not all(map(math.isfinite, objectives.values())):
             return _Trained(math.nan, tuple(history))
-        if found["validation"] > best:
-            best, kept = found["validation"], copy.deepcopy(averaged)
+        if objectives["validation"] > best:
+            best, kept = objectives["validation"], copy.deepcopy(averaged)
         if best > mark + _LEAST_RISE:
             mark, marked_epoch, marked_step = best, epoch, steps
         if epoch - marked_epoch >= patience and steps - max(marked_step, warm_up) >= _FEWEST_STEPS:
             break
-    value = _mean(kept, test, data, kept)
-    return _Trained(value if math.isfinite(value) else math.nan, tuple(history), _scores_all_alike(kept.critic, test))
+    return _evaluated(kept, test, data, tuple(history))
+
+
+def _evaluated(
+    model: MutualInformation, test: tuple[Tensor, Tensor], data: _Data, history: tuple[dict[str, float], ...]
+) -> _Trained:
+    value = _mean(model, test, data, model)
+    return _Trained(value if math.isfinite(value) else math.nan, history, _scores_all_alike(model.critic, test))
 
 
 def _scores_all_alike(critic: nn.Module, pairs: tuple[Tensor, Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +13,42 @@ from mibfast import _check
 from mibfast import functional as F
 from mibfast._modules import ResettableModule
 from mibfast.information.critics import Critic, Factors
-from mibfast.ops.mutual_information import (
-    ESTIMATORS,
-    OBJECTIVES,
-    check_options,
-)
+from mibfast.ops.mutual_information import OBJECTIVES, check_options
 from mibfast.ops.mutual_information import estimate as estimate_of_pairs
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator of :func:`mibfast.functional.mutual_information`, which has its formula.
+
+    Attributes
+    ----------
+    title, help : str
+        Its name in tables and messages, and one line about it.
+    capped : bool
+        Whether it is at most ln N: it compares each positive with all pairs of its row, and needs all of them.
+    exponential : bool
+        Whether a single pair with a large score can make up its whole gradient.
+    """
+
+    title: str
+    help: str
+    capped: bool = False
+    exponential: bool = False
+
+
+ESTIMATORS = {
+    "smile": Estimator("SMILE", "Donsker-Varadhan with clamped negatives; steady, and not capped."),
+    "infonce": Estimator("InfoNCE", "A bound of little variance, at most ln N.", capped=True),
+    "clip": Estimator("CLIP", "InfoNCE in both directions, at most ln N.", capped=True),
+    "dv": Estimator("Donsker-Varadhan", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "nwj": Estimator("NWJ", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "tuba": Estimator("TUBA", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "mine": Estimator("MINE", "Donsker-Varadhan, trained with a moving average.", exponential=True),
+    "js_tuba": Estimator("JS-TUBA", "The value of TUBA, trained by the Jensen-Shannon objective."),
+    "js": Estimator("JS", "The value of NWJ, trained by the Jensen-Shannon objective: 1 / e low at its optimum."),
+    "js_fgan": Estimator("JS-fGAN", "The Jensen-Shannon objective itself, at most 0: no estimate of information."),
+}
 
 
 class _StreamedPairs:
@@ -30,7 +61,7 @@ class _StreamedPairs:
 
     def positives(self) -> Tensor:
         with torch.autocast(self.factors.x.device.type, enabled=False):
-            return self.factors.in_float32().of_pairs()
+            return self.factors.in_float32().pair_scores()
 
     def log_sum_exps(self, columns: bool) -> tuple[Tensor, ...]:
         """Return positives [N] and log-sum-exps [N] of rows and, where asked for, columns, positives included."""
@@ -135,14 +166,14 @@ class MutualInformation(ResettableModule):
         if not isinstance(critic, nn.Module):
             raise TypeError(f"{name}: critic must be an nn.Module, got {_check.described(critic)}")
         self.critic = critic
-        self.estimator = _check.choice(name, "estimator", estimator, ESTIMATORS)
+        self.estimator = _check.choice(name, "estimator", estimator, tuple(ESTIMATORS))
         self.clip = check_options(
             name, estimator, clip=clip, buffer=None, momentum=momentum, device=torch.device("cpu")
         )
         self.momentum = momentum
         self.negatives = _check.choice(name, "negatives", negatives, ("all", "shuffled"))
         if negatives == "shuffled":
-            if estimator in ("infonce", "clip"):
+            if ESTIMATORS[estimator].capped:
                 raise ValueError(f'{name}: estimator={estimator!r} is over all pairs, got negatives="shuffled"')
             if not isinstance(critic, Critic):
                 raise TypeError(

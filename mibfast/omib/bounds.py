@@ -150,7 +150,7 @@ class BetaEstimate:
     @property
     def indistinct(self) -> list[str]:
         """Modalities of which the critic told hardly any samples apart: entropies below 0.1 ln N, N held out."""
-        return [name for name, found in self.entropies.items() if _is_indistinct(found)]
+        return [name for name, entropy in self.entropies.items() if _is_indistinct(entropy)]
 
     def draw(self, seed: int) -> float:
         """Return a beta, uniform in [lower, upper], as algorithm 2 draws it once before training."""
@@ -159,14 +159,14 @@ class BetaEstimate:
     def as_dict(self) -> dict[str, Any]:
         """Return what was found as numbers and strings, for a file; pairs are "NAME, NAME"."""
 
-        def numbers(found: Estimate) -> dict[str, Any]:
-            return {"value": found.value, "spread": found.spread, "by_seed": list(found.by_seed)}
+        def numbers(result: Estimate) -> dict[str, Any]:
+            return {"value": result.value, "spread": result.spread, "by_seed": list(result.by_seed)}
 
         return {
             "lower": self.lower,
             "upper": self.upper,
-            "entropies": {name: numbers(found) for name, found in self.entropies.items()},
-            "informations": {", ".join(pair): numbers(found) for pair, found in self.informations.items()},
+            "entropies": {name: numbers(result) for name, result in self.entropies.items()},
+            "informations": {", ".join(pair): numbers(result) for pair, result in self.informations.items()},
             "estimator": self.estimator,
             "cap": self.cap if math.isfinite(self.cap) else None,
             "samples": self.samples,
@@ -176,14 +176,14 @@ class BetaEstimate:
 
     def __str__(self) -> str:
         cap = f"capped at {self.cap:.3f} nats" if math.isfinite(self.cap) else "without a cap"
-        rows = [(f"H({name})", found) for name, found in self.entropies.items()]
-        rows += [(f"I({first}; {second})", found) for (first, second), found in self.informations.items()]
+        rows = [(f"H({name})", result) for name, result in self.entropies.items()]
+        rows += [(f"I({first}; {second})", result) for (first, second), result in self.informations.items()]
         width = max(len(label) for label, _ in rows)
         return "\n".join(
             [
                 f"beta in [{self.lower:.3g}, {self.upper:.3g}]",
                 f"from {self.samples} samples by {self.estimator!r}, {cap}",
-                *(f"{label:<{width}}  {str(found).splitlines()[0]}" for label, found in rows),
+                *(f"{label:<{width}}  {str(result).splitlines()[0]}" for label, result in rows),
                 *(f"doubtful: {doubt}" for doubt in self.doubts),
             ]
         )
@@ -279,13 +279,13 @@ def estimate_beta(
 
     entropies = {each: information(each, each) for each in names}
     informations = {pair: information(*pair) for pair in combinations(names, 2)}
-    for label, found in _labelled(entropies, informations):
-        if not math.isfinite(found.value):
+    for label, result in _labelled(entropies, informations):
+        if not math.isfinite(result.value):
             raise ValueError(
-                f"{name}: the estimate of {label} by {estimator!r} is {found.value}, from which no bounds follow; "
+                f"{name}: the estimate of {label} by {estimator!r} is {result.value}, from which no bounds follow; "
                 "'smile' and 'infonce' are steadier"
             )
-    H = {each: found.value for each, found in entropies.items()}
+    H = {each: result.value for each, result in entropies.items()}
     if math.fsum(H.values()) <= 0:
         raise ValueError(
             f"{name}: {estimator!r} found no information of the modalities about themselves ("
@@ -293,7 +293,7 @@ def estimate_beta(
             + "); more samples or epochs are needed"
         )
     H = {each: max(h, 0.0) for each, h in H.items()}
-    consistent = {(i, j): min(max(found.value, 0.0), H[i], H[j]) for (i, j), found in informations.items()}
+    consistent = {(i, j): min(max(result.value, 0.0), H[i], H[j]) for (i, j), result in informations.items()}
     lower, upper = beta_bounds(H, consistent)
     doubts = _doubts(entropies, informations)
     if options.get("transform", "standardise") == "standardise":
@@ -319,44 +319,44 @@ def _after(label: str, progress: Callable[[str], object]) -> Callable[[str], obj
 def _labelled(
     entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, str], Estimate]
 ) -> list[tuple[str, Estimate]]:
-    of_pairs = [(f"I({i}; {j})", found) for (i, j), found in informations.items()]
-    return [(f"H({name})", found) for name, found in entropies.items()] + of_pairs
+    of_pairs = [(f"I({i}; {j})", result) for (i, j), result in informations.items()]
+    return [(f"H({name})", result) for name, result in entropies.items()] + of_pairs
 
 
 def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, str], Estimate]) -> list[str]:
     """Say why estimates are not to be trusted."""
     doubts = []
-    for label, found in _labelled(entropies, informations):
-        if found.value > _NEAR * found.cap:
-            doubts.append(f"{label} = {found.value:.3g} is at its cap, {found.cap:.3g}; the truth is larger")
-        elif found.value > math.log(found.samples):
+    for label, result in _labelled(entropies, informations):
+        if result.value > _NEAR * result.cap:
+            doubts.append(f"{label} = {result.value:.3g} is at its cap, {result.cap:.3g}; the truth is larger")
+        elif result.value > math.log(result.samples):
             doubts.append(
-                f"{label} = {found.value:.3g} is above ln N = {math.log(found.samples):.3g}, more than which the "
-                f"{found.samples} held-out samples cannot vouch for"
+                f"{label} = {result.value:.3g} is above ln N = {math.log(result.samples):.3g}, more than which the "
+                f"{result.samples} held-out samples cannot vouch for"
             )
-    for name, found in entropies.items():
-        if found.value <= 0:
-            doubts.append(f"H({name}) = {found.value:.3g} is not positive: the critic learned nothing")
-        elif _is_indistinct(found):
+    for name, result in entropies.items():
+        if result.value <= 0:
+            doubts.append(f"H({name}) = {result.value:.3g} is not positive: the critic learned nothing")
+        elif _is_indistinct(result):
             doubts.append(
-                f"H({name}) = {found.value:.3g} is far below ln N = {math.log(found.samples):.3g}: the critic told "
-                f"hardly any of the {found.samples} held-out samples apart, and beta is too large"
+                f"H({name}) = {result.value:.3g} is far below ln N = {math.log(result.samples):.3g}: the critic told "
+                f"hardly any of the {result.samples} held-out samples apart, and beta is too large"
             )
-        elif found.spread > _LARGEST_SPREAD * found.value:
-            doubts.append(f"H({name}) = {found.value:.3g} differs by {found.spread:.3g} between seeds")
-    for (i, j), found in informations.items():
+        elif result.spread > _LARGEST_SPREAD * result.value:
+            doubts.append(f"H({name}) = {result.value:.3g} differs by {result.spread:.3g} between seeds")
+    for (i, j), result in informations.items():
         smaller = min(entropies[i].value, entropies[j].value)
         if smaller <= 0:
             continue
-        if found.value > smaller:
-            doubts.append(f"I({i}; {j}) = {found.value:.3g} exceeds the smaller entropy, {smaller:.3g}")
-        elif found.spread > _LARGEST_SPREAD * smaller:
-            doubts.append(f"I({i}; {j}) = {found.value:.3g} differs by {found.spread:.3g} between seeds")
+        if result.value > smaller:
+            doubts.append(f"I({i}; {j}) = {result.value:.3g} exceeds the smaller entropy, {smaller:.3g}")
+        elif result.spread > _LARGEST_SPREAD * smaller:
+            doubts.append(f"I({i}; {j}) = {result.value:.3g} differs by {result.spread:.3g} between seeds")
     return doubts
 
 
-def _is_indistinct(found: Estimate) -> bool:
-    return found.value < _FAR_BELOW * math.log(found.samples)
+def _is_indistinct(entropy: Estimate) -> bool:
+    return entropy.value < _FAR_BELOW * math.log(entropy.samples)
 
 
 def _first(seeds: int | Sequence[int]) -> int:

@@ -246,6 +246,7 @@ class OMIB(FusionModel):
     (torch.Size([5, 3]), torch.Size([5, 4]))
     """
 
+    title: ClassVar[str] = "OMIB"
     stages: ClassVar[tuple[str, ...]] = ("warm-up", "main")
 
     def __init__(

@@ -113,8 +113,8 @@ def f1_at_true_count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> 
         raise ValueError(f"{name}: labels must hold at least one anomaly, got none in {len(anomalies)}")
     threshold = np.sort(given)[-count]
     above, at = given > threshold, given == threshold
-    found = anomalies[above].sum() + anomalies[at].mean() * (count - above.sum())
-    return float(found / count)
+    hits = anomalies[above].sum() + anomalies[at].mean() * (count - above.sum())
+    return float(hits / count)
 
 
 def _array(name: str, argument: str, x: ArrayLike | Tensor) -> NDArray[Any]:

@@ -1,11 +1,15 @@
-"""Training and evaluation: Lightning modules, probes, retrieval, run folders."""
+"""Training and evaluation of alignments and fusions, as runs in folders.
 
-from mibfast.train.alignment import AlignmentModule
-from mibfast.train.config import RunConfig
+`fitting` trains one method, `evaluation` scores a run, `comparison` ranks methods, `experiments` holds fixed studies;
+each may import from those before it. The modules beside these folders serve all of them.
+"""
+
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
-from mibfast.train.fusion import FusionModule
+from mibfast.train.fitting.alignment import AlignmentModule
+from mibfast.train.fitting.config import RunConfig
+from mibfast.train.fitting.fusion import FusionModule
 from mibfast.train.methods import ALIGNMENTS, FUSIONS, METHODS
 
 __all__ = [

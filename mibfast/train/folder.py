@@ -37,7 +37,7 @@ from mibfast.train.json_files import NUMBER, check_form, read_json
 FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
-STEPS_TABLE, BETA = "steps.csv", "beta.json"
+STEPS_TABLE, BETA, PLAN = "steps.csv", "beta.json", "plan.json"
 _METRICS = {"epochs": [{"validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
 
 
@@ -69,6 +69,18 @@ class RunFolder:
             holds = any(not name.startswith(".") for name in os.listdir(self.path))
         if holds:
             raise RunError(f"{self.path} exists and is not empty; choose another folder")
+
+    def claim(self, plan: Mapping[str, Any]) -> None:
+        """Make the folder of a plan, kept in `plan.json`; RunError where it is that of another plan."""
+        if not os.path.lexists(self.path / PLAN):
+            self.create()
+            self.write_json(PLAN, plan)
+            return
+        kept = self.read_json(PLAN, object)
+        if kept != plan:
+            others = [key for key in plan if not isinstance(kept, dict) or kept.get(key) != plan[key]]
+            named = dict.fromkeys("data" if key == "fingerprint" else key for key in others)
+            raise RunError(f"{self.path} was begun with other {', '.join(named)}; choose another folder")
 
     def check(self) -> None:
         """Raise RunError where nothing can be written into the folder, before there is anything to write."""
@@ -178,25 +190,24 @@ class RunFolder:
             raise RunError(f"{self.path} is not a folder; expected that of a run")
         if not self.begun:
             raise RunError(f"{self.path} is not a run's folder: it has no {CONFIG}")
-        found = self.read_json(CONFIG, object)
-        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        content = self.read_json(CONFIG, object)
+        if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
             raise RunError(f"{self.path / CONFIG} is damaged: it holds no settings")
-        if found.get("format") != FORMAT:
+        if content.get("format") != FORMAT:
             raise RunError(
-                f"{self.path} is of another version: format {found.get('format')!r}, and this mibfast reads {FORMAT}"
+                f"{self.path} is of another version: format {content.get('format')!r}, and this mibfast reads {FORMAT}"
             )
-        return found
+        return content
 
     def read_metrics(self) -> dict[str, Any]:
         """Return what `metrics.json` holds; RunError where the run has not ended, or the file is damaged."""
         if not self.ended:
             raise RunError(f"the run in {self.path} has not ended; `mibfast fit ... --resume` goes on with it")
-        found: dict[str, Any] = self.read_json(METRICS, _METRICS)
-        if not 1 <= found["best_epoch"] <= len(found["epochs"]):
-            raise RunError(
-                f"{self.path / METRICS} is damaged: the best epoch is {found['best_epoch']} of {len(found['epochs'])}"
-            )
-        return found
+        metrics: dict[str, Any] = self.read_json(METRICS, _METRICS)
+        if not 1 <= metrics["best_epoch"] <= len(metrics["epochs"]):
+            best = f"{metrics['best_epoch']} of {len(metrics['epochs'])}"
+            raise RunError(f"{self.path / METRICS} is damaged: the best epoch is {best}")
+        return metrics
 
     def read_json(self, name: str, form: Any) -> Any:
         """Return what a JSON file holds; RunError where it cannot be read, is damaged or of another form.
@@ -204,13 +215,13 @@ class RunFolder:
         The form is as :func:`mibfast.train.json_files.check_form` takes it.
         """
         try:
-            found = read_json(self.path / name)
-            check_form(found, form)
+            content = read_json(self.path / name)
+            check_form(content, form)
         except OSError as error:
             raise RunError(f"cannot read {self.path / name}: {error.strerror or error}") from error
         except ValueError as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from error
-        return found
+        return content
 
     def read_weights(self, sha256: str | None = None) -> dict[str, Tensor]:
         """Return the weights; RunError where they are not there, or damaged: of another SHA-256."""
@@ -224,7 +235,7 @@ class RunFolder:
             content = read_bytes(path)
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
                 raise RunError(f"{path} is damaged: its bytes are not those that were written")
-            found: dict[str, Tensor] = load(content)
+            weights: dict[str, Tensor] = load(content)
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror or error}") from error
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -232,7 +243,7 @@ class RunFolder:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{path} is damaged: {error}") from error
-        return found
+        return weights
 
     def read_state(self) -> dict[str, Any] | None:
         """Return the state to resume from, or None where none was written; RunError where it is damaged."""
@@ -248,7 +259,7 @@ class RunFolder:
                 hurt = archive.testzip()
             if hurt is not None:
                 raise RunError(f"{path} is damaged: {hurt} has another checksum")
-            found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:
@@ -257,7 +268,7 @@ class RunFolder:
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"{path} is damaged: {reason}") from error
-        return found
+        return state
 
     def remove_state(self) -> None:
         """Remove the state to resume from, which a run that has ended does not need."""

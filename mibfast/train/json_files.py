@@ -26,12 +26,12 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def check_form(found: Any, form: Any, what: str = "it") -> None:
+def check_form(content: Any, form: Any, what: str = "it") -> None:
     """Raise ValueError where something that was read does not have the form that it was written in.
 
     Parameters
     ----------
-    found
+    content
     form : type, tuple, list or mapping
         A type, or a tuple of types, of which a bool is none but `bool` itself; a list of one form, for a list of any
         length; a mapping from `str` or `int` to a form, for a mapping with keys of that type; or from names to forms,
@@ -49,31 +49,31 @@ def check_form(found: Any, form: Any, what: str = "it") -> None:
     ValueError: its 'losses' [1] must be int or float, got str '1'
     """
     if isinstance(form, Mapping):
-        _check_kind(found, Mapping, what)
+        _check_kind(content, Mapping, what)
         for key, each in form.items():
             if isinstance(key, type):
-                for name, value in found.items():
+                for name, value in content.items():
                     _check_kind(name, key, f"a key of {what}")
                     check_form(value, each, _part(what, repr(name)))
-            elif key not in found:
+            elif key not in content:
                 raise ValueError(f"{what} has no {key!r}")
             else:
-                check_form(found[key], each, _part(what, repr(key)))
+                check_form(content[key], each, _part(what, repr(key)))
     elif isinstance(form, list):
-        _check_kind(found, list, what)
-        for position, value in enumerate(found):
+        _check_kind(content, list, what)
+        for position, value in enumerate(content):
             check_form(value, form[0], _part(what, f"[{position}]"))
     else:
-        _check_kind(found, form, what)
+        _check_kind(content, form, what)
 
 
 def _part(what: str, name: str) -> str:
     return f"its {name}" if what == "it" else f"{what} {name}"
 
 
-def _check_kind(found: Any, kinds: Any, what: str) -> None:
+def _check_kind(content: Any, kinds: Any, what: str) -> None:
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+    if not isinstance(content, kinds) or (isinstance(content, bool) and bool not in kinds):
         names = {Mapping: "a mapping", type(None): "null"}
         listed = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
-        raise ValueError(f"{what} must be {listed}, got {described(found)}")
+        raise ValueError(f"{what} must be {listed}, got {described(content)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,36 +14,57 @@ from torch import Tensor, nn
 
 from mibfast import functional as F
 from mibfast import losses
+from mibfast._precision import unit
 from mibfast.data.multimodal import nearest
 from mibfast.nn import fusion
 from mibfast.nn.fusion import AnomalyDetection, Classification, FusionModel, Regression, Task
 from mibfast.omib import OMIB
 from mibfast.train.errors import RunError
-from mibfast.train.module import built
+from mibfast.train.memory import built
 
-# What a value that does not fit makes a loss or a model raise: one that is no number, one beyond all numbers, one that
-# leaves no memory.
+# What a loss or a model raises for a value that does not fit: of a wrong type, out of range, or beyond memory.
 _MISFIT = (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+
+
+@contextmanager
+def _misfits_refused() -> Iterator[None]:
+    try:
+        yield
+    except _MISFIT as error:
+        raise RunError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Method:
-    """What can be trained: an :class:`Alignment` or a :class:`Fusion`.
+    """A method that can be trained: an :class:`Alignment` or a :class:`Fusion`.
 
     Attributes
     ----------
     title : str
+        Its name in tables and messages.
+    kind : callable
+        The class of its loss or of its model.
     """
 
     title: str
+    kind: Callable[..., nn.Module]
+
+    @property
+    def help(self) -> str:
+        """One line about the method: the first one of its class's docstring."""
+        return (inspect.getdoc(self.kind) or "").partition("\n")[0]
 
     @property
     def options(self) -> list[str]:
-        """Names of the loss's or the fusion's arguments that a run can give."""
+        """Names of the class's arguments that a run can give."""
+        return [name for name in inspect.signature(self.kind).parameters if name not in self._own_arguments]
+
+    @property
+    def _own_arguments(self) -> tuple[str, ...]:
         raise NotImplementedError
 
     def refuse_options(self, options: Mapping[str, Any]) -> None:
-        """Raise RunError for an argument that there is not."""
+        """Raise RunError for an unknown argument."""
         for name in options:
             if name not in self.options:
                 raise RunError(f"{self.title} has no loss option {name!r}{nearest(name, self.options)}")
@@ -55,12 +77,10 @@ class Alignment(Method):
     Attributes
     ----------
     title : str
-    loss_class : callable
+    kind : callable
         Makes the loss.
     settings : mapping
         Arguments of the loss where they are not its defaults.
-    settings_beyond_three : mapping
-        Those for more than three modalities.
     retrieve : callable
         Takes candidates [C, d], a sequence of contexts [Q, d] and k, and returns the indices [Q, k] of the candidates
         that score best for each context, best first, by :func:`mibfast.functional.top_k`.
@@ -68,11 +88,12 @@ class Alignment(Method):
         Whether the loss has parameters for a number of modalities and features, its first arguments.
     unit : str
         Of the loss.
+    settings_beyond_three : mapping
+        Arguments for more than three modalities.
     joint : bool
-        Whether the loss is over the samples that have all modalities; of one that lacks any it takes nothing.
+        Whether the loss takes only samples that have all modalities.
     """
 
-    loss_class: Callable[..., nn.Module]
     settings: Mapping[str, Any]
     retrieve: Callable[[Tensor, Sequence[Tensor], int], Tensor]
     sized: bool = False
@@ -81,32 +102,22 @@ class Alignment(Method):
     joint: bool = False
 
     @property
-    def options(self) -> list[str]:
-        """Names of the loss's arguments that a run can give."""
-        sizes = ("modalities", "features") if self.sized else ()
-        return [name for name in inspect.signature(self.loss_class).parameters if name not in sizes]
+    def _own_arguments(self) -> tuple[str, ...]:
+        return ("modalities", "features") if self.sized else ()
 
     def loss(self, modalities: int, features: int, /, **options: Any) -> nn.Module:
-        """Make the loss of so many modalities and features, with arguments besides the method's own.
-
-        RunError for arguments that it does not take.
-        """
+        """Make the loss for a number of modalities and features; RunError for arguments that it does not take."""
         self.refuse_options(options)
         sizes = {"modalities": modalities, "features": features} if self.sized else {}
         settings = {**self.settings, **(self.settings_beyond_three if modalities > 3 else {})}
-        try:
-            return built(partial(self.loss_class, **sizes, **{**settings, **options}))
-        except _MISFIT as error:
-            raise RunError(str(error)) from error
+        with _misfits_refused():
+            return built(partial(self.kind, **sizes, **{**settings, **options}))
 
     def refuse_misfit(self, modalities: Sequence[str], features: int, /, **options: Any) -> None:
         """Raise RunError where the loss does not take embeddings of these modalities, by trying two samples."""
         loss = self.loss(len(modalities), features, **options)
-        try:
-            with torch.no_grad():
-                loss({name: torch.randn(2, features) for name in modalities})
-        except _MISFIT as error:
-            raise RunError(str(error)) from error
+        with _misfits_refused(), torch.no_grad():
+            loss({name: torch.randn(2, features) for name in modalities})
 
 
 @dataclass(frozen=True)
@@ -116,42 +127,38 @@ class Fusion(Method):
     Attributes
     ----------
     title : str
-    model_class : type of FusionModel
+    kind : type of FusionModel
     estimates_beta : bool
-        Whether its bottleneck's weight `beta`, where it is not given, is estimated from the data before training.
+        Whether its bottleneck's weight `beta`, where it is left out, is estimated from the data before training.
     """
 
-    model_class: type[FusionModel]
+    kind: type[FusionModel]
     estimates_beta: bool = False
 
     @property
-    def options(self) -> list[str]:
-        """Names of the model's arguments that a run can give."""
-        given = ("encoders", "features", "task")
-        return [name for name in inspect.signature(self.model_class).parameters if name not in given]
+    def _own_arguments(self) -> tuple[str, ...]:
+        return ("encoders", "features", "task")
 
     @property
     def beta(self) -> float | None:
-        """The bottleneck's weight where none is given; None where there is no such weight, or it is estimated."""
-        found = inspect.signature(self.model_class).parameters.get("beta")
-        return None if found is None else found.default
+        """The default of the bottleneck's weight; None where there is no such weight, or it is estimated."""
+        parameter = inspect.signature(self.kind).parameters.get("beta")
+        return None if parameter is None else parameter.default
 
     def needs_beta(self, options: Mapping[str, Any]) -> bool:
-        """Return whether beta is to be estimated: not where it is given, or nothing is there that it would weigh."""
+        """Return whether beta is to be estimated: it is left out, and there is a bottleneck for it to weigh."""
         return self.estimates_beta and "beta" not in options and bool(options.get("bottleneck", True))
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Of training, in order."""
-        return self.model_class.stages
+        """The stages of training, in order."""
+        return self.kind.stages
 
     def model(self, encoders: Mapping[str, nn.Module], features: int, task: Task, /, **options: Any) -> FusionModel:
-        """Make the model, with arguments besides; RunError for those that it does not take."""
+        """Make the model; RunError for arguments that it does not take."""
         self.refuse_options(options)
-        try:
-            return built(partial(self.model_class, encoders, features, task, **options))
-        except _MISFIT as error:
-            raise RunError(str(error)) from error
+        with _misfits_refused():
+            return built(partial(self.kind, encoders, features, task, **options))
 
     def refuse_misfit(self, modalities: Sequence[str], features: int, task: Task, /, **options: Any) -> None:
         """Raise RunError where the model does not take these modalities and this task, by trying a few samples."""
@@ -166,21 +173,14 @@ class Fusion(Method):
         if isinstance(task, AnomalyDetection):
             task.set_center(torch.ones(1, task.outputs))
         views = {name: torch.randn(4, features) for name in modalities}
-        try:
-            with torch.no_grad():
-                for stage in self.stages:
-                    model.terms(views, target, stage)
-        except _MISFIT as error:
-            raise RunError(str(error)) from error
-
-
-def _unit(z: Tensor) -> Tensor:
-    return nn.functional.normalize(z, dim=1)
+        with _misfits_refused(), torch.no_grad():
+            for stage in self.stages:
+                model.terms(views, target, stage)
 
 
 def by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     """Retrieve by the cosines of a candidate with the embeddings at hand, summed."""
-    return F.top_k(torch.stack([_unit(z) for z in context]).sum(0), _unit(candidates), k)[1]
+    return F.top_k(torch.stack([unit(z) for z in context]).sum(0), unit(candidates), k)[1]
 
 
 def by_projection(candidates: Tensor, context: Sequence[Tensor], k: int, ridge: float = 1e-8) -> Tensor:
@@ -202,8 +202,8 @@ def _by_area(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
 
 def _by_multilinear_product(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
     """By the multilinear inner product of unit embeddings."""
-    query = torch.stack([_unit(z) for z in context], dim=1)
-    return F.top_k(query, _unit(candidates), k, score="symile")[1]
+    query = torch.stack([unit(z) for z in context], dim=1)
+    return F.top_k(query, unit(candidates), k, score="symile")[1]
 
 
 # The baselines of the OVA-IB paper: its temperature, and the positive left out of their denominator as well.
@@ -239,12 +239,9 @@ ALIGNMENTS = {
     "barlow-twins": Alignment("Barlow Twins", losses.BarlowTwinsLoss, {}, by_cosines, unit="", joint=True),
 }
 
-_TITLES = {"gated": "BiGated", "film": "FiLM", "deep-ib": "deep IB", "mmib-cui": "MMIB-Cui", "mmib-zhang": "MMIB-Zhang"}
-_TITLES |= {name: name.upper() for name in ("misa", "dmib", "e-mib", "l-mib", "c-mib")}
-
 FUSIONS = {
-    "omib": Fusion("OMIB", OMIB, estimates_beta=True),
-    **{name: Fusion(_TITLES.get(name, name), model_class) for name, model_class in fusion.METHODS.items()},
+    "omib": Fusion(OMIB.title, OMIB, estimates_beta=True),
+    **{name: Fusion(kind.title, kind) for name, kind in fusion.METHODS.items()},
 }
 
 METHODS: dict[str, Alignment | Fusion] = {**ALIGNMENTS, **FUSIONS}

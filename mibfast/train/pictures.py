@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mibfast import _check
+from mibfast._precision import unit
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _MARKERS = "o^sDvP*Xhd<>"
@@ -105,8 +106,8 @@ def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDAr
     colours = plt.get_cmap("viridis" if classes is None else "tab10" if len(classes) <= 10 else "tab20")
     shades = {} if codes is None else {"vmin": codes.min(), "vmax": codes.max() if classes is None else colours.N - 1}
     for axes, (title, views) in zip(panels[0], embeddings.items(), strict=True):
-        unit = [(z / z.norm(dim=1, keepdim=True).clamp(min=1e-30)).numpy() for z in views.values()]
-        stacked, n = np.concatenate(unit), len(unit[0])
+        rows = [unit(z).numpy() for z in views.values()]
+        stacked, n = np.concatenate(rows), len(rows[0])
         perplexity = min(30.0, (len(stacked) - 1) / 3)
         points = TSNE(
             init="pca" if stacked.shape[1] > 1 else "random", random_state=0, perplexity=perplexity, max_iter=500
@@ -166,14 +167,14 @@ def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -
     )
     for axes in panels.flat[len(groups) :]:
         axes.set_visible(False)
-    for axes, ((task, metric), found) in zip(panels.flat, groups.items(), strict=False):
-        values = np.array([row["value"] for row in found])
-        low, high = (np.array([row[end] for row in found], dtype=float) for end in ("low", "high"))
-        places = np.arange(len(found))[::-1]
+    for axes, ((task, metric), rows_of_panel) in zip(panels.flat, groups.items(), strict=False):
+        values = np.array([row["value"] for row in rows_of_panel])
+        low, high = (np.array([row[end] for row in rows_of_panel], dtype=float) for end in ("low", "high"))
+        places = np.arange(len(rows_of_panel))[::-1]
         spread = np.nan_to_num(np.clip(np.stack([values - low, high - values]), 0, None))
         axes.errorbar(values, places, xerr=spread, fmt="o", color=_BLUE, markersize=4, capsize=2, linewidth=1)
-        axes.set_yticks(places, [row["modalities"] for row in found], fontsize=8)
-        axes.set(title=f"{task}: {metric}", ylim=(-0.7, len(found) - 0.3))
+        axes.set_yticks(places, [row["modalities"] for row in rows_of_panel], fontsize=8)
+        axes.set(title=f"{task}: {metric}", ylim=(-0.7, len(rows_of_panel) - 0.3))
         axes.locator_params(axis="x", nbins=6)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -191,7 +192,7 @@ def draw_comparison(figures: Mapping[str, Mapping[str, tuple[float, float]]], ti
     path : Path
     """
     plt = _pyplot()
-    titles = list(dict.fromkeys(each for found in figures.values() for each in found))
+    titles = list(dict.fromkeys(each for own in figures.values() for each in own))
     figure, panels = plt.subplots(
         1,
         len(titles),
@@ -202,7 +203,7 @@ def draw_comparison(figures: Mapping[str, Mapping[str, tuple[float, float]]], ti
     )
     places = np.arange(len(figures))[::-1]
     for axes, each in zip(panels[0], titles, strict=True):
-        means, spreads = zip(*(found[each] for found in figures.values()), strict=True)
+        means, spreads = zip(*(own[each] for own in figures.values()), strict=True)
         axes.errorbar(means, places, xerr=spreads, fmt="o", color=_BLUE, markersize=5, capsize=2, linewidth=1)
         axes.set_yticks(places, list(figures))
         axes.set(title=each, ylim=(-0.6, len(figures) - 0.4))
@@ -232,7 +233,7 @@ def draw_sweep(
         Two lines to draw across, the lower first: M_l and M_u of OMIB's beta.
     """
     plt = _pyplot()
-    figures = list(dict.fromkeys(each for values in sweep.values() for found in values.values() for each in found))
+    figures = list(dict.fromkeys(each for values in sweep.values() for own in values.values() for each in own))
     size = (4.2 * len(figures), 3.4)
     figure, panels = plt.subplots(1, len(figures), figsize=size, squeeze=False, layout="constrained")
     for axes, each in zip(panels[0], figures, strict=True):
@@ -315,8 +316,8 @@ def _draw_method(
     colour, marker = f"C{position}", _MARKERS[position % len(_MARKERS)]
     # An axis of logarithms has no place for an error of zero.
     percent = {
-        value: 100 * (np.maximum(1 - np.array(found), 1e-4) if error else np.array(found))
-        for value, found in of_values.items()
+        value: 100 * (np.maximum(1 - np.array(accuracies), 1e-4) if error else np.array(accuracies))
+        for value, accuracies in of_values.items()
     }
     if None in percent:
         mean, spread = percent[None].mean(), _spread(percent[None])
@@ -324,11 +325,11 @@ def _draw_method(
         axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
         return
     values = np.array(list(percent), float)
-    means = np.array([found.mean() for found in percent.values()])
-    spreads = np.array([_spread(found) for found in percent.values()])
+    means = np.array([accuracies.mean() for accuracies in percent.values()])
+    spreads = np.array([_spread(accuracies) for accuracies in percent.values()])
     name, style = method, "-"
     if error and len(values) > 1:
-        slope, level = np.polyfit(np.log(values), [np.log(found).mean() for found in percent.values()], 1)
+        slope, level = np.polyfit(np.log(values), [np.log(accuracies).mean() for accuracies in percent.values()], 1)
         axes.plot(values, np.exp(level) * values**slope, color=colour, linewidth=1, linestyle="--")
         name, style = f"{method}: n^{slope:.2f}", ""
     axes.errorbar(
@@ -336,5 +337,5 @@ def _draw_method(
     )
 
 
-def _spread(found: NDArray[Any]) -> float:
-    return float(found.std(ddof=1)) if len(found) > 1 else 0.0
+def _spread(values: NDArray[Any]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -63,7 +63,12 @@ def _of_calls(tool: str, options: argparse.Namespace, calls: int, ends: float) -
 @functools.cache
 def _place() -> Place:
     """Make the runs that are tried, once, and import what children would each take seconds for."""
-    for name in ("lightning.pytorch", "matplotlib.pyplot", "sklearn.linear_model", "mibfast.train.evaluation"):
+    for name in (
+        "lightning.pytorch",
+        "matplotlib.pyplot",
+        "sklearn.linear_model",
+        "mibfast.train.evaluation",
+    ):
         importlib.import_module(name)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

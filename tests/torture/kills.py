@@ -15,7 +15,7 @@ def _killed(arguments: tuple[str, ...], stage: int, seconds: float) -> Callable[
     """Return what runs a command that dies so long after a stage of its training begins, whatever it is doing."""
 
     def run() -> int:
-        from mibfast.train.recording import Recording
+        from mibfast.train.fitting.recording import Recording
 
         original, begun = Recording.on_train_start, iter(range(9))
 

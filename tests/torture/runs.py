@@ -154,7 +154,7 @@ class Place:
 
     def _stopping(self, method: str) -> Callable[[], int]:
         def run() -> int:
-            from mibfast.train.recording import Recording
+            from mibfast.train.fitting.recording import Recording
 
             original = Recording.on_train_batch_end
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from mibfast.nn.fusion.tasks import Task
 
 
 class CMIB(LMIB):
-    r"""L-MIB, with a bottleneck behind the fusion too: complete multimodal information bottleneck.
+    r"""L-MIB with a variational bottleneck after the fusion too: complete bottleneck.
 
     .. math:: L = w \, \ell(\hat y_z) + \beta \, \mathrm{KL}\big( q(z | z_1, \dots, z_M) \,\Vert\, N(0, I) \big)
               + \sum_m \Big[ \ell(\hat y_m) + \beta \, \mathrm{KL}\big( q(z_m | x_m) \,\Vert\, N(0, I) \big) \Big]
@@ -38,6 +38,8 @@ class CMIB(LMIB):
     ['loss', 'task', 'compression', 'modality_task', 'modality_compression']
     """
 
+    title: ClassVar[str] = "C-MIB"
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -52,7 +54,7 @@ class CMIB(LMIB):
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
-        mean, _ = self.posterior(self._joined([mean for mean, _ in self._posteriors(representations)]))
+        mean, _ = self.posterior(self._joined(self.posteriors.means(representations)))
         prediction: Tensor = self.predictor(mean)
         return prediction
 

@@ -1,8 +1,9 @@
-"""Concatenation: the representations side by side, and a perceptron on them."""
+"""Concatenation: concatenated representations, and a perceptron on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,15 @@ from mibfast.nn.fusion.tasks import Task
 
 
 class Concatenation(FusionModel):
-    """The representations side by side, and a perceptron on them.
+    """Concatenated representations, and a perceptron on them.
 
     Without a hidden layer it is what OGM-GE (Peng et al., CVPR 2022) releases as concatenation, and the same family of
     functions as its sum of one linear layer a modality.
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`.
     hidden_features : int or None
         Width of the hidden layer; None for a linear layer alone.
 
@@ -41,6 +38,8 @@ class Concatenation(FusionModel):
     >>> sorted(model.terms(views, torch.tensor([0, 1, 2, 0, 1])))
     ['loss']
     """
+
+    title: ClassVar[str] = "concatenation"
 
     def __init__(
         self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int | None = 512

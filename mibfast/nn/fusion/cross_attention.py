@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,18 +102,14 @@ class CrossAttention(ResettableModule):
 
 
 class CrossAttentionFusion(FusionModel):
-    """Representations that attend to each other, and a perceptron on what they become together.
+    """Representations that attend to each other, and a perceptron on the result.
 
     OMIB's fusion without its bottleneck, warm-up and weights.
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`.
     hidden_features : int or None
         Width of the predictor's hidden layer; None for a linear layer alone.
 
@@ -125,6 +122,8 @@ class CrossAttentionFusion(FusionModel):
     >>> model({"image": torch.randn(5, 8), "text": torch.randn(5, 6)}).shape
     torch.Size([5, 3])
     """
+
+    title: ClassVar[str] = "cross-attention"
 
     def __init__(
         self, encoders: Mapping[str, nn.Module], features: int, task: Task, hidden_features: int | None = 512

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn, drawn_from_each
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, StochasticEncoders, drawn
 from mibfast.nn.fusion.tasks import Task
 
 
 class DeepIB(FusionModel):
-    r"""Latents of the views are fused to one more latent; what each tells of its view is paid for.
+    r"""Each view passes a bottleneck with a weight of its own; the latents are fused into one more latent.
 
     .. math:: L = \ell(\hat y_z) + \sum_m \beta_m \, \mathrm{KL}\big( q(z_m | x_m) \,\Vert\, N(0, I) \big)
 
@@ -26,12 +26,8 @@ class DeepIB(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation and of a latent.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of a latent.
     beta : float or sequence of float
         One for all views or for each, at least 0. The paper's example has 9e-5 and 1e-3.
     hidden_features : int
@@ -48,6 +44,8 @@ class DeepIB(FusionModel):
     ['loss', 'task', 'image_compression', 'text_compression']
     """
 
+    title: ClassVar[str] = "deep IB"
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -63,28 +61,24 @@ class DeepIB(FusionModel):
             got = _check.described(beta)
             raise ValueError(f"DeepIB: beta must be one number or {m}, one for each modality, got {got}")
         self.beta = [_check.number("DeepIB", "beta", x, 0.0) for x in given]
-        self.posteriors = nn.ModuleList(
-            StochasticEncoder("DeepIB", features, features, bias=task.biased) for _ in range(m)
-        )
+        self.posteriors = StochasticEncoders("DeepIB", m, features, bias=task.biased)
         self.fusion = StochasticEncoder("DeepIB", m * features, features, hidden_features, bias=task.biased)
         self.predictor = prediction_head("DeepIB", features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
-        means = [posterior(x)[0] for posterior, x in zip(self.posteriors, representations, strict=True)]
-        mean, _ = self.fusion(torch.cat(means, dim=1))
+        mean, _ = self.fusion(torch.cat(self.posteriors.means(representations), dim=1))
         prediction: Tensor = self.predictor(mean)
         return prediction
 
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its terms, in nats."""
-        posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
-        latents, divergences = drawn_from_each(posteriors)
+        latents, divergences = self.posteriors.draw(self.encode(views))
         fused, _ = drawn(*self.fusion(torch.cat(latents, dim=1)))
         task = self.task.loss(self.predictor(fused), target).mean()
         compression = {
             f"{name}_compression": divergence
             for name, divergence in zip(self.modalities, divergences.mean(1), strict=True)
         }
-        paid = [beta * term for beta, term in zip(self.beta, compression.values(), strict=True)]
-        return {"loss": task + torch.stack(paid).sum(), "task": task, **compression}
+        weighed = [beta * term for beta, term in zip(self.beta, compression.values(), strict=True)]
+        return {"loss": task + torch.stack(weighed).sum(), "task": task, **compression}

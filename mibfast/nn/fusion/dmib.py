@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mibfast.nn.fusion.tasks import Classification, Task
 
 
 class DMIB(FusionModel):
-    r"""The representations side by side pass a narrow layer, whose predictions are held to those without it.
+    r"""Concatenated representations pass a narrow layer, whose predictions must match those without it.
 
     .. math:: L = \ell(\hat y_z) + \ell(\hat y_v) + \alpha \, \mathrm{KL}(p_z \Vert p_v) + \gamma \sum_m \ell(\hat y_m)
 
@@ -28,12 +28,8 @@ class DMIB(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`.
     sufficiency_weight, modality_weight : float
         alpha and gamma, at least 0; 500 and 1000 as released.
     latent_features : int, optional
@@ -56,6 +52,8 @@ class DMIB(FusionModel):
     >>> list(model.terms(views, torch.tensor([0, 1, 2, 0, 1])))
     ['loss', 'task', 'observation_task', 'sufficiency', 'modality_task']
     """
+
+    title: ClassVar[str] = "DMIB"
 
     def __init__(
         self,

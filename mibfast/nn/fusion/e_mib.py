@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mibfast.nn.fusion.tasks import Task
 
 
 class EMIB(FusionModel):
-    r"""The fused representation passes a variational bottleneck: early-fusion multimodal information bottleneck.
+    r"""The fused representation passes a variational bottleneck: early fusion.
 
     .. math:: L = w \, \ell(\hat y_z) + \beta \, \mathrm{KL}\big( q(z | x_1, \dots, x_M) \,\Vert\, N(0, I) \big)
 
@@ -26,12 +26,9 @@ class EMIB(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation, of what they are fused to, and of the latent.
-    task : Task
-        What is predicted; in the paper by the absolute error.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of the fused representation and
+        of the latent. The paper trains by the absolute error.
     beta : float
         At least 0.
     task_weight : float
@@ -49,6 +46,8 @@ class EMIB(FusionModel):
     >>> list(model.terms(views, torch.zeros(5)))
     ['loss', 'task', 'compression']
     """
+
+    title: ClassVar[str] = "E-MIB"
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,8 @@ class FiLM(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`.
     condition : str, optional
         The modality x that conditions; by itself the first.
 
@@ -41,6 +38,8 @@ class FiLM(FusionModel):
     >>> model({"image": torch.randn(5, 8), "text": torch.randn(5, 6)}).shape
     torch.Size([5, 2])
     """
+
+    title: ClassVar[str] = "FiLM"
 
     def __init__(
         self, encoders: Mapping[str, nn.Module], features: int, task: Task, condition: str | None = None

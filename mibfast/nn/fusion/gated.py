@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from mibfast.nn.fusion.tasks import Task
 
 
 class GatedFusion(FusionModel):
-    r"""One modality gates the others: BiGated, in the form that OGM-GE releases.
+    r"""One modality gates the others, in the form that OGM-GE releases.
 
     .. math:: \hat y = W_o \big[ \sigma(W_x x) \odot W_y y \big]
 
@@ -23,12 +24,8 @@ class GatedFusion(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`.
     gate : str, optional
         The modality x that gates; by itself the first.
     hidden_features : int
@@ -43,6 +40,8 @@ class GatedFusion(FusionModel):
     >>> model({"image": torch.randn(5, 8), "text": torch.randn(5, 6)}).shape
     torch.Size([5, 3])
     """
+
+    title: ClassVar[str] = "BiGated"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn_from_each
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoders
 from mibfast.nn.fusion.tasks import Task
 
 
 class LMIB(FusionModel):
-    r"""Each representation passes a variational bottleneck: late-fusion multimodal information bottleneck.
+    r"""Each representation passes a variational bottleneck before they are fused: late fusion.
 
     .. math:: L = w \, \ell(\hat y) + \sum_m \Big[ \ell(\hat y_m)
               + \beta \, \mathrm{KL}\big( q(z_m | x_m) \,\Vert\, N(0, I) \big) \Big]
@@ -27,12 +27,9 @@ class LMIB(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation, of a latent, and of what they are fused to.
-    task : Task
-        What is predicted; in the paper by the absolute error.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of a latent and of the fused
+        representation. The paper trains by the absolute error.
     beta : float
         At least 0.
     task_weight : float
@@ -51,6 +48,8 @@ class LMIB(FusionModel):
     ['loss', 'task', 'modality_task', 'modality_compression']
     """
 
+    title: ClassVar[str] = "L-MIB"
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -64,20 +63,15 @@ class LMIB(FusionModel):
         name, m = type(self).__name__, len(encoders)
         self.beta = _check.number(name, "beta", beta, 0.0)
         self.task_weight = _check.number(name, "task_weight", task_weight, 0.0)
-        self.posteriors = nn.ModuleList(
-            StochasticEncoder(name, features, features, hidden_features, bias=task.biased) for _ in range(m)
-        )
+        self.posteriors = StochasticEncoders(name, m, features, hidden_features, bias=task.biased)
         self.modality_predictors = nn.ModuleList(prediction_head(name, features, task) for _ in range(m))
         self.join = nn.Linear(m * features, features, bias=task.biased)
         self.predictor = prediction_head(name, features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
-        prediction: Tensor = self.predictor(self._joined([mean for mean, _ in self._posteriors(representations)]))
+        prediction: Tensor = self.predictor(self._joined(self.posteriors.means(representations)))
         return prediction
-
-    def _posteriors(self, representations: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [posterior(x) for posterior, x in zip(self.posteriors, representations, strict=True)]
 
     def _joined(self, latents: Sequence[Tensor]) -> Tensor:
         joined: Tensor = self.join(torch.cat(list(latents), dim=1))
@@ -85,8 +79,7 @@ class LMIB(FusionModel):
 
     def _of_modalities(self, views: Mapping[str, Tensor], target: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return what draws from all posteriors are fused to, and the losses and divergences summed over modalities."""
-        posteriors = self._posteriors(self.encode(views))
-        latents, divergences = drawn_from_each(posteriors)
+        latents, divergences = self.posteriors.draw(self.encode(views))
         predictions = [predict(z) for predict, z in zip(self.modality_predictors, latents, strict=True)]
         task = torch.stack([self.task.loss(x, target).mean() for x in predictions]).sum()
         compression = divergences.mean(1).sum() / latents[0].shape[1]

@@ -1,10 +1,10 @@
-"""MISA: what modalities share and what each has for itself, apart."""
+"""MISA: modality-invariant and modality-specific representations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from mibfast.nn.fusion.tasks import Task
 
 
 class MISA(FusionModel):
-    r"""Each modality has a private part and one in a space that all share; a transformer fuses the 2 M parts.
+    r"""A private part and a part in a shared space for each modality; a transformer fuses all 2 M parts.
 
     .. math:: L = L_\text{task} + 0.3 \, L_\text{difference} + L_\text{similarity} + L_\text{reconstruction}
 
@@ -28,12 +28,9 @@ class MISA(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation and of a part; a multiple of `heads`.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of a part, and a multiple of
+        `heads`.
     difference_weight, similarity_weight, reconstruction_weight : float
         At least 0.
     moments : int
@@ -53,6 +50,8 @@ class MISA(FusionModel):
     >>> list(model.terms(views, torch.tensor([0, 1, 2, 0, 1])))
     ['loss', 'task', 'difference', 'similarity', 'reconstruction']
     """
+
+    title: ClassVar[str] = "MISA"
 
     def __init__(
         self,

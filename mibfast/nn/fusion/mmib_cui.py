@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn_from_each
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoders
 from mibfast.nn.fusion.tasks import Task
 
 
@@ -31,12 +31,9 @@ class MMIBCui(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation, of a latent, and of what they are fused to.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of a latent and of the fused
+        representation.
     beta, alignment_weight : float
         beta and alpha, at least 0.
 
@@ -51,6 +48,8 @@ class MMIBCui(FusionModel):
     ['loss', 'task', 'compression', 'alignment']
     """
 
+    title: ClassVar[str] = "MMIB-Cui"
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -63,16 +62,14 @@ class MMIBCui(FusionModel):
         self.beta = _check.number("MMIBCui", "beta", beta, 0.0)
         self.alignment_weight = _check.number("MMIBCui", "alignment_weight", alignment_weight, 0.0)
         m = len(encoders)
-        self.posteriors = nn.ModuleList(
-            StochasticEncoder("MMIBCui", features, features, bias=task.biased) for _ in range(m)
-        )
+        self.posteriors = StochasticEncoders("MMIBCui", m, features, bias=task.biased)
         self.discriminators = nn.ModuleList(nn.Bilinear(features, features, 1) for _ in range(m * (m - 1) // 2))
         self.join = nn.Linear(m * features, features, bias=task.biased)
         self.predictor = prediction_head("MMIBCui", features, task)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
-        return self._fused([posterior(x)[0] for posterior, x in zip(self.posteriors, representations, strict=True)])
+        return self._fused(self.posteriors.means(representations))
 
     def _fused(self, latents: list[Tensor]) -> Tensor:
         prediction: Tensor = self.predictor(self.join(torch.cat(latents, dim=1)))
@@ -80,8 +77,7 @@ class MMIBCui(FusionModel):
 
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its three terms."""
-        posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
-        latents, divergences = drawn_from_each(posteriors)
+        latents, divergences = self.posteriors.draw(self.encode(views))
         pairs = zip(self.discriminators, combinations(latents, 2), strict=True)
         terms = {
             "task": self.task.loss(self._fused(latents), target).mean(),

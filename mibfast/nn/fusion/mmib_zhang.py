@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from mibfast import _check
 from mibfast.losses import PairwiseCLIPLoss
 from mibfast.nn.fusion.model import FusionModel
 from mibfast.nn.fusion.prediction import prediction_head
-from mibfast.nn.fusion.stochastic_encoder import StochasticEncoder, drawn_from_each
+from mibfast.nn.fusion.stochastic_encoder import StochasticEncoders
 from mibfast.nn.fusion.tasks import Task
 
 
 class MMIBZhang(FusionModel):
-    r"""Information between modalities is maximised, and that of each latent about its own modality is minimised.
+    r"""Latents maximise the information between modalities, and minimise that about their own modality.
 
     .. math:: L = \ell(\hat y) + \sum_m \beta \, \mathrm{KL}\big( q(z_m | x_m) \,\Vert\, N(0, I) \big)
               + \alpha \sum_{i < j} L_\text{InfoNCE}(z_i, z_j)
@@ -29,12 +29,8 @@ class MMIBZhang(FusionModel):
 
     Parameters
     ----------
-    encoders : mapping from a modality's name to nn.Module
-        From samples [N, ...] to representations [N, features].
-    features : int
-        Length of a representation and of a latent.
-    task : Task
-        What is predicted.
+    encoders, features, task
+        As those of :class:`FusionModel`; `features` is also the length of a latent.
     beta, alignment_weight : float
         beta and alpha, at least 0.
     temperature : float
@@ -53,6 +49,8 @@ class MMIBZhang(FusionModel):
     ['loss', 'task', 'compression', 'alignment']
     """
 
+    title: ClassVar[str] = "MMIB-Zhang"
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -67,15 +65,13 @@ class MMIBZhang(FusionModel):
         self.beta = _check.number("MMIBZhang", "beta", beta, 0.0)
         self.alignment_weight = _check.number("MMIBZhang", "alignment_weight", alignment_weight, 0.0)
         m = len(encoders)
-        self.posteriors = nn.ModuleList(
-            StochasticEncoder("MMIBZhang", features, features, bias=task.biased) for _ in range(m)
-        )
+        self.posteriors = StochasticEncoders("MMIBZhang", m, features, bias=task.biased)
         self.alignment = PairwiseCLIPLoss(temperature)
         self.predictor = prediction_head("MMIBZhang", m * features, task, hidden_features)
 
     def predict(self, representations: Sequence[Tensor]) -> Tensor:
         """Return predictions [N, task.outputs] from representations, M of [N, features]."""
-        return self._fused([posterior(x)[0] for posterior, x in zip(self.posteriors, representations, strict=True)])
+        return self._fused(self.posteriors.means(representations))
 
     def _fused(self, latents: list[Tensor]) -> Tensor:
         prediction: Tensor = self.predictor(torch.cat(latents, dim=1))
@@ -83,8 +79,7 @@ class MMIBZhang(FusionModel):
 
     def _terms(self, views: Mapping[str, Tensor], target: Any, stage: str) -> dict[str, Tensor]:
         """Return the loss, of one draw from each posterior, and its three terms, in nats."""
-        posteriors = [posterior(x) for posterior, x in zip(self.posteriors, self.encode(views), strict=True)]
-        latents, divergences = drawn_from_each(posteriors)
+        latents, divergences = self.posteriors.draw(self.encode(views))
         terms = {
             "task": self.task.loss(self._fused(latents), target).mean(),
             "compression": divergences.mean(1).sum(),

@@ -17,8 +17,8 @@ from mibfast.nn.fusion.tasks import Task
 class FusionModel(ResettableModule):
     """Encoders of M modalities, fused into one prediction.
 
-    Subclasses give :meth:`predict`, and `_terms`, which :meth:`terms` calls, where they minimise more than the task's
-    loss.
+    Subclasses define :meth:`predict`, and `_terms`, which :meth:`terms` calls, where they minimise more than the task's
+    loss; `mibfast.nn.fusion.METHODS` lists them for the command line, with the first line of their docstrings.
 
     Parameters
     ----------
@@ -31,10 +31,13 @@ class FusionModel(ResettableModule):
 
     Attributes
     ----------
+    title : str
+        The method's name in tables and messages.
     stages : tuple of str
-        Of training, in order; the last is the one whose validation loss chooses the weights.
+        Of training, in order; the validation loss of the last one chooses the weights.
     """
 
+    title: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ("main",)
 
     def __init__(self, encoders: Mapping[str, nn.Module], features: int, task: Task) -> None:

@@ -73,8 +73,35 @@ def drawn(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return F.reparameterised_gaussian(mean, logvar, torch.randn_like(mean))
 
 
-def drawn_from_each(posteriors: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Return :func:`drawn` from means and log-variances of M >= 2 modalities: M draws [N, d], divergences [M, N]."""
-    means, logvars = zip(*posteriors, strict=True)
-    samples, divergences = F.reparameterised_gaussian(means, logvars, [torch.randn_like(mean) for mean in means])
-    return list(samples.unbind()), divergences
+class StochasticEncoders(nn.ModuleList):
+    """A :class:`StochasticEncoder` for each of M >= 2 modalities, from representations to latents of their length.
+
+    Parameters
+    ----------
+    operation : str
+        Named by errors.
+    modalities, features : int
+    hidden_features : int, optional
+    bias : bool
+    """
+
+    def __init__(
+        self, operation: str, modalities: int, features: int, hidden_features: int | None = None, *, bias: bool = True
+    ) -> None:
+        super().__init__(
+            StochasticEncoder(operation, features, features, hidden_features, bias=bias) for _ in range(modalities)
+        )
+
+    def forward(self, representations: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and log-variance [N, features] of each modality."""
+        return [encode(x) for encode, x in zip(self, representations, strict=True)]
+
+    def means(self, representations: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean [N, features] of each modality's latent."""
+        return [mean for mean, _ in self(representations)]
+
+    def draw(self, representations: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return :func:`drawn` for all modalities: M draws [N, features], divergences [M, N]."""
+        means, logvars = zip(*self(representations), strict=True)
+        samples, divergences = F.reparameterised_gaussian(means, logvars, [torch.randn_like(mean) for mean in means])
+        return list(samples.unbind()), divergences

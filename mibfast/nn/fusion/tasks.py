@@ -109,16 +109,16 @@ class Regression(Task):
 
     def loss(self, prediction: Tensor, target: Any) -> Tensor:
         """Return the error [N] of predictions [N, targets] for targets [N, targets], or [N] where there is one."""
-        found = self._predictions("prediction", prediction)
-        fits = _check.has_shape(target, *found.shape) or (
-            self.outputs == 1 and _check.has_shape(target, *found.shape[:1])
+        predicted = self._predictions("prediction", prediction)
+        fits = _check.has_shape(target, *predicted.shape) or (
+            self.outputs == 1 and _check.has_shape(target, *predicted.shape[:1])
         )
         if not fits or not target.is_floating_point():
             raise TypeError(
-                f"Regression: target must be floating-point of shape {list(found.shape)}, got "
+                f"Regression: target must be floating-point of shape {list(predicted.shape)}, got "
                 f"{_check.described(target)}"
             )
-        difference: Tensor = found - target.reshape(found.shape)
+        difference: Tensor = predicted - target.reshape(predicted.shape)
         return (difference.square() if self.error == "squared" else difference.abs()).sum(1)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
@@ -193,10 +193,10 @@ class AnomalyDetection(Task):
 
         RuntimeError where no centre is set.
         """
-        found = self._predictions("prediction", prediction)
+        predicted = self._predictions("prediction", prediction)
         if not self._centred:
             raise RuntimeError("AnomalyDetection: no centre is set; call set_center with the untrained predictions")
-        return (found - self.center).square().sum(1)
+        return (predicted - self.center).square().sum(1)
 
     def divergence(self, prediction: Tensor, reference: Tensor) -> Tensor:
         """Return half the squared distance [N] of predictions [N, features]."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mibfast.data import DataError
 from mibfast.omib import f1_at_true_count
-from mibfast.train.targets import Target
+from mibfast.train.fitting.targets import Target
 
 _Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     ----------
     target : Target
     prediction : Tensor [n, outputs]
-        As :meth:`mibfast.train.fitting.Run.predict` returns them.
+        As :meth:`mibfast.train.Run.predict` returns them.
     labels : array [n] or [n, targets]
         Samples of classes that the run's own data had, and its training had not, are left out.
 
@@ -74,8 +74,8 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
     """
     _check_kind(target, labels)
     if target.task == "regression":
-        found = torch.from_numpy(labels.astype(np.float64)).reshape(prediction.shape)
-        return Scored(_regression_metrics(target.sentiment), prediction.double(), found)
+        targets = torch.from_numpy(labels.astype(np.float64)).reshape(prediction.shape)
+        return Scored(_regression_metrics(target.sentiment), prediction.double(), targets)
     if target.unlearned:
         kept = ~np.isin(labels, np.asarray(target.unlearned))
         if not kept.any():
@@ -108,8 +108,8 @@ def _check_kind(target: Target, labels: NDArray[Any]) -> None:
         expected = f"{outputs} numbers a sample" if outputs > 1 else "one number a sample"
         if target.task != "regression":
             expected = "one class a sample, of the kind of the run's"
-        found = f"labels are {labels.dtype} of shape {list(labels.shape)}"
-        raise DataError(f"{found}; the run was trained for {target.task}, {expected}")
+        got = f"labels are {labels.dtype} of shape {list(labels.shape)}"
+        raise DataError(f"{got}; the run was trained for {target.task}, {expected}")
 
 
 def _classification_metrics(classes: int) -> dict[str, _Metric]:

@@ -22,15 +22,16 @@ from mibfast import _check
 from mibfast.data import DataError, MultimodalData
 from mibfast.losses import LearnedProjectorOVAIBLoss, OVAIBLoss
 from mibfast.train import pictures
-from mibfast.train.alignment import AlignmentModule
 from mibfast.train.errors import RunError
-from mibfast.train.fitting import Run
+from mibfast.train.evaluation.probes import PROBES, Probed, probe
+from mibfast.train.evaluation.retrieval import retrieved
+from mibfast.train.evaluation.scores import Scored, scored
+from mibfast.train.fitting.alignment import AlignmentModule
+from mibfast.train.fitting.run import Run
+from mibfast.train.fitting.targets import task_of
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Alignment, by_cosines, by_projection
-from mibfast.train.probes import PROBES, Probed, probe, task_of
 from mibfast.train.progress import Report, reported
-from mibfast.train.retrieval import retrieved
-from mibfast.train.scores import Scored, scored
 
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
@@ -74,13 +75,13 @@ class Evaluation:
         >>> Evaluation([{**row, "low": 0.8, "high": 0.95}], "", "", {}).value("linear probe", "accuracy")
         0.9
         """
-        found = [row for row in self.rows if (row["task"], row["metric"]) == (task, metric)]
+        rows = [row for row in self.rows if (row["task"], row["metric"]) == (task, metric)]
         if modalities is not None:
-            found = [row for row in found if row["modalities"] == modalities]
-        if not found:
+            rows = [row for row in rows if row["modalities"] == modalities]
+        if not rows:
             raise KeyError(f"no {metric} of {task}" + (f" for {modalities}" if modalities else ""))
         # Combinations grow.
-        return float(found[-1]["value"])
+        return float(rows[-1]["value"])
 
     def write(self, folder: RunFolder, place: str = "") -> None:
         """Write `evaluation.csv`, `.json` and `.png`; RunError where that cannot be."""
@@ -106,13 +107,14 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
 
-    A fusion's predictions are scored, see :func:`mibfast.train.scores.scored`, of the samples that have all modalities.
-    All else is of alignments.
+    A fusion is scored by its predictions for the samples that have all modalities, see
+    :func:`mibfast.train.evaluation.scores.scored`. All else is about alignments.
 
     Probes are fitted to the training split's representations (before the projection heads) of every combination of
     modalities, concatenated; of more than 20,000 samples a random choice is taken, in fitting and in scoring. Retrieval
-    finds a sample's missing modality among a pool's by the method's own score of any context of the other modalities,
-    see :func:`mibfast.train.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of those of its class.
+    finds a sample's missing modality in a pool of candidates by the method's own score, given any context of the other
+    modalities, see :func:`mibfast.train.evaluation.retrieval.retrieved`: R@k and MRR of the sample's own, mAP of its
+    class.
 
     Where samples lack modalities, a probe is fitted to and scored on those that have all of its combination, and
     queries and candidates have both the context and what is missing; a row's `samples` says how many were scored. Rows
@@ -124,7 +126,7 @@ def evaluate(
     runs : Run or sequence of Run
         Intervals are a bootstrap over samples for one, Student's t over the runs for several.
     probes : sequence of {"linear", "mlp"}
-        See :func:`mibfast.train.probes.probe`. None are fitted where the data have no labels.
+        See :func:`mibfast.train.evaluation.probes.probe`. None are fitted where the data have no labels.
     task : {"auto", "classification", "regression"}
     retrieval : bool
     pool : int
@@ -143,11 +145,11 @@ def evaluate(
         For labels that do not fit the task, or where there are none and a task is asked for, and where nothing is left
         to evaluate.
     """
-    found = [runs] if isinstance(runs, Run) else list(runs)
+    evaluated = [runs] if isinstance(runs, Run) else list(runs)
     report = reported("evaluate", progress)
     _check.boolean("evaluate", "retrieval", retrieval)
-    first = found[0]
-    for other in found[1:]:
+    first = evaluated[0]
+    for other in evaluated[1:]:
         differences = dataclasses.replace(first.config, seed=0).differences(dataclasses.replace(other.config, seed=0))
         if differences:
             raise RunError(f"runs evaluated together may differ in their seed alone, but: {', '.join(differences)}")
@@ -157,7 +159,7 @@ def evaluate(
         raise RunError(f"runs are evaluated on the test or the validation split, not on {split!r}")
     if pool < 2:
         raise RunError(f"pool must be at least 2, got {pool}")
-    seeds = [run.config.seed for run in found]
+    seeds = [run.config.seed for run in evaluated]
     if len(set(seeds)) < len(seeds):
         raise RunError(f"runs evaluated together must be of different seeds, got {', '.join(map(str, seeds))}")
     for name in probes:
@@ -167,10 +169,10 @@ def evaluate(
     if first.target is not None and task not in ("auto", first.target.task):
         raise RunError(f"{first.method.title} was trained for {first.target.task}, not for {task}")
     left_out: dict[tuple[str, str], None] = {}
-    tasks: list[str | None] = [None] * len(found)
+    tasks: list[str | None] = [None] * len(evaluated)
     if probes and not fusions:
         try:
-            tasks = [probed_task(run.data, task) for run in found]
+            tasks = [probed_task(run.data, task) for run in evaluated]
         except DataError as error:
             if task != "auto":
                 raise
@@ -182,11 +184,11 @@ def evaluate(
         fusions
         + (len(probes) * len(_combinations(list(run.data.views), combinations)) if each else 0)
         + (len(_queries(list(run.data.views), combinations)) if retrieval else 0)
-        for run, each in zip(found, tasks, strict=True)
+        for run, each in zip(evaluated, tasks, strict=True)
     )
     results: list[dict[tuple[str, str], Probed | Scored]] = []
     with report.task("evaluating", max(total, 1)) as bar:
-        for run, each in zip(found, tasks, strict=True):
+        for run, each in zip(evaluated, tasks, strict=True):
             result: dict[tuple[str, str], Probed | Scored] = {}
             parts: list[Iterator[tuple[tuple[str, str], Probed | Scored | None]]] = [
                 _predicted(run, split, report) if fusions else iter(()),
@@ -213,12 +215,12 @@ def evaluate(
         raise DataError(f"{first.data.name}: nothing to evaluate: {why}")
     interval = (
         f"95% bootstrap intervals over {split} samples ({_RESAMPLES} resamples)"
-        if len(found) == 1
-        else f"95% intervals of Student's t over {len(found)} runs"
+        if len(evaluated) == 1
+        else f"95% intervals of Student's t over {len(evaluated)} runs"
     )
-    title = f"{first.method.title} on {first.data.name}" + (f", {len(found)} seeds" if len(found) > 1 else "")
+    title = f"{first.method.title} on {first.data.name}" + (f", {len(evaluated)} seeds" if len(evaluated) > 1 else "")
     about = {
-        "runs": [str(run.path) for run in found],
+        "runs": [str(run.path) for run in evaluated],
         "data": first.data.name,
         "split": split,
         "samples_of_split": len(first.data.indices(split)),
@@ -241,13 +243,13 @@ def _predicted(run: Run, split: str, report: Report) -> Iterator[tuple[tuple[str
         yield key, None
         return
     try:
-        found = scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
+        scores = scored(run.target, run.predict_samples(indices), run.data.labels[indices.numpy()])
     except DataError as error:
         raise DataError(f"{run.data.name}: {error}") from error
-    unlearned = len(indices) - len(found.prediction)
+    unlearned = len(indices) - len(scores.prediction)
     if unlearned:
         report.say(f"left out: {unlearned} of {len(indices)} {split} samples, of classes that training had not")
-    yield key, found
+    yield key, scores
 
 
 def probed_task(data: MultimodalData, wanted: str = "auto") -> str | None:

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from mibfast._termination import Request, Terminated
 from mibfast.data import MultimodalData
-from mibfast.train.batches import Batches, shuffled
-from mibfast.train.config import RunConfig
 from mibfast.train.errors import DivergedError, RunError
+from mibfast.train.fitting.batches import Batches, shuffled
+from mibfast.train.fitting.config import RunConfig
+from mibfast.train.fitting.module import MultimodalModule
+from mibfast.train.fitting.requirements import usable
+from mibfast.train.fitting.step_table import Means, StepTable
+from mibfast.train.fitting.targets import PREDICTION, Target
 from mibfast.train.json_files import NUMBER, check_form
 from mibfast.train.methods import Alignment, method
-from mibfast.train.module import MultimodalModule
-from mibfast.train.targets import PREDICTION, Target
 
 # Longer ones let branches learn their samples by heart: docs/fusion-comparison.md.
 _WARM_UP_EPOCHS = 1
@@ -41,85 +43,6 @@ _STATE = {
     "spent": NUMBER,
     "waited": NUMBER,
 }
-# Rows of the table of steps, at most.
-_STEPS = 4096
-
-
-class _Means:
-    """Running means of named terms."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, terms: Mapping[str, float]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-
-    def values(self) -> dict[str, float]:
-        return {name: value / self.count for name, value in self.sums.items()}
-
-    def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "count": self.count}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.sums, self.count = dict(state["sums"]), int(state["count"])
-
-
-class StepTable:
-    """Terms of every step in a bounded number of rows: means over as many steps as it takes, the same for each row.
-
-    Steps after the last full row wait for the next.
-
-    Parameters
-    ----------
-    limit : int
-        Of rows; even.
-
-    Attributes
-    ----------
-    rows : list of dict
-        `step`, the last one of the row's, and the mean of each term.
-
-    Examples
-    --------
-    >>> from mibfast.train.recording import StepTable
-    >>> table = StepTable(limit=4)
-    >>> for step in range(1, 7):
-    ...     table.add(step, {"loss": float(step)})
-    >>> table.rows
-    [{'step': 2, 'loss': 1.5}, {'step': 4, 'loss': 3.5}, {'step': 6, 'loss': 5.5}]
-    """
-
-    def __init__(self, limit: int = _STEPS) -> None:
-        self._limit, self._stride = limit, 1
-        self._open = _Means()
-        self.rows: list[dict[str, float]] = []
-
-    def add(self, step: int, terms: Mapping[str, float]) -> None:
-        """Add a step's terms; the same ones each time."""
-        self._open.add(terms)
-        if self._open.count < self._stride:
-            return
-        self.rows.append({"step": step, **self._open.values()})
-        self._open = _Means()
-        if len(self.rows) == self._limit:
-            self.rows = list(map(_merged, self.rows[::2], self.rows[1::2]))
-            self._stride *= 2
-
-    def state(self) -> dict[str, Any]:
-        """Return what :meth:`restore` takes."""
-        return {"rows": self.rows, "stride": self._stride, "open": self._open.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
-        self.rows, self._stride = list(state["rows"]), int(state["stride"])
-        self._open.restore(state["open"])
-
-
-def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    return {name: second[name] if name == "step" else (first[name] + second[name]) / 2 for name in first}
 
 
 class Recording(Checkpoint):
@@ -168,7 +91,7 @@ class Recording(Checkpoint):
         self.batches: Batches
         self.validation_batches: Batches
         self.steps = StepTable()
-        self._means, self._validation_means = _Means(), _Means()
+        self._means, self._validation_means = Means(), Means()
         self._skipped = 0
         self._spent = self._waited = 0.0
         self._since = self._saved = time.monotonic()
@@ -348,7 +271,7 @@ class Recording(Checkpoint):
         )
         if self.best_epoch == len(self.epochs):
             self.best_weights = {name: x.detach().clone() for name, x in module.state_dict().items()}
-        self._means, self._validation_means, self._skipped = _Means(), _Means(), 0
+        self._means, self._validation_means, self._skipped = Means(), Means(), 0
         self._spent = self._waited = 0.0
         self._since = now
         if trainer.logger is not None:
@@ -368,12 +291,12 @@ class Recording(Checkpoint):
             raise Terminated
 
 
-def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_alike(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError where weights are not such as a module's."""
-    if list(found) != list(expected):
-        raise ValueError(f"it holds {len(found)} weights, or others than the module's {len(expected)}")
+    if list(weights) != list(expected):
+        raise ValueError(f"it holds {len(weights)} weights, or others than the module's {len(expected)}")
     for name, x in expected.items():
-        there = found[name]
+        there = weights[name]
         if (there.shape, there.dtype, there.layout) != (x.shape, x.dtype, torch.strided):
             raise ValueError(f"its weights {name} are {list(there.shape)} of {there.dtype}, expected {list(x.shape)}")
 
@@ -409,23 +332,6 @@ def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Return terms as floats, read back in one go."""
     values = torch.stack([x.detach().double() for x in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))
-
-
-def usable(data: MultimodalData, config: RunConfig, split: str, target: Target | None = None) -> Tensor:
-    """Return the indices of a split's samples that training takes anything of.
-
-    Of an alignment those with two modalities, or with all; of a fusion those with all, of a class that it learns, and
-    where anomalies are to be detected the normal ones alone. Batches are of these alone, so that they hold as many as
-    their size says.
-    """
-    chosen = method(config.method)
-    fewest = 2 if isinstance(chosen, Alignment) and not chosen.joint else None
-    indices = data.indices(split)
-    indices = indices[data.has(indices, list(data.views), fewest)]
-    if target is not None:
-        assert data.labels is not None
-        indices = indices[torch.from_numpy(target.learns(data.labels[indices.numpy()]))]
-    return indices
 
 
 class EpochsOfData(lightning.LightningDataModule):

@@ -16,7 +16,7 @@ from mibfast import _check
 from mibfast.data.file_names import why_no_file_name
 from mibfast.data.multimodal import PRESENCE
 from mibfast.train.errors import RunError
-from mibfast.train.fitting import Run
+from mibfast.train.fitting.run import Run
 from mibfast.train.folder import RunFolder
 from mibfast.train.progress import Report, Task, reported
 

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from mibfast.data.multimodal import SPLITS
 from mibfast.data.sim import SAMPLES, authentic_features, best_accuracies
 from mibfast.nn import MLPEncoder, Standardisation
-from mibfast.train.batches import shuffled
+from mibfast.train import checks
 from mibfast.train.errors import DivergedError, RunError
+from mibfast.train.fitting.batches import shuffled
 from mibfast.train.folder import RunFolder
 from mibfast.train.json_files import NUMBER
 from mibfast.train.progress import Report, reported
 
 ROWS = ("consistent", "specific", "v1", "v2", "optimal", "union")
-_PLAN, _CLASSES = "plan.json", 2
+_CLASSES = 2
 _CELL = {"features": str, "seed": int, "accuracy": NUMBER}
 _HIDDEN_FEATURES = 512
 
@@ -48,13 +49,13 @@ class AuthenticAccuracies:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each kind of features: mean and standard deviation over seeds, and the best possible."""
-        found = []
+        rows = []
         for name in ROWS:
             values = [float(cell["accuracy"]) for cell in self.cells if cell["features"] == name]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row = {"features": name, "mean": statistics.fmean(values), "sd": spread}
-            found.append({**row, "seeds": len(values), "best": self.best[name]})
-        return found
+            rows.append({**row, "seeds": len(values), "best": self.best[name]})
+        return rows
 
     def markdown(self) -> str:
         """Return the table of accuracies."""
@@ -108,39 +109,33 @@ def classify_authentic_features(
     """
     settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "features": features, "depth": depth}
     for name, value in {"seeds": seeds, **settings}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RunError(f"{name} must be an integer of at least 1, got {value!r}")
-    if not 0 < learning_rate < float("inf"):
-        raise RunError(f"learning_rate must be positive and finite, got {learning_rate!r}")
-    if not 0 <= dropout < 1:
-        raise RunError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        checks.integer(name, value, 1)
+    checks.number("learning_rate", learning_rate, positive=True)
+    checks.fraction("dropout", dropout)
     best = best_accuracies(data)
     if batch_size > samples - 2 * (samples // 10):
         raise RunError(f"a batch of {batch_size} is larger than the training split of {samples} samples")
-    plan = {
-        "data": data,
-        "seeds": seeds,
-        "samples": samples,
-        "learning_rate": learning_rate,
-        "dropout": dropout,
-        **settings,
-    }
     folder = RunFolder(Path(output))
-    if not os.path.lexists(folder.path / _PLAN):
-        folder.create()
-        folder.write_json(_PLAN, plan)
-    elif folder.read_json(_PLAN, object) != plan:
-        raise RunError(f"{folder.path} is of other settings; choose another folder")
+    folder.claim(
+        {
+            "data": data,
+            "seeds": seeds,
+            "samples": samples,
+            "learning_rate": learning_rate,
+            "dropout": dropout,
+            **settings,
+        }
+    )
     report = reported("classify_authentic_features", progress)
     cells = []
     with folder.locked(), report.task(f"classifying {data}", seeds * len(ROWS)) as task:
         for seed in range(seeds):
-            found, labels, split = authentic_features(data, samples, seed)
+            features_of, labels, split = authentic_features(data, samples, seed)
             of_split = {part: torch.from_numpy((split == part).nonzero()[0]) for part in SPLITS}
             for name in ROWS:
                 file = f"{name},seed={seed}.json"
                 if not os.path.lexists(folder.path / file):
-                    x, y = torch.from_numpy(found[name]), torch.from_numpy(labels)
+                    x, y = torch.from_numpy(features_of[name]), torch.from_numpy(labels)
                     with isolate_rng():
                         cell = _classified(x, y, of_split, seed, learning_rate, dropout, **settings)
                     folder.write_json(file, {"features": name, "seed": seed, **cell})

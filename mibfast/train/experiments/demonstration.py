@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mibfast.train import pictures
-from mibfast.train.evaluation import evaluate, loss_step_milliseconds
-from mibfast.train.fitting import fit
+from mibfast.train.evaluation.evaluation import evaluate, loss_step_milliseconds
+from mibfast.train.fitting.training import fit
 from mibfast.train.folder import RunFolder
 from mibfast.train.methods import Alignment
 from mibfast.train.progress import Report

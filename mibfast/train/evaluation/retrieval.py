@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mibfast.train.probes import Probed
+from mibfast.train.evaluation.probes import Probed
 
 # Places of a list. A right candidate behind them counts as not found, which moves an MRR by less than 1 / 1000.
 _DEPTH = 1000
@@ -46,13 +46,13 @@ def retrieved(
     """
     from torchmetrics.retrieval import RetrievalMAP, RetrievalMRR, RetrievalRecall
 
-    found = retrieve(candidates, context, min(_DEPTH, len(candidates)))
-    is_own = found == own[:, None]
+    ranked = retrieve(candidates, context, min(_DEPTH, len(candidates)))
+    is_own = ranked == own[:, None]
     values = {f"R@{k}": _each_query(RetrievalRecall, is_own[:, :k]) for k in _HITS}
     values["MRR"] = _each_query(RetrievalMRR, is_own)
     if classes is not None:
         of_queries, of_candidates = classes
-        values["mAP"] = _each_query(RetrievalMAP, of_candidates[found] == of_queries[:, None])
+        values["mAP"] = _each_query(RetrievalMAP, of_candidates[ranked] == of_queries[:, None])
     return Probed({name: (value, np.ones(len(value))) for name, value in values.items()})
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from mibfast.nn.fusion import AnomalyDetection, FusionModel
-from mibfast.train.module import MultimodalModule
-from mibfast.train.targets import PREDICTION, TARGET, Target
+from mibfast.train.fitting.module import MultimodalModule
+from mibfast.train.fitting.targets import PREDICTION, TARGET, Target
 
 
 class FusionModule(MultimodalModule):
     """A fusion, trained by its own loss in its own stages to predict labels.
 
-    A batch holds targets beside the modalities, under :data:`mibfast.train.targets.TARGET`. All its samples have all
-    modalities.
+    A batch holds targets beside the modalities, under :data:`mibfast.train.fitting.targets.TARGET`. All of its samples
+    have all modalities.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ class FusionModule(MultimodalModule):
     --------
     >>> import torch
     >>> from mibfast.nn import MLPEncoder, fusion
-    >>> from mibfast.train.fusion import FusionModule
-    >>> from mibfast.train.targets import Target
+    >>> from mibfast.train.fitting.fusion import FusionModule
+    >>> from mibfast.train.fitting.targets import Target
     >>> target = Target("classification", classes=("cat", "dog"))
     >>> encoders = {"image": MLPEncoder(64, 32), "text": MLPEncoder(16, 32)}
     >>> module = FusionModule(fusion.Concatenation(encoders, 32, target.of(32)), target)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mibfast.bottleneck import Bottleneck, BottleneckLoss, GaussianEncoder, GaussianHeads
-from mibfast.information import BilinearCritic, ConcatenatedCritic, SeparableCritic
+from mibfast.information.critics import CRITICS
 from mibfast.nn import Conv2dDecoder, Conv2dEncoder, MLPEncoder, ResNet18Encoder
 from mibfast.train.errors import DivergedError, RunError
 
 ENCODERS = ("mlp", "conv2d", "resnet18")
-CRITICS = ("bilinear", "separable", "concatenated")
 _STEPS_BETWEEN_CHECKS = 25
 
 
@@ -96,19 +95,17 @@ def build_networks(
             return nn.Sequential(perceptron, nn.Sigmoid(), nn.Unflatten(1, tuple(shape)))
         return nn.Sequential(Conv2dDecoder(inputs, shape), nn.Sigmoid())
 
-    def score(sources: Sequence[str]) -> nn.Module:
-        sizes = len(sources) * latent_features, latent_features
-        if critic == "bilinear":
-            return BilinearCritic(*sizes)
-        make: Callable[..., nn.Module] = SeparableCritic if critic == "separable" else ConcatenatedCritic
-        return make(*sizes, hidden_features=hidden_features)
-
     predictions = [term for term in bottleneck.terms if term.kind == "prediction"]
     pairs = [term for term in bottleneck.terms if term.kind == "information"]
     return bottleneck.build(
         {latent: encode(latent) for latent in bottleneck.latents},
         {term.target: decode(term.target, term.sources) for term in predictions},
-        {term.name: score(term.sources) for term in pairs},
+        {
+            term.name: CRITICS[critic].for_latents(
+                len(term.sources) * latent_features, latent_features, hidden_features
+            )
+            for term in pairs
+        },
         estimator if pairs else "smile",
     )
 
@@ -192,11 +189,11 @@ def fit_bottleneck(
                 optimizer.step()
                 values.append(float(value.detach()))
             step = len(checks) * _STEPS_BETWEEN_CHECKS + len(values)
-            found = {"train_loss": _mean(values), "validation_loss": _validation_loss(loss, validation, batch_size)}
-            if not all(map(math.isfinite, found.values())):
-                raise DivergedError(f"the loss became {found['train_loss']} by step {step}; lower learning_rate")
-            checks.append({"step": step, **found})
-            if best < 0 or found["validation_loss"] < checks[best]["validation_loss"]:
+            losses = {"train_loss": _mean(values), "validation_loss": _validation_loss(loss, validation, batch_size)}
+            if not all(map(math.isfinite, losses.values())):
+                raise DivergedError(f"the loss became {losses['train_loss']} by step {step}; lower learning_rate")
+            checks.append({"step": step, **losses})
+            if best < 0 or losses["validation_loss"] < checks[best]["validation_loss"]:
                 best, weights = len(checks) - 1, copy.deepcopy(loss.state_dict())
             if step - checks[best]["step"] >= patience:
                 break

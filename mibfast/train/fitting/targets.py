@@ -17,7 +17,6 @@ from mibfast.data.multimodal import SPLITS
 from mibfast.nn import fusion
 from mibfast.train.errors import RunError
 from mibfast.train.json_files import NUMBER, check_form
-from mibfast.train.probes import refuse_no_classes, task_of
 
 _LISTED_CLASSES = 5
 TASKS = ("classification", "regression", "anomaly-detection")
@@ -86,8 +85,8 @@ class Target:
             classes = np.asarray(self.classes)
             order = np.argsort(classes)
             places = np.searchsorted(classes, labels, sorter=order).clip(max=len(classes) - 1)
-            found = order[places]
-            return torch.from_numpy(np.where(classes[found] == labels, found, -1))
+            positions = order[places]
+            return torch.from_numpy(np.where(classes[positions] == labels, positions, -1))
         if self.task == "regression":
             standardised = (labels - self._shaped(labels, self.mean)) / self._shaped(labels, self.deviation)
             return torch.from_numpy(standardised.astype(np.float32))
@@ -107,8 +106,8 @@ class Target:
 
     def is_normal(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which labels [N] are the normal one."""
-        found: NDArray[np.bool_] = _texts(labels) == self.normal
-        return found
+        normal: NDArray[np.bool_] = _texts(labels) == self.normal
+        return normal
 
     @staticmethod
     def _shaped(labels: NDArray[Any], values: tuple[float, ...]) -> Any:
@@ -119,10 +118,10 @@ class Target:
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_json(cls, found: Any) -> Target:
+    def from_json(cls, content: Any) -> Target:
         """Make a target of what a run's config holds; TypeError or ValueError where that is none."""
-        check_form(found, {"task": str}, "its target")
-        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
+        check_form(content, {"task": str}, "its target")
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in content.items()}
         target = cls(**given)
         if target.task not in TASKS:
             raise ValueError(f"unknown task {target.task!r}")
@@ -139,6 +138,35 @@ class Target:
         if not whole[target.task]:
             raise ValueError(f"its target is none of {target.task}")
         return target
+
+
+def task_of(labels: NDArray[Any], wanted: str = "auto") -> str:
+    """Return the task that labels fit: classification for integers and strings, regression for floats.
+
+    Raises
+    ------
+    DataError
+        For labels that do not fit the task that is wanted, or any.
+    """
+    kind = "regression" if labels.dtype.kind == "f" else "classification"
+    task = kind if wanted == "auto" else wanted
+    if task == "classification":
+        refuse_no_classes(labels)
+        classes = len(np.unique(labels))
+        if not 2 <= classes <= len(labels) // 2:
+            raise DataError(f"labels do not fit classification: {classes} classes among {len(labels)} samples")
+    else:
+        if labels.dtype.kind == "U":
+            raise DataError("labels do not fit regression: they hold strings")
+        if (np.ptp(labels.astype(np.float64), axis=0) == 0).any():
+            raise DataError("labels do not fit regression: a target never varies")
+    return task
+
+
+def refuse_no_classes(labels: NDArray[Any]) -> None:
+    """Raise DataError for labels that are no classes: several a sample, or numbers that are not whole."""
+    if labels.dtype.kind == "f" and (labels.ndim > 1 or (labels != np.round(labels)).any()):
+        raise DataError("labels do not fit classification: they hold numbers that are not whole")
 
 
 def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None) -> Target:
@@ -197,8 +225,8 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
     if task != "anomaly-detection":
         trained = np.unique(parts["train"])
         if len(trained) < 2:
-            found = f"class {trained.tolist()[0]!r} alone" if len(trained) else "no class"
-            raise DataError(f"{data.name}: the training split is of {found}{_of_complete(data)}; expected two or more")
+            got = f"class {trained.tolist()[0]!r} alone" if len(trained) else "no class"
+            raise DataError(f"{data.name}: the training split is of {got}{_of_complete(data)}; expected two or more")
         unlearned = classes[~np.isin(classes, trained)]
         return Target("classification", classes=tuple(trained.tolist()), unlearned=tuple(unlearned.tolist()))
     if str(normal_class) not in _texts(classes):
@@ -217,18 +245,18 @@ def class_notes(target: Target, data: MultimodalData) -> list[str]:
     """Say of which classes something is left out of a classification, and what: they have few samples, as a rule."""
     if target.task != "classification" or data.labels is None:
         return []
-    found = []
+    notes = []
     parts = {split: data.labels[_complete(data, split).numpy()] for split in SPLITS}
     if target.unlearned:
         left = sum(int(np.isin(part, np.asarray(target.unlearned)).sum()) for part in parts.values())
-        found.append(
+        notes.append(
             f"no training sample is of {_named(target.unlearned)}: {_samples(left)} of validation and test left out"
         )
     for split, without in (("validation", "chooses no epoch"), ("test", "is not scored")):
         missing = [each for each in target.classes if not (parts[split] == each).any()]
         if missing:
-            found.append(f"no {split} sample is of {_named(missing)}, which is trained on and {without}")
-    return found
+            notes.append(f"no {split} sample is of {_named(missing)}, which is trained on and {without}")
+    return notes
 
 
 def _named(classes: Sequence[Any]) -> str:

@@ -10,39 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mibfast.data import DataError
-
 PROBES = ("linear", "mlp")
-TASKS = ("classification", "regression")
-
-
-def task_of(labels: NDArray[Any], wanted: str = "auto") -> str:
-    """Return the task that labels fit: classification for integers and strings, regression for floats.
-
-    Raises
-    ------
-    DataError
-        For labels that do not fit the task that is wanted, or any.
-    """
-    kind = "regression" if labels.dtype.kind == "f" else "classification"
-    task = kind if wanted == "auto" else wanted
-    if task == "classification":
-        refuse_no_classes(labels)
-        classes = len(np.unique(labels))
-        if not 2 <= classes <= len(labels) // 2:
-            raise DataError(f"labels do not fit classification: {classes} classes among {len(labels)} samples")
-    else:
-        if labels.dtype.kind == "U":
-            raise DataError("labels do not fit regression: they hold strings")
-        if (np.ptp(labels.astype(np.float64), axis=0) == 0).any():
-            raise DataError("labels do not fit regression: a target never varies")
-    return task
-
-
-def refuse_no_classes(labels: NDArray[Any]) -> None:
-    """Raise DataError for labels that are no classes: several a sample, or numbers that are not whole."""
-    if labels.dtype.kind == "f" and (labels.ndim > 1 or (labels != np.round(labels)).any()):
-        raise DataError("labels do not fit classification: they hold numbers that are not whole")
 
 
 @dataclass(frozen=True)
@@ -123,12 +91,12 @@ def probe(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         pipeline.fit(train[0], targets)
-    found = pipeline.predict(test[0])
+    predicted = pipeline.predict(test[0])
     ones = np.ones(len(test[1]))
     if task == "classification":
-        return Probed({"accuracy": ((found == test[1]).astype(np.float64), ones)})
-    found = found.reshape(test[1].shape) * scale + centre
-    errors, spread = np.square(found - test[1]), np.square(test[1] - test[1].mean(0))
+        return Probed({"accuracy": ((predicted == test[1]).astype(np.float64), ones)})
+    predicted = predicted.reshape(test[1].shape) * scale + centre
+    errors, spread = np.square(predicted - test[1]), np.square(test[1] - test[1].mean(0))
     if errors.ndim == 2:
         # Of several targets the mean, each R2 weighted by its target's variance.
         errors, spread = errors.mean(1), spread.mean(1)

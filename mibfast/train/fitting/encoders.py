@@ -150,10 +150,10 @@ def _imported(modality: str, shape: tuple[int, ...], features: int, name: str) -
     training = encoder.training
     try:
         with torch.no_grad():
-            found = encoder.eval()(torch.zeros(2, *shape))
+            output = encoder.eval()(torch.zeros(2, *shape))
     except Exception as error:
         raise RunError(f"{where} does not take [2, {', '.join(map(str, shape))}]: {error}") from error
-    if not isinstance(found, Tensor) or found.shape != (2, features):
-        described = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(output, Tensor) or output.shape != (2, features):
+        described = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise RunError(f"{where} must return [2, {features}] for 2 samples, got {described}")
     return encoder.train(training)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mibfast._check import NothingPresentError
 from mibfast.data.multimodal import PRESENCE
 from mibfast.nn import ProjectionHead
-from mibfast.train.module import MultimodalModule
+from mibfast.train.fitting.module import MultimodalModule
 
 
 class AlignmentModule(MultimodalModule):

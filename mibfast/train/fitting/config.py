@@ -1,20 +1,20 @@
-"""Everything that decides what a run does."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mibfast.data.multimodal import FRACTIONS, nearest
+from mibfast.train import checks
 from mibfast.train.errors import RunError
 from mibfast.train.json_files import read_json
 
-_MOST_FEATURES, _MOST_LAYERS = 2**20, 1000
+_MOST_FEATURES, _MOST_LAYERS, _LARGEST_SEED = 2**20, 1000, 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunConfig:
     dropout : float
         The share of MLP encoders' hidden units that training leaves out, in [0, 1). Other encoders have none.
     encoders : mapping from a modality's name to an encoder's name or "module:callable"
-        Where it is not to be chosen by the array's shape; see :func:`mibfast.train.encoders.build_encoder`.
+        Where it is not to be chosen by the array's shape; see :func:`mibfast.train.fitting.encoders.build_encoder`.
     loss : mapping
         Arguments of the method's loss, or of the fusion.
     task : {"auto", "classification", "regression", "anomaly-detection"}
@@ -90,24 +90,24 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        for name in ("epochs", "batch_size", "patience", "features", "depth"):
-            self._check_integer(name, 1)
-        for name, most in (("features", _MOST_FEATURES), ("depth", _MOST_LAYERS)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("patience", 1),
+            ("features", 1),
+            ("depth", 1),
+            ("seed", 0),
+        ):
+            checks.integer(name, getattr(self, name), least)
+        for name, most in (("features", _MOST_FEATURES), ("depth", _MOST_LAYERS), ("seed", _LARGEST_SEED)):
             if getattr(self, name) > most:
                 raise RunError(f"{name} must be at most {most}, got {getattr(self, name)}")
-        self._check_integer("seed", 0)
-        if self.seed >= 2**32:
-            raise RunError(f"seed must be less than 2**32, got {self.seed}")
-        if self.batch_size < 2:
-            raise RunError("batch_size must be at least 2: a sample's negatives are the batch's other samples")
         for name in ("learning_rate", "checkpoint_minutes"):
-            self._check_number(name, positive=True)
-        for name in ("weight_decay", "dropout"):
-            self._check_number(name, positive=False)
-        if self.dropout >= 1:
-            raise RunError(f"dropout must be below 1, got {self.dropout!r}")
+            checks.number(name, getattr(self, name), positive=True)
+        checks.number("weight_decay", self.weight_decay)
+        checks.fraction("dropout", self.dropout)
         if self.warm_up_epochs is not None:
-            self._check_integer("warm_up_epochs", 0)
+            checks.integer("warm_up_epochs", self.warm_up_epochs, 0)
         if not isinstance(self.normal_class, (int, str, type(None))):
             raise RunError(f"normal_class must be an integer or a string, got {self.normal_class!r}")
         for name in ("method", "data", "task", "beta_estimator"):
@@ -127,39 +127,22 @@ class RunConfig:
                 continue
             if not isinstance(value, (list, tuple)) or not all(isinstance(x, kind) for x in value):
                 raise RunError(f"{name} must be a list, got {value!r}")
-            if name == "split" and not all(map(_is_finite, value)):
+            if name == "split" and not all(map(checks.is_finite, value)):
                 raise RunError(f"split must hold finite numbers, got {list(value)}")
             # JSON has lists only.
             object.__setattr__(self, name, tuple(value))
 
-    def _check_integer(self, name: str, minimum: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise RunError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-
-    def _check_number(self, name: str, *, positive: bool) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value) or value < 0:
-            raise RunError(f"{name} must be a finite number of at least 0, got {value!r}")
-        if positive and not value:
-            raise RunError(f"{name} must be positive, got {value!r}")
-
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON holds them."""
-        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return found
+        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return settings
 
     def differences(self, other: RunConfig) -> list[str]:
         """Say, setting by setting, where `other` has something else."""
         mine, theirs = self.to_json(), other.to_json()
-        # How often states are written changes nothing.
+        # How often states are written does not change the result.
         del mine["checkpoint_minutes"]
         return [f"{name} {mine[name]!r} and not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
-
-
-def _is_finite(value: float) -> bool:
-    # An int can be larger than any float.
-    return abs(value) <= sys.float_info.max
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -168,23 +151,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises
     ------
     RunError
-        For a file that cannot be read, is no such object, or names a setting that there is not.
+        For a file that cannot be read, holds no such object, or names an unknown setting.
     """
     try:
-        found = read_json(path)
+        content = read_json(path)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from error
-    if isinstance(found, dict) and isinstance(found.get("settings"), dict):
-        found = found["settings"]
-    if not isinstance(found, dict):
-        raise RunError(f"{path} must hold an object of settings, got {type(found).__name__}")
-    return checked_names(found, str(path))
+    if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+        content = content["settings"]
+    if not isinstance(content, dict):
+        raise RunError(f"{path} must hold an object of settings, got {type(content).__name__}")
+    return checked_names(content, str(path))
 
 
 def checked_names(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return settings as they are, or raise RunError for one that there is not."""
+    """Return settings as they are; RunError for an unknown one."""
     valid = [each.name for each in dataclasses.fields(RunConfig)]
     for name in settings:
         if name not in valid:

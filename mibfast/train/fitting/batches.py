@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mibfast.data import MultimodalData
-from mibfast.train.targets import TARGET
+from mibfast.train.fitting.targets import TARGET
 
 
 class Batches:
@@ -28,7 +28,7 @@ class Batches:
     start : int
         Number of batches to leave out at the beginning: those of an epoch that was interrupted.
     targets : Tensor [N, ...], optional
-        Of all samples; a batch holds its own under :data:`mibfast.train.targets.TARGET`.
+        Of all samples; a batch holds its own under :data:`mibfast.train.fitting.targets.TARGET`.
 
     Attributes
     ----------
