@@ -32,7 +32,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,15 @@ class Tile(NamedTuple):
     def holds(self, d: int) -> bool:
         """Whether a program's rows are multiplied whole, and stay while it walks the columns."""
         return self.stages == 1 and self.depth >= d
+
+    def arguments(self) -> dict[str, int]:
+        """Arguments of a kernel's launch that say how large its tiles are."""
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "num_warps": self.warps}
+
+    def product_arguments(self, d: int, dtype: torch.dtype) -> dict[str, Any]:
+        """The same of a kernel that forms products of rows [d] of a dtype."""
+        how = {"DEPTH": self.depth, "EVEN": d % self.depth == 0, "PRECISION": precision(dtype)}
+        return {**self.arguments(), **how, "num_stages": self.stages}
 
 
 class Problem(NamedTuple):

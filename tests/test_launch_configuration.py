@@ -353,12 +353,14 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_launchers_are_measured_and_take_another_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first change of the interpreter's small tiles wins: no size is built into a launcher."""
-    from mibfast.kernels.critic import triton as critic
-    from mibfast.kernels.pairwise import engine_triton
+    from mibfast.kernels.critic import one_layer_triton
+    from mibfast.kernels.critic.operands_triton import Operands
+    from mibfast.kernels.pairwise import gradient_triton
 
-    for name_of_size, size in (("_PADDING", 16), ("_UNIT_PADDING", 8), ("_PIECE", 16)):
-        monkeypatch.setattr(critic, name_of_size, size)
-    monkeypatch.setattr(engine_triton, "_LEAST_RECOMPUTED_COUNT", 1 if name == "siglip" else 1000)
+    monkeypatch.setattr(Operands, "padding", 16)
+    monkeypatch.setattr(Operands, "unit_padding", 8)
+    monkeypatch.setattr(one_layer_triton, "_PIECE", 16)
+    monkeypatch.setattr(gradient_triton, "_LEAST_RECOMPUTED_COUNT", 1 if name == "siglip" else 1000)
     monkeypatch.setattr(configuration, "capability", lambda device: INTERPRETED)
     monkeypatch.setattr(configuration, "INTERPRETED", -1)
     launches: dict[str, int] = {}

@@ -21,10 +21,11 @@ from triton_compilation import assert_compiled_without_spills, of_pairwise_engin
 from mibfast import functional as F
 
 pytest.importorskip("triton")
-from mibfast.kernels.critic import triton as kernels
-from mibfast.kernels.launch_configuration import shipped
-from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.critic import one_layer_triton, operands_triton, two_layers_triton
+from mibfast.kernels.critic.operands_triton import Operands
+from mibfast.kernels.launch_configuration import Tile, shipped
 from mibfast.kernels.pairwise import flags as asked
+from mibfast.kernels.pairwise import gradient_triton
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 NAMES = [
@@ -40,15 +41,17 @@ INNER_PRODUCTS = [
     "critic_log_sum_exp, clipped, positive out",
     "critic_softplus",
 ]
-MODULE = "mibfast.kernels.critic.triton"
+OPERANDS, ONE_LAYER, TWO_LAYERS_MODULE = (
+    f"mibfast.kernels.critic.{name}_triton" for name in ("operands", "one_layer", "two_layers")
+)
 
 
 @pytest.fixture(autouse=True)
 def _little_padding_in_the_interpreter(monkeypatch) -> None:
     if not torch.cuda.is_available():
-        names = {"_PADDING": 16, "_UNIT_PADDING": 8, "_PIECE": 16}
-        for name, value in names.items():
-            monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(Operands, "padding", 16)
+        monkeypatch.setattr(Operands, "unit_padding", 8)
+        monkeypatch.setattr(one_layer_triton, "_PIECE", 16)
 
 
 def _parameters(h: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, object]:
@@ -124,9 +127,9 @@ def _uneven(leaves: list[Tensor], backend: str, **options: object) -> list[Tenso
 @pytest.mark.parametrize("options", [{}, {"columns": True, "clip": 1.5}, {"positive": True}], ids=str)
 def test_inner_products_with_upstream_gradients_apart(options, dtype, recomputed, monkeypatch) -> None:
     """In chunks of 16 x 16 pairs, or recomputed."""
-    monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
-    monkeypatch.setattr(engine, "_even", lambda count, size: size)
-    monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
+    monkeypatch.setattr(gradient_triton, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
+    monkeypatch.setattr(gradient_triton, "_even", lambda count, size: size)
+    monkeypatch.setattr(gradient_triton, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
     leaves = [torch.randn(35, 7).to(dtype), torch.randn(35 if options.get("columns") else 43, 7).to(dtype)]
     _inner_products_err_no_more_than_plain_pytorch(lambda x, backend: _uneven(x, backend, **options), leaves)
 
@@ -215,8 +218,8 @@ def test_chunks_and_shares_join(monkeypatch) -> None:
         positives, rows = F.critic_log_sum_exp(x, y, **parameters, backend=backend)
         return [rows, *torch.autograd.grad((rows * rows - positives).sum(), leaves)]
 
-    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(kernels, "_PROGRAMS", 9)
+    monkeypatch.setattr(one_layer_triton, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(operands_triton, "_PROGRAMS", 9)
     for a, b in zip(step("triton"), step("reference"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -309,8 +312,8 @@ def test_two_layers_err_no_more_than_plain_pytorch(options, n, h, g, dtype) -> N
 @pytest.mark.parametrize("options", OPTIONS[1::2], ids=str)
 def test_two_layers_in_chunks_and_shares(options, monkeypatch) -> None:
     """Chunks of 16 x 16 pairs, ragged ones among them; and the same result twice, and as the CPU's kernels have it."""
-    monkeypatch.setattr(kernels, "_PAIRS_BYTES", 1)
-    monkeypatch.setattr(kernels, "_PROGRAMS", 9)
+    monkeypatch.setattr(two_layers_triton, "_PAIRS_BYTES", 1)
+    monkeypatch.setattr(operands_triton, "_PROGRAMS", 9)
     leaves = [torch.randn(18, 5), torch.randn(18, 5), *_two_layers(5, 9, torch.float32)]
     found = _of_two_layers(leaves, "triton", **options)
     assert all(torch.equal(a, b) for a, b in zip(found, _of_two_layers(leaves, "triton", **options), strict=True))
@@ -367,30 +370,30 @@ def test_two_layers_keep_nan_and_a_tie_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability) -> None:
-    constants = {"POSITIVE": False, "CLIPPED": True, "TOGETHER": kernels._UNITS_TOGETHER}
+    asked_for = {"POSITIVE": False, "CLIPPED": True, "UNITS": one_layer_triton.UNITS_AT_ONCE}
     sums = shipped("critic.sums", capability, "ieee", 256)
-    sum_options = {"ADD": True, "PIECE": 64, "OWNERS": sums.rows, "UNITS": sums.columns}
     compilations = []
 
-    def add(kernel: str, element: str, pointers: str, doubles: str, integers: str, **constexprs: object) -> None:
-        types = dict.fromkeys(pointers.split(), f"*{element}:16") | dict.fromkeys(doubles.split(), "*fp64:16")
-        types |= dict.fromkeys(integers.split(), "i32") | ({} if kernel == "_sum_active" else {"clip": "fp32"})
-        warps = sums.warps
-        if kernel != "_sum_active":
-            tile = shipped("critic.scores", capability, "float64" if element == "fp64" else "ieee", 256)
-            constexprs["ROWS"], constexprs["COLUMNS"], warps = tile.rows, tile.columns, tile.warps
-        compilations.append((MODULE, kernel, types, constexprs, {"num_warps": warps}))
+    def add(
+        module: str, kernel: str, tile: Tile, element: str, pointers: str, integers: str, **constants: object
+    ) -> None:
+        types = dict.fromkeys(pointers.split(), f"*{element}:16") | dict.fromkeys(integers.split(), "i32")
+        types |= {"clip": "fp32"} if "CLIPPED" in constants else {}
+        types |= {} if constants.get("SOFTPLUS", True) else dict.fromkeys(("row_lse", "column_lse"), "*fp64:16")
+        constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
+        compilations.append((module, kernel, types, constants, {"num_warps": tile.warps}))
 
     scores = "u n weight row_offsets column_offsets"
     for element, softplus in product(("fp32", "fp64"), (False, True)):
-        integers = "rows columns units u_stride n_stride share diagonal"
-        add("_reduce", element, f"{scores} positives maxima totals", "", integers, SOFTPLUS=softplus, **constants)
-        pointers = f"{scores} of_positives of_rows of_columns g g_transposed"
-        integers = "first rows columns units u_stride n_stride g_stride transposed_stride diagonal"
-        options = constants | {"SOFTPLUS": softplus, "BOTH_WAYS": not softplus}
-        add("_weigh", element, pointers, "row_lse column_lse", integers, **options)
-        integers = "first count units g_stride"
-        add("_sum_active", element, "owners others g sums", "", integers, OF_ROWS=softplus, **sum_options)
+        tile, options = shipped("critic.scores", capability, "float64" if element == "fp64" else "ieee", 256), asked_for
+        options = options | {"SOFTPLUS": softplus}
+        integers = "rows columns units u_stride n_stride share offset"
+        add(OPERANDS, "_reduce", tile, element, f"{scores} positives maxima totals", integers, **options)
+        pointers = f"{scores} grad_positives grad_rows g g_transposed" + ("" if softplus else " grad_columns")
+        integers = "first rows columns units u_stride n_stride g_stride transposed_stride offset"
+        add(ONE_LAYER, "_grad_scores", tile, element, pointers, integers, **options)
+        integers, options = "first count units g_stride", {"OF_ROWS": softplus, "ADD": True, "PIECE": 64}
+        add(ONE_LAYER, "_sum_active", sums, element, "owners others g sums", integers, **options)
     assert_compiled_without_spills(compilations, capability)
 
 
@@ -399,23 +402,25 @@ def test_two_layers_compile_without_spills(capability) -> None:
     cases = []
     for element, how in (("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
         tile = shipped("critic.two_layers", capability, how, 256)
-        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "SECOND": 64}
+        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "UNITS": two_layers_triton.UNITS_AT_ONCE, "SECOND": 64}
         constants |= {"PRECISION": "ieee" if how == "ieee" else "tf32"}
-        constants |= {"SOFTPLUS": False, "POSITIVE": False, "CLIPPED": True, "BOTH_WAYS": True}
-        numbers = dict.fromkeys(("u", "n", "v", "matrix", "first_layer", "second_layer"), f"*{element}:16")
-        numbers |= dict.fromkeys(("weight", "row_offsets", "column_offsets", "offset", "sums", "totals"), "*fp32:16")
-        numbers |= dict.fromkeys(("positives", "maxima", "of_positives", "of_rows", "of_columns"), "*fp32:16")
+        constants |= {"SOFTPLUS": False, "POSITIVE": False, "CLIPPED": True}
+        numbers = dict.fromkeys(("u", "n", "v", "hidden_weight", "first_layer", "second_layer"), f"*{element}:16")
+        wide = "weight row_offsets column_offsets hidden_bias sums totals"
+        wide += " positives maxima grad_positives grad_rows grad_columns"
+        numbers |= dict.fromkeys(wide.split(), "*fp32:16")
         numbers |= dict.fromkeys(("row_lse", "column_lse"), "*fp64:16") | {"clip": "fp32"}
         numbers |= dict.fromkeys(
-            ("rows", "columns", "share", "diagonal", "first_row", "first_column", "chunk_columns"), "i32"
+            ("rows", "columns", "share", "offset", "first_row", "first_column", "chunk_columns"), "i32"
         )
         numbers |= dict.fromkeys(("units", "second_units", "u_stride", "n_stride"), "i32:16")
         warps = {"num_warps": tile.warps}
-        cases.append((MODULE, "_reduce", numbers, constants | {"TOGETHER": kernels._UNITS_OF_TWO}, warps))
-        cases.append((MODULE, "_weigh_second_layer", numbers, constants | {"UNITS": kernels._UNITS_OF_TWO}, warps))
+        cases.append((OPERANDS, "_reduce", numbers, constants, warps))
+        cases.append((TWO_LAYERS_MODULE, "_grad_second_layer", numbers, constants, warps))
         pointers = dict.fromkeys(("owners", "others", "pairs"), f"*{element}:16") | {"sums": "*fp32:16"}
         integers = {"count": "i32", "units": "i32:16", "owner_stride": "i32", "other_stride": "i32"}
-        cases.append((MODULE, "_sum_pairs", pointers | integers, {"OTHERS": 16, "UNITS": 64}, {"num_warps": 4}))
+        sizes = {"OTHERS": 16, "UNITS": 64}
+        cases.append((TWO_LAYERS_MODULE, "_sum_pairs", pointers | integers, sizes, {"num_warps": 4}))
     assert_compiled_without_spills(cases, capability)
 
 

@@ -29,10 +29,11 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from mibfast.kernels.halves import gpu  # noqa: E402
-from mibfast.kernels.pairwise import engine_triton as engine  # noqa: E402
 from mibfast.kernels.pairwise import flags as asked  # noqa: E402
-from mibfast.kernels.pairwise import scores  # noqa: E402
+from mibfast.kernels.pairwise import gradient_triton, reduce_triton, scores  # noqa: E402
 from mibfast.kernels.pairwise import triton as pairwise  # noqa: E402
+from mibfast.kernels.pairwise.gradient_triton import Wanted, Weights, chunk_shape  # noqa: E402
+from mibfast.kernels.pairwise.pairs_triton import AT_ADDRESS, INVERSE_AT_ADDRESS, Pairs, Scalar  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 TWO_WAY_TOTALS = asked.TWO_WAY | asked.TOTALS
@@ -81,10 +82,10 @@ def test_float16_errs_no_more_than_plain_pytorch(name) -> None:
 )
 def test_gradients_in_chunks_and_recomputed(name, dtype, recomputed, monkeypatch) -> None:
     """Chunks of 16 rows and as many columns or more, which do not divide N; or no chunk at all."""
-    monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
-    monkeypatch.setattr(engine, "_even", lambda count, size: size)
-    monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
-    assert engine.chunk_shape(43, 43, dtype.itemsize) == (16, 16)
+    monkeypatch.setattr(gradient_triton, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
+    monkeypatch.setattr(gradient_triton, "_even", lambda count, size: size)
+    monkeypatch.setattr(gradient_triton, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
+    assert chunk_shape(43, 43, dtype.itemsize) == (16, 16)
     _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(43, 20, dtype))
 
 
@@ -92,7 +93,7 @@ def test_gradients_in_chunks_and_recomputed(name, dtype, recomputed, monkeypatch
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("name", ["info_nce", "info_nce, symmetric, smoothed, each", "siglip", "siglip, each"])
 def test_every_subset_of_inputs_that_need_gradients(name, recomputed, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
+    monkeypatch.setattr(gradient_triton, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
     full = inputs(9, 3, torch.float32)
     used = (0, 1, 4)
     expected = OPERATIONS[name](*full, backend="triton")
@@ -218,7 +219,7 @@ def test_nan_in_a_query_stays_in_its_row_one_way() -> None:
 def test_rows_of_minus_infinity() -> None:
     q, b = torch.ones(40, 1), torch.full((40, 1), -torch.inf)
     for symmetric in (False, True):
-        pairs = engine.Pairs(q, b[None])
+        pairs = Pairs(q, b[None])
         _, row_lse, column_lse = pairwise.losses(pairwise.INNER_PRODUCT, pairs, asked.TWO_WAY if symmetric else 0, 0.0)
         assert (row_lse == -torch.inf).all()
         assert (column_lse == -torch.inf).all()
@@ -240,13 +241,13 @@ def test_numbers_at_addresses(name, monkeypatch) -> None:
     expected = value_and_gradients(OPERATIONS[name], leaves, "triton")
 
     def at_address(x, inverted=False):
-        return engine.Scalar(x, (engine._INVERSE_AT_ADDRESS if inverted else engine._AT_ADDRESS).value)
+        return Scalar(x, (INVERSE_AT_ADDRESS if inverted else AT_ADDRESS).value)
 
     for dtype in (torch.float32, torch.float16):
         leaves = inputs(20, 4, dtype)
         expected = value_and_gradients(OPERATIONS[name], leaves, "triton")
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "scalar", at_address)
+            patch.setattr(Scalar, "of", at_address)
             for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
@@ -329,8 +330,8 @@ def _volume_like_gradient(tiles, row_statistic, column_statistics, weights):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_a_score_of_several_tiles_is_added_without_touching_the_loop(symmetric, apart, dtype, monkeypatch) -> None:
     """With statistics of rows and columns, and positives whose scores are known apart; in several chunks."""
-    monkeypatch.setattr(engine, "_CHUNK_BYTES", 2 * 16 * 16 * dtype.itemsize)
-    monkeypatch.setattr(engine, "_even", lambda count, size: size)
+    monkeypatch.setattr(gradient_triton, "_CHUNK_BYTES", 2 * 16 * 16 * dtype.itemsize)
+    monkeypatch.setattr(gradient_triton, "_even", lambda count, size: size)
     n, d = 37, 5
     q, b = torch.randn(n, d).div(2).to(dtype), torch.randn(2, n, d).div(2).to(dtype)
     row, column, known = torch.randn(n), torch.randn(2, n), torch.randn(n)
@@ -347,14 +348,14 @@ def test_a_score_of_several_tiles_is_added_without_touching_the_loop(symmetric, 
     expected = truth(*leaves)
     gradients = torch.autograd.grad(expected, leaves, upstream, allow_unused=True)
     score = scores.Score(_volume_like, _volume_like_gradient, _volume_like, _volume_like_gradient)
-    pairs = engine.Pairs(q, b, engine.scalar(2.5), row_statistic=row, column_statistics=column)
+    pairs = Pairs(q, b, Scalar.of(2.5), row_statistic=row, column_statistics=column)
     if apart:
         pairs = dataclasses.replace(pairs, positives=known)
     flags = (asked.TWO_WAY if symmetric else 0) | asked.TOTALS
     each, *saved = pairwise.losses(score, pairs, flags, 0.1)
     torch.testing.assert_close(each.double(), expected.detach(), rtol=1e-4, atol=1e-4)
-    weights = engine.Weights(upstream.float(), 1.0, *saved, 0.1)
-    found = pairwise.losses_gradient(score, pairs, flags, weights, engine.Wanted(statistics=True, sums=1))
+    weights = Weights(upstream.float(), 1.0, *saved, 0.1)
+    found = pairwise.losses_gradient(score, pairs, flags, weights, Wanted(statistics=True, sums=1))
     tolerance = 1e-4 if dtype == torch.float32 else 4e-3
     for a, g in zip(found[:5], gradients, strict=True):
         assert (a is None) == (g is None)
@@ -366,7 +367,7 @@ def test_a_score_of_several_tiles_is_added_without_touching_the_loop(symmetric, 
     ("blocks", "programs"), [((256, 256), 264), ((64, 64), 264), ((96, 96), 132), ((1, 500), 132), ((8, 8), 3)]
 )
 def test_work_is_divided_evenly(blocks, programs) -> None:
-    groups, splits = engine._division(*blocks, programs)
+    groups, splits = reduce_triton._division(*blocks, programs)
     steps = triton.cdiv(blocks[0], groups) * triton.cdiv(blocks[1], splits)
     assert groups * splits <= programs
     assert steps <= 1.15 * max(1, blocks[0] * blocks[1] / programs) + 1
@@ -378,21 +379,21 @@ def test_the_workspace_is_bounded(monkeypatch) -> None:
     allocated = []
     monkeypatch.setattr(launch_configuration, "programs", lambda device: 132)
     monkeypatch.setattr(launch_configuration, "capability", lambda device: 90)
-    monkeypatch.setattr(engine.torch, "empty", lambda shape, **_: allocated.append(shape) or torch.Tensor())
-    monkeypatch.setattr(engine, "_reduce", {})
+    monkeypatch.setattr(torch, "empty", lambda shape, **_: allocated.append(shape) or torch.Tensor())
+    monkeypatch.setattr(reduce_triton, "_reduce", {})
     x = torch.zeros(1, 512, dtype=torch.bfloat16).expand(n, 512)
     with pytest.raises(KeyError):
-        engine.reduce(
-            pairwise.INNER_PRODUCT, pairwise.LOG_SUM_EXP, engine.Pairs(x, x[None]), asked.TWO_WAY | asked.TOTALS
+        reduce_triton.reduce(
+            pairwise.INNER_PRODUCT, pairwise.LOG_SUM_EXP, Pairs(x, x[None]), asked.TWO_WAY | asked.TOTALS
         )
     assert sum(4 * torch.Size(shape).numel() for shape in allocated) <= 8 * 2**30
 
 
 def test_chunks_stay_in_the_cache_and_are_as_square_as_they_can_be() -> None:
-    assert engine.chunk_shape(32768, 32768, 2) == (4096, 4096)
-    assert engine.chunk_shape(2048, 2048, 2) == (2048, 2048)
+    assert chunk_shape(32768, 32768, 2) == (4096, 4096)
+    assert chunk_shape(2048, 2048, 2) == (2048, 2048)
     for n, n_columns, pair_bytes in ((2**20, 2**20, 2), (100, 2**20, 4), (2**20, 100, 4), (5000, 9000, 6), (1, 1, 2)):
-        rows, columns = engine.chunk_shape(n, n_columns, pair_bytes)
+        rows, columns = chunk_shape(n, n_columns, pair_bytes)
         assert 1 <= rows <= n
         assert 1 <= columns <= n_columns
         assert rows * columns * pair_bytes <= 36 * 2**20

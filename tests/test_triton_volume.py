@@ -31,9 +31,9 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from mibfast.kernels.launch_configuration import LARGEST_K, LARGEST_WHOLE_D, whole_vectors_tile  # noqa: E402
-from mibfast.kernels.pairwise import engine_triton as engine  # noqa: E402
 from mibfast.kernels.pairwise import flags as asked  # noqa: E402
-from mibfast.kernels.pairwise import scores  # noqa: E402
+from mibfast.kernels.pairwise import gradient_triton, scores  # noqa: E402
+from mibfast.kernels.pairwise.pairs_triton import AT_ADDRESS, INVERSE_AT_ADDRESS, Scalar  # noqa: E402
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU")
 # NumPy, behind the interpreter, warns where infinities are results.
@@ -214,8 +214,8 @@ def test_float16_errs_no_more_than_plain_pytorch(name) -> None:
 @pytest.mark.parametrize("name", ["one_vs_all_info_nce, pairwise", "gram_info_nce", "triangle_info_nce, area"])
 def test_chunks_join(name, monkeypatch) -> None:
     """Chunks of 16 x 16 pairs, of which there are ragged ones; statistics and positives' gradients come from each."""
-    monkeypatch.setattr(engine, "_CHUNK_BYTES", 16 * 16 * 2 * 4)
-    monkeypatch.setattr(engine, "_even", lambda count, size: size)
+    monkeypatch.setattr(gradient_triton, "_CHUNK_BYTES", 16 * 16 * 2 * 4)
+    monkeypatch.setattr(gradient_triton, "_even", lambda count, size: size)
     _errs_no_more_than_plain_pytorch(OPERATIONS[name], inputs(19 if name in LOSSES[:3] else 37, 7, torch.float32))
 
 
@@ -327,10 +327,10 @@ def test_numbers_at_addresses(name, monkeypatch) -> None:
     expected = value_and_gradients(OPERATIONS[name], leaves, "triton")
 
     def at_address(x, inverted=False):
-        kind = engine._INVERSE_AT_ADDRESS if inverted else engine._AT_ADDRESS
-        return engine.Scalar(torch.as_tensor(x), kind.value)
+        kind = INVERSE_AT_ADDRESS if inverted else AT_ADDRESS
+        return Scalar(torch.as_tensor(x), kind.value)
 
-    monkeypatch.setattr(engine, "scalar", at_address)
+    monkeypatch.setattr(Scalar, "of", at_address)
     for a, b in zip(value_and_gradients(OPERATIONS[name], leaves, "triton"), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     assert OPERATIONS[name](*leaves[:4], torch.tensor(-1.0), backend="triton").isnan()

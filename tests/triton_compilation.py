@@ -80,9 +80,14 @@ def of_pairwise_engine(
     from mibfast.kernels.pairwise import reductions
 
     found = reductions.named(reduction)
-    names = {"_reduce": "reduce", "_grad_chunk": "chunk", "_recompute": "recompute", "_score": "score"}
+    module, name = {
+        "_reduce": ("reduce_triton", "reduce"),
+        "_score": ("dense_triton", "score"),
+        "_grad_chunk": ("gradient_triton", "chunk"),
+        "_recompute": ("gradient_triton", "recompute"),
+    }[kernel]
     light = found.is_light(flags) and kernel != "_score"
-    tile = shipped(f"pairwise.{names[kernel]}", capability, how, d, k + (s > 0), light)
+    tile = shipped(f"pairwise.{name}", capability, how, d, k + (s > 0), light)
     place_of_score = f"mibfast.kernels.pairwise.scores:SCORES.{score}.triton"
     place_of_reduction = f"mibfast.kernels.pairwise.reductions:REDUCTIONS.{reduction}.triton"
     constants = {
@@ -96,23 +101,24 @@ def of_pairwise_engine(
         "FLAGS": flags,
         "K": k,
         "S": s,
-        "into_column_stride": 1,
+        "out_column_stride": 1,
         "SCALE": 2,
-        **dict.fromkeys(("BIAS", "GAIN", "UNDONE"), 0),
+        **dict.fromkeys(("BIAS", "GAIN", "UNDO"), 0),
         "TIMES_SCALE": True,
         "SUMS": 2 if reduction == "sigmoid_loss" else 1,
-        "TOGETHER": 8,
         "OF_COLUMNS": True,
-        **dict.fromkeys(("ROWS", "OWN"), tile.rows),
-        **dict.fromkeys(("COLUMNS", "OTHER"), tile.columns),
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
         "DEPTH": tile.depth,
         "WHOLE": tile.holds(d),
         "EVEN": True,
         "PRECISION": "ieee" if how == "ieee" else "tf32",
     }
     counts = "n n_columns offset first_row last_row first_column last_column first_sum sums_size upstream_stride"
-    strides = "d row_stride column_stride tile_stride weights_stride own_stride other_stride into_row_stride split_size"
-    matrices = "rows operands weights own_side other_side into"
+    strides = (
+        "d row_stride column_stride tile_stride grad_tiles_stride own_stride other_stride out_row_stride split_size"
+    )
+    matrices = "rows operands grad_tiles own others out"
     vectors = "upstream sums row_states column_states positive_scores"
     types = {
         **dict.fromkeys(counts.split(), "i32"),
@@ -120,16 +126,16 @@ def of_pairwise_engine(
         **dict.fromkeys(matrices.split(), "*bf16:16" if dtype == torch.bfloat16 else "*fp32:16"),
         **dict.fromkeys(vectors.split(), "*fp32:16"),
         **dict.fromkeys(("row_lse", "column_lse"), "*fp64:16"),
-        **dict.fromkeys(("bias", "gain", "undone", "smoothing"), "fp32"),
+        **dict.fromkeys(("bias", "gain", "undo", "smoothing"), "fp32"),
         "scale": "*fp32:16",
     }
     if s:
-        statistics = [x for side in ("row_statistic", "column_statistics") for x in (side, f"{side}_gradient")]
-        types |= dict.fromkeys((*statistics, "positives", "positive_gradient"), "*fp32:16")
+        given = ("row_statistic", "column_statistics", "positives")
+        types |= dict.fromkeys((*given, *(f"grad_{x}" for x in given)), "*fp32:16")
     if kernel == "_score":
-        types["into"] = "*fp32:16"
+        types["out"] = "*fp32:16"
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    return "mibfast.kernels.pairwise.engine_triton", kernel, types, constants, options
+    return f"mibfast.kernels.pairwise.{module}", kernel, types, constants, options
 
 
 @functools.cache

@@ -6,7 +6,7 @@ Rows are products of the first M - 1 modalities, columns the last. Rows that sha
 - Forward, 1 sweep: programs walk blocks of a group's rows, and for each all columns. A product is formed where it is
   multiplied, a row of the group's factor times a tile of rows, so none is ever stored: 1 multiplication for the tile's
   2 COLUMNS FLOPs. The state of a block of rows stays in registers, that of columns is one for each program, as in
-  `pairwise/engine_triton.py`; both are merged afterwards in a fixed order: row to group, group to sample. cuBLAS
+  `pairwise/reduce_triton.py`; both are merged afterwards in a fixed order: row to group, group to sample. cuBLAS
   would have to write float32 scores and another kernel to read them, 8 bytes a combination, 1.7 ps at 4.8 TB/s where
   2 d FLOPs take 1.3 ps at d = 512.
 - Backward, 3 sweeps: a kernel like the first writes w = M N dL/ds of some groups in the operands' dtype, weights of all
@@ -46,9 +46,10 @@ from torch import Tensor
 from mibfast.kernels import launch_configuration
 from mibfast.kernels.launch_configuration import Problem, Tile, launched
 from mibfast.kernels.matrix_product import matrix_product
-from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, TWO_WAY
+from mibfast.kernels.pairwise.gradient_triton import Wanted, Weights
+from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, load_block, load_scalar, rows_in_place
 from mibfast.kernels.pairwise.reductions.log_sum_exp import LOG2_E
 from mibfast.kernels.pairwise.triton import INNER_PRODUCT, LOG_SUM_EXP
 
@@ -86,8 +87,8 @@ def _scores(
     """Inner products of columns with rows times `lead`, a row: [ROWS, COLUMNS]."""
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, d, DEPTH):
-        left = engine.operand(rows, start, d, DEPTH, EVEN)
-        right = engine.operand(columns, start, d, DEPTH, EVEN)
+        left = load_block(rows, start, d, DEPTH, EVEN)
+        right = load_block(columns, start, d, DEPTH, EVEN)
         index = start + tl.arange(0, DEPTH)
         factor = tl.load(lead + index, mask=index < d, other=0.0)
         # A lead in float32 is a product itself, which is rounded once, with this one.
@@ -130,7 +131,7 @@ def _reduce(
 ):
     """Row states [2, count, n] of groups, and a program's column states [2, programs, n]: a maximum and a sum."""
     program, programs = tl.program_id(0), tl.num_programs(0)
-    factor = engine.load_scalar(scale, SCALE)
+    factor = load_scalar(scale, SCALE)
     blocks = tl.cdiv(n, ROWS)
     for block in range(program, count * blocks, programs):
         group = block // blocks
@@ -220,7 +221,7 @@ def _weigh(
     group = block // row_blocks
     first = (block % row_blocks) * ROWS
     sample = _sample(first_group + group, diagonal)
-    factor = engine.load_scalar(scale, SCALE)
+    factor = load_scalar(scale, SCALE)
     own, column = first + tl.arange(0, ROWS), start + tl.arange(0, COLUMNS)
     rows, others = _rows(last, last_stride, first, n, ROWS), _rows(columns, column_stride, start, n, COLUMNS)
     lead_row = lead + group.to(tl.int64) * lead_stride
@@ -316,13 +317,13 @@ class _Sweep:
     """All combinations of samples, a block of groups at a time."""
 
     def __init__(self, z: Sequence[Tensor], scale: Tensor) -> None:
-        self.z = [engine.rows_in_place(x) for x in z]
-        self.scale = engine.scalar(scale.detach())
+        self.z = [rows_in_place(x) for x in z]
+        self.scale = Scalar.of(scale.detach())
         self.powers: list[Tensor | float] = [1.0] * len(z)
         if z[0].dtype == torch.float16:
             self.powers = [_power_of_two(x) for x in self.z]
             self.z = [(x.float() / power).half() for x, power in zip(self.z, self.powers, strict=True)]
-            self.scale = engine.scalar(self.scale.found() * self.power())
+            self.scale = Scalar.of(self.scale.number() * self.power())
         self.m, (self.n, self.d), self.device = len(z), z[0].shape, z[0].device
         product = self.z[0].double()
         for x in self.z[1:]:
@@ -340,7 +341,7 @@ class _Sweep:
 
     def factor(self) -> Tensor:
         """The scale as kernels have it, float32, in float64."""
-        found = self.scale.found()
+        found = self.scale.number()
         number = found if isinstance(found, Tensor) else torch.full((), found, device=self.device)
         return number.float().double()
 
@@ -452,7 +453,7 @@ def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bo
         lift = _lift(sweep)
         for k, gradient in enumerate(gradients):
             if gradient is not None:
-                multiple = sweep.scale.found() * (share / lift) / sweep.powers[k]
+                multiple = sweep.scale.number() * (share / lift) / sweep.powers[k]
                 results[k] = gradient * multiple
         if along is not None:
             results[m] = (along * share * sweep.power()).to(scale.dtype)
@@ -569,8 +570,8 @@ def negatives_log_sum_exp_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `negatives_log_sum_exp`, those that are needed; the others are empty."""
     # Smoothed by all of it, InfoNCE's target is gone from the positive; nothing else is asked to be smoothed.
-    weights = engine.Weights(upstream.float().contiguous(), 1.0, lse, lse.new_empty(0), 1.0)
-    wanted = engine.Wanted(needed[0], needed[1])
+    weights = Weights(upstream.float().contiguous(), 1.0, lse, lse.new_empty(0), 1.0)
+    wanted = Wanted(needed[0], needed[1])
     gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED, weights, wanted)
     return (
         query.new_empty(query.shape) if gradients.rows is None else gradients.rows,
@@ -578,5 +579,5 @@ def negatives_log_sum_exp_backward(
     )
 
 
-def _pairs(query: Tensor, key: Tensor) -> engine.Pairs:
-    return engine.Pairs(engine.rows_in_place(query), engine.rows_in_place(key)[None])
+def _pairs(query: Tensor, key: Tensor) -> Pairs:
+    return Pairs(rows_in_place(query), rows_in_place(key)[None])

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.pairwise.gradient_triton import Wanted, Weights
+from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar
 from mibfast.kernels.projection import triton as projection
 
 _RIDGE_PROJECTION = scores.named("ridge_projection")
@@ -52,9 +53,9 @@ def _others(z: Sequence[Tensor], m: int) -> list[Tensor]:
     return [x for k, x in enumerate(z) if k != m]
 
 
-def _cosines(z: Sequence[Tensor], m: int, ridge: float, temperature: Tensor) -> engine.Pairs:
+def _cosines(z: Sequence[Tensor], m: int, ridge: float, temperature: Tensor) -> Pairs:
     """Modality m as the query, the others as its contexts."""
-    return pairwise.cosines(z[m], _others(z, m), ridge, engine.scalar(temperature.detach(), inverted=True))
+    return pairwise.cosines(z[m], _others(z, m), ridge, Scalar.of(temperature.detach(), inverted=True))
 
 
 def info_nce_backward(
@@ -155,8 +156,8 @@ def _sweep_pairwise(
             loss += each.mean() / len(z)
         else:
             row_lse = lse[m]
-        weights = engine.Weights(None if upstream is None else upstream[m].contiguous(), factor, row_lse)
-        wanted = engine.Wanted(statistics=True, sums=int(wants_temperature), dtype=torch.float32)
+        weights = Weights(None if upstream is None else upstream[m].contiguous(), factor, row_lse)
+        wanted = Wanted(statistics=True, sums=int(wants_temperature), dtype=torch.float32)
         gradients = pairwise.losses_gradient(_RIDGE_PROJECTION, pairs, flags, weights, wanted)
         pairwise.cosines_backward(gradients, pairs, _others(z, m), ridge, into[m], _others(into, m))
         d_temperature.append(pairwise.temperature_gradient(gradients, temperature, factor))

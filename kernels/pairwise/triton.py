@@ -5,7 +5,8 @@ found of rows and columns in a fixed order, in float32 relative to the largest, 
 float64. The backward is three at least where pairs fit one chunk (N = N' <= 4096 in bf16): weights, and a GEMM each for
 queries and keys; a temperature's gradient is the sum that the first of them leaves, and a few launches of one number.
 Scores are float32: at a temperature of 0.01 a cosine's is known to 6e-6, and so are weights, relatively. Log-sum-exps,
-float64, add nothing to that, and losses and weights near zero keep their digits. Cost: `engine_triton.py`.
+float64, add nothing to that, and losses and weights near zero keep their digits. For the cost see `reduce_triton.py` and
+`gradient_triton.py`.
 Cosines with projections are of whitened bases, K tiles, in the dtype of the embeddings, or float32 for float16; a query
 stays where it lies, and its inverse norm is the row's statistic.
 `info_nce_mean` takes both sweeps: forming gradients in the first would store a chunk's float32 scores, 18 bytes a pair,
@@ -24,9 +25,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mibfast.kernels.halves import compiled
-from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import dense_triton as dense
 from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise.flags import APART, POSITIVE_EXCLUDED, TOTALS, TWO_WAY
+from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
+from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, load_scalar, operand_dtype, rows_in_place
+from mibfast.kernels.pairwise.reduce_triton import States, reduce
 from mibfast.kernels.pairwise.reductions import log_sum_exp
 from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.projection import triton as projection
@@ -90,7 +94,7 @@ def _finish(
     """
     index = tl.program_id(0) * INDICES + tl.arange(0, INDICES)
     mask = index < n
-    factor = engine.load_scalar(scale, SCALE)
+    factor = load_scalar(scale, SCALE)
     positive = factor.to(tl.float64) * tl.load(positive_scores + index, mask=mask, other=0.0)
     lse, total = _merged(row_states, tl.cast(splits, tl.int32), n, index, factor, PARTS, INDICES, TOTALLED)
     tl.store(row_lse + index, lse, mask=mask)
@@ -120,21 +124,21 @@ def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothi
     return flags | (TOTALS if label_smoothing else 0)
 
 
-def losses(score: Score, pairs: engine.Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+def losses(score: Score, pairs: Pairs, flags: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N], and log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
-    states = engine.reduce(score, LOG_SUM_EXP, pairs, flags)
+    states = reduce(score, LOG_SUM_EXP, pairs, flags)
     result = torch.empty(pairs.n, dtype=torch.float32, device=pairs.rows.device)
     return result, *_finished(states, pairs, flags, smoothing, result)
 
 
-def log_sum_exps(score: Score, pairs: engine.Pairs, flags: int) -> tuple[Tensor, Tensor, Tensor]:
+def log_sum_exps(score: Score, pairs: Pairs, flags: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positives [N], float32 and zero where there are none, and log-sum-exps as `losses` gives them."""
-    states = engine.reduce(score, LOG_SUM_EXP, pairs, flags)
+    states = reduce(score, LOG_SUM_EXP, pairs, flags)
     return states.positives, *_finished(states, pairs, flags, 0.0, None)
 
 
 def _finished(
-    states: engine.States, pairs: engine.Pairs, flags: int, smoothing: float, losses: Tensor | None
+    states: States, pairs: Pairs, flags: int, smoothing: float, losses: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of rows and columns; writes the losses, or without them positives times the scale."""
     rows, two_ways = pairs.rows, bool(flags & TWO_WAY)
@@ -166,16 +170,14 @@ def _finished(
     return row_lse, column_lse
 
 
-def losses_gradient(
-    score: Score, pairs: engine.Pairs, flags: int, weights: engine.Weights, wanted: engine.Wanted
-) -> engine.Gradients:
+def losses_gradient(score: Score, pairs: Pairs, flags: int, weights: Weights, wanted: Wanted) -> Gradients:
     """Gradients of `losses`; their `sums` hold that of the scale, divided by the weights' factor."""
     if flags & TWO_WAY and pairs.n != pairs.count:
         flags, weights = flags | APART, _apart(pairs, weights)
-    return engine.gradient(score, LOG_SUM_EXP, pairs, flags, weights, wanted)
+    return gradient(score, LOG_SUM_EXP, pairs, flags, weights, wanted)
 
 
-def _apart(pairs: engine.Pairs, weights: engine.Weights) -> engine.Weights:
+def _apart(pairs: Pairs, weights: Weights) -> Weights:
     """Weights of two-way losses whose columns are not all those of a positive, by upstream gradients APART."""
     device = pairs.rows.device
     g = torch.ones(pairs.n, device=device) if weights.upstream is None else weights.upstream
@@ -196,19 +198,19 @@ def apart(grad_rows: Tensor, grad_positives: Tensor, grad_columns: Tensor | None
 
 def log_sum_exps_gradient(
     score: Score,
-    pairs: engine.Pairs,
+    pairs: Pairs,
     flags: int,
-    wanted: engine.Wanted,
+    wanted: Wanted,
     *,
     grad_positives: Tensor,
     grad_rows: Tensor,
     grad_columns: Tensor | None,
     row_lse: Tensor,
     column_lse: Tensor | None,
-) -> engine.Gradients:
+) -> Gradients:
     """Gradients of `log_sum_exps`."""
-    weights = engine.Weights(apart(grad_rows, grad_positives, grad_columns), 1.0, row_lse, column_lse)
-    return engine.gradient(score, LOG_SUM_EXP, pairs, flags | APART, weights, wanted)
+    weights = Weights(apart(grad_rows, grad_positives, grad_columns), 1.0, row_lse, column_lse)
+    return gradient(score, LOG_SUM_EXP, pairs, flags | APART, weights, wanted)
 
 
 class Embeddings:
@@ -216,24 +218,24 @@ class Embeddings:
 
     def __init__(self, query: Tensor, key: Tensor, temperature: Tensor, score: str, offset: int) -> None:
         self._query, self._key, self._temperature, self.score = query, key, temperature, scores.named(score)
-        rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
+        rows, columns = rows_in_place(query), rows_in_place(key)
         row_norms = column_norms = None
         if self.score.squared_norms:
             # float16 holds neither a large score nor the gradient of a norm.
-            dtype = engine.operand_dtype(query.dtype)
+            dtype = operand_dtype(query.dtype)
             rows, columns = rows.to(dtype), columns.to(dtype)
             row_norms, column_norms = _squared_norms(rows), _squared_norms(columns)[None]
-        scale = engine.scalar(temperature.detach(), inverted=True)
-        self.pairs = engine.Pairs(
+        scale = Scalar.of(temperature.detach(), inverted=True)
+        self.pairs = Pairs(
             rows, columns[None], scale, offset=offset, row_statistic=row_norms, column_statistics=column_norms
         )
 
-    def wanted(self, needed: Sequence[bool], dtype: torch.dtype | None = None) -> engine.Wanted:
+    def wanted(self, needed: Sequence[bool], dtype: torch.dtype | None = None) -> Wanted:
         """What the engine is to form for the gradients of query, key and temperature."""
         statistics = self.score.squared_norms
-        return engine.Wanted(needed[0], needed[1], statistics=statistics, sums=int(needed[2]), dtype=dtype)
+        return Wanted(needed[0], needed[1], statistics=statistics, sums=int(needed[2]), dtype=dtype)
 
-    def results(self, gradients: engine.Gradients, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def results(self, gradients: Gradients, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of query, key and temperature; those that were not needed are empty."""
         query, key = self._query, self._key
         grad_query = query.new_empty(query.shape, dtype=dtype)
@@ -256,7 +258,7 @@ def _with_norms(gradient: Tensor, x: Tensor, grad_squared_norms: Tensor | None) 
     return gradient if grad_squared_norms is None else gradient + x * (2.0 * grad_squared_norms)[:, None]
 
 
-def temperature_gradient(gradients: engine.Gradients, temperature: Tensor, factor: float) -> Tensor:
+def temperature_gradient(gradients: Gradients, temperature: Tensor, factor: float) -> Tensor:
     """dL/dtau = -dL/d(1 / tau) / tau^2, of sums without the weights' factor; empty where it was not needed."""
     if gradients.sums is None:
         return temperature.new_empty(())
@@ -296,7 +298,7 @@ def info_nce_backward(
     """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
     embeddings = Embeddings(query, key, temperature, score, offset)
-    weights = engine.Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
+    weights = Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
     gradients = losses_gradient(embeddings.score, embeddings.pairs, flags, weights, embeddings.wanted(needed))
     return embeddings.results(gradients, 1.0, query.dtype)
 
@@ -317,7 +319,7 @@ def info_nce_with_gradient(
     embeddings = Embeddings(query, key, temperature, score, offset)
     each, row_lse, column_lse = losses(embeddings.score, embeddings.pairs, flags, label_smoothing)
     factor = 1.0 / embeddings.pairs.n
-    weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
+    weights = Weights(None, factor, row_lse, column_lse, label_smoothing)
     wanted = embeddings.wanted(needed, torch.float32)
     gradients = losses_gradient(embeddings.score, embeddings.pairs, flags, weights, wanted)
     return each.mean(), *embeddings.results(gradients, factor, torch.float32)
@@ -363,19 +365,19 @@ def partial_lse_backward(
     return embeddings.results(gradients, 1.0, rows.dtype)
 
 
-def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: engine.Scalar) -> engine.Pairs:
+def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: Scalar) -> Pairs:
     """Pairs of queries [N, d] and K contexts [N', d] each, scored by the query's cosine with its ridge projection."""
-    dtype = engine.operand_dtype(query.dtype)
+    dtype = operand_dtype(query.dtype)
     bases, grams = projection.whitened_bases(contexts, ridge, dtype)
     norms = torch.linalg.vector_norm(query.detach(), dim=1, dtype=torch.float64)
     inverse_norms = torch.where(norms == 0.0, 0.0, norms.reciprocal()).float()
-    rows = engine.rows_in_place(query.to(dtype))
-    return engine.Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=grams)
+    rows = rows_in_place(query.to(dtype))
+    return Pairs(rows, bases, scale, row_statistic=inverse_norms, column_statistics=grams)
 
 
 def cosines_backward(
-    gradients: engine.Gradients,
-    pairs: engine.Pairs,
+    gradients: Gradients,
+    pairs: Pairs,
     contexts: Sequence[Tensor],
     ridge: float,
     into_query: Tensor,
@@ -395,7 +397,7 @@ def cosines_backward(
 
 def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
     """cos(c, P_i c) of candidates [C, d] and contexts [Q, K, d]: [C, Q], float32."""
-    return engine.dense(_RIDGE_PROJECTION, cosines(candidates, context.unbind(1), ridge, engine.scalar(1.0)))
+    return dense.scores(_RIDGE_PROJECTION, cosines(candidates, context.unbind(1), ridge, Scalar.of(1.0)))
 
 
 def projection_score_backward(
@@ -403,9 +405,9 @@ def projection_score_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `projection_score` for an upstream gradient [C, Q]."""
     contexts = context.unbind(1)
-    pairs = cosines(candidates, contexts, ridge, engine.scalar(1.0))
-    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
-    gradients = engine.gradient(_RIDGE_PROJECTION, _GIVEN, pairs, 0, weights, wanted)
+    pairs = cosines(candidates, contexts, ridge, Scalar.of(1.0))
+    weights, wanted = Weights(upstream.contiguous()), Wanted(statistics=True, dtype=torch.float32)
+    gradients = gradient(_RIDGE_PROJECTION, _GIVEN, pairs, 0, weights, wanted)
     count, k, d = context.shape
     d_candidates = torch.zeros(candidates.shape, dtype=torch.float32, device=candidates.device)
     d_contexts = torch.zeros(k, count, d, dtype=torch.float32, device=context.device)

@@ -41,9 +41,10 @@ from torch import Tensor
 
 from mibfast.kernels.launch_configuration import INTERPRETED, capability
 from mibfast.kernels.matrix_product import matrix_product
-from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import dense_triton as dense
 from mibfast.kernels.pairwise import scores
 from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.pairwise.pairs_triton import ONE, rows_in_place
 from mibfast.kernels.volume import triton as volume
 from mibfast.kernels.volume.reference import GRAM, TRIANGLE
 
@@ -138,7 +139,7 @@ def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
         def of_volumes(candidates: Tensor, out: Tensor) -> None:
             rows = _unit(candidates)
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square().float()
-            engine.dense(found, replace(columns, rows=rows, row_statistic=norms), out.T)
+            dense.scores(found, replace(columns, rows=rows, row_statistic=norms), out.T)
 
         return of_volumes
     if score in scores.OF_EMBEDDINGS and scores.named(score).squared_norms:
@@ -147,16 +148,16 @@ def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
 
         def of_embeddings(candidates: Tensor, out: Tensor) -> None:
             rows = pairwise.Embeddings(candidates, query[:1], one, score, 0).pairs
-            engine.dense(named, replace(columns, rows=rows.rows, row_statistic=rows.row_statistic), out.T)
+            dense.scores(named, replace(columns, rows=rows.rows, row_statistic=rows.row_statistic), out.T)
 
         return of_embeddings
     if score == "ridge_projection":
-        contexts = pairwise.cosines(query[:, 0], query.unbind(1), ridge, engine.ONE)
+        contexts = pairwise.cosines(query[:, 0], query.unbind(1), ridge, ONE)
 
         def of_projections(candidates: Tensor, out: Tensor) -> None:
-            rows = engine.rows_in_place(candidates.to(contexts.rows.dtype))
+            rows = rows_in_place(candidates.to(contexts.rows.dtype))
             pairs = replace(contexts, rows=rows, row_statistic=_inverse_norms(rows))
-            engine.dense(scores.named("ridge_projection"), pairs, out.T)
+            dense.scores(scores.named("ridge_projection"), pairs, out.T)
 
         return of_projections
     return lambda candidates, out: matrix_product(query, candidates.to(query.dtype).T, out)

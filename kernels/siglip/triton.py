@@ -14,19 +14,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mibfast.kernels.pairwise import engine_triton as engine
 from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
+from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, rows_in_place
+from mibfast.kernels.pairwise.reduce_triton import reduce
 from mibfast.kernels.pairwise.triton import INNER_PRODUCT
 
 _SIGMOID_LOSS = reductions.named("sigmoid_loss")
 
 
-def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> engine.Pairs:
-    rows, columns = engine.rows_in_place(query), engine.rows_in_place(key)
-    return engine.Pairs(rows, columns[None], engine.scalar(scale.detach()), engine.scalar(bias.detach()), offset)
+def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Pairs:
+    rows, columns = rows_in_place(query), rows_in_place(key)
+    return Pairs(rows, columns[None], Scalar.of(scale.detach()), Scalar.of(bias.detach()), offset)
 
 
-def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _results(gradients: Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The gradients of query and key; one that was not needed is empty."""
     d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
     d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
@@ -35,7 +37,7 @@ def _results(gradients: engine.Gradients, query: Tensor, key: Tensor, dtype: tor
 
 def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each query [N], and its derivatives by scale and bias [N], float64."""
-    states = engine.reduce(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0)
+    states = reduce(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0)
     losses, by_scale, by_bias = states.rows.sum(1, dtype=torch.float64)
     return losses.float(), by_scale.clone(), by_bias.clone()
 
@@ -58,10 +60,8 @@ def siglip_backward(
     ]
     if not any(needed[:2]):
         return [None, None, *d_numbers]
-    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(needed[0], needed[1])
-    gradients = engine.gradient(
-        INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted
-    )
+    weights, wanted = Weights(upstream.contiguous()), Wanted(needed[0], needed[1])
+    gradients = gradient(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
     return [*_results(gradients, query, key, query.dtype), *d_numbers]
 
 
@@ -70,10 +70,8 @@ def siglip_with_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mean of the losses, and its gradients by query and key (float32, still to be scaled), scale and bias."""
     factor = 1.0 / query.shape[0]
-    weights, wanted = engine.Weights(factor=factor), engine.Wanted(needed[0], needed[1], sums=2, dtype=torch.float32)
-    gradients = engine.gradient(
-        INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted
-    )
+    weights, wanted = Weights(factor=factor), Wanted(needed[0], needed[1], sums=2, dtype=torch.float32)
+    gradients = gradient(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
     assert gradients.sums is not None
     by_scale, by_bias, loss = factor * gradients.sums
     # The gradient of a number, which is on the CPU, is nobody's.

@@ -30,9 +30,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mibfast.kernels.launch_configuration import Tile, on_device_of, whole_vectors_tile
-from mibfast.kernels.pairwise import engine_triton as engine
+from mibfast.kernels.pairwise import dense_triton as dense
 from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise import triton as pairwise
+from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
+from mibfast.kernels.pairwise.pairs_triton import ONE, Pairs, Scalar, operand_dtype, rows_in_place
 from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
 
 _SCORES = {GRAM: "gram_volume", TRIANGLE: "triangle_area", SQUARED_TRIANGLE: "squared_triangle_area"}
@@ -343,15 +345,15 @@ class _Volumes:
         anchor: Tensor,
         others: Sequence[Tensor],
         sign: float,
-        scale: engine.Scalar = engine.ONE,
+        scale: Scalar = ONE,
         centred: bool = True,
     ) -> None:
         self._kind, self._sign, self.score = kind, sign, scores.named(_SCORES[kind])
         n, (count, d) = anchor.shape[0], others[0].shape
-        self._anchor, self._others = engine.rows_in_place(anchor), tuple(map(engine.rows_in_place, others))
+        self._anchor, self._others = rows_in_place(anchor), tuple(map(rows_in_place, others))
         # The anchor's rows beyond the others' belong to no sample.
         self._sizes = {"count": count, "paired": min(n, count), "d": d}
-        dtype = engine.operand_dtype(anchor.dtype)
+        dtype = operand_dtype(anchor.dtype)
         operands = anchor.new_empty(len(others), count, d, dtype=dtype)
         statistics = anchor.new_empty(1 if kind == GRAM else 2, count, dtype=torch.float32)
         positives = anchor.new_empty(n, dtype=torch.float32)
@@ -362,7 +364,7 @@ class _Volumes:
             rows = (self._anchor.float() - self._origin).to(dtype)
         self._launch(_gram_factors if kind == GRAM else _triangle_factors, 1, operands, statistics, positives)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        self.pairs = engine.Pairs(
+        self.pairs = Pairs(
             rows,
             operands,
             scale,
@@ -391,7 +393,7 @@ class _Volumes:
                 num_warps=tile.warps,
             )
 
-    def backward(self, gradients: engine.Gradients) -> list[Tensor]:
+    def backward(self, gradients: Gradients) -> list[Tensor]:
         """The gradients of anchor and others, float32, the first in the memory of the rows'."""
         assert gradients.rows is not None
         assert gradients.row_statistic is not None
@@ -404,7 +406,7 @@ class _Volumes:
         return [of_anchor, *of_others]
 
 
-def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores.Score, engine.Pairs]:
+def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores.Score, Pairs]:
     """The score of volumes, times a sign, with others [N', d], and its columns, for rows paired with none of them."""
     swept = _Volumes(kind, others[0][:1], others, sign, centred=False)
     return swept.score, replace(swept.pairs, positives=None)
@@ -413,7 +415,7 @@ def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores.Sc
 def volumes(anchor: Tensor, others: Sequence[Tensor], kind: str) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'], float32."""
     swept = _Volumes(kind, anchor, others, 1.0)
-    return engine.dense(swept.score, swept.pairs)
+    return dense.scores(swept.score, swept.pairs)
 
 
 def volumes_backward(
@@ -421,13 +423,13 @@ def volumes_backward(
 ) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
     swept = _Volumes(kind, anchor, others, 1.0)
-    weights, wanted = engine.Weights(upstream.contiguous()), engine.Wanted(statistics=True, dtype=torch.float32)
-    gradients = engine.gradient(swept.score, _GIVEN, swept.pairs, 0, weights, wanted)
+    weights, wanted = Weights(upstream.contiguous()), Wanted(statistics=True, dtype=torch.float32)
+    gradients = gradient(swept.score, _GIVEN, swept.pairs, 0, weights, wanted)
     return [g.to(anchor.dtype) for g in swept.backward(gradients)]
 
 
 def _swept(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor) -> _Volumes:
-    return _Volumes(kind, anchor, others, -1.0, engine.scalar(temperature.detach(), inverted=True))
+    return _Volumes(kind, anchor, others, -1.0, Scalar.of(temperature.detach(), inverted=True))
 
 
 def _info_nce(
@@ -456,8 +458,8 @@ def info_nce_with_gradient(
     flags = pairwise.info_nce_flags(True, True, label_smoothing)
     each, row_lse, column_lse = pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)
     factor = 1.0 / anchor.shape[0]
-    weights = engine.Weights(None, factor, row_lse, column_lse, label_smoothing)
-    wanted = engine.Wanted(statistics=True, sums=1, dtype=torch.float32)
+    weights = Weights(None, factor, row_lse, column_lse, label_smoothing)
+    wanted = Wanted(statistics=True, sums=1, dtype=torch.float32)
     gradients = pairwise.losses_gradient(swept.score, swept.pairs, flags, weights, wanted)
     d_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
     return [each.mean(), *swept.backward(gradients), d_temperature]
