@@ -5,7 +5,7 @@ found of rows and columns in a fixed order, in float32 relative to the largest, 
 float64. The backward is three at least where pairs fit one chunk (N = N' <= 4096 in bf16): weights, and a GEMM each for
 queries and keys; a temperature's gradient is the sum that the first of them leaves, and a few launches of one number.
 Scores are float32: at a temperature of 0.01 a cosine's is known to 6e-6, and so are weights, relatively. Log-sum-exps,
-float64, add nothing to that, and losses and weights near zero keep their digits. For the cost see `reduce_triton.py` and
+float64, add nothing to that, and losses and weights near zero keep their digits. The cost: see `reduce_triton.py` and
 `gradient_triton.py`.
 Cosines with projections are of whitened bases, K tiles, in the dtype of the embeddings, or float32 for float16; a query
 stays where it lies, and its inverse norm is the row's statistic.

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from mibfast import _check
 from mibfast import functional as F
-from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.losses import _presence
 from mibfast.losses._learned import Temperature
 from mibfast.losses._loss import Loss
+from mibfast.ops.info_nce import SCORES
 
 
 class InfoNCELoss(Loss):
@@ -72,7 +72,7 @@ class InfoNCELoss(Loss):
     ) -> None:
         super().__init__(normalize=normalize, reduction=reduction, backend=backend)
         self.temperature = Temperature(self._name, temperature, learnable_temperature)
-        _check.choice(self._name, "score", score, OF_EMBEDDINGS)
+        _check.choice(self._name, "score", score, SCORES)
         self.score = score
         self.positive_in_denominator = _check.boolean(self._name, "positive_in_denominator", positive_in_denominator)
         self.label_smoothing = _check.smoothing(self._name, label_smoothing, positive_in_denominator)

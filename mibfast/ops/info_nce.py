@@ -22,6 +22,8 @@ from mibfast.ops._boundary import (
 __all__ = ["info_nce"]
 
 _NAME = "info_nce"
+# Names of scores, which the loss takes too.
+SCORES = OF_EMBEDDINGS
 
 
 def info_nce(
@@ -95,7 +97,7 @@ def info_nce(
     _check.alike(_NAME, query=query, key=key)
     _check.same_dimension(_NAME, query=query, key=key)
     temperature = _check.temperature(_NAME, temperature, query.device)
-    _check.choice(_NAME, "score", score, OF_EMBEDDINGS)
+    _check.choice(_NAME, "score", score, SCORES)
     for argument, flag in (("positive_in_denominator", positive_in_denominator), ("symmetric", symmetric)):
         _check.boolean(_NAME, argument, flag)
     offset = _check.positives(_NAME, query, key, offset, not positive_in_denominator, symmetric)
