@@ -27,9 +27,8 @@ from mibfast.train.evaluation import evaluate
 from mibfast.train.evaluation import evaluation as evaluating
 from mibfast.train.evaluation.scores import scored
 from mibfast.train.experiments.authentic import classify_authentic_features
-from mibfast.train.fitting.fusion import FusionModule
-from mibfast.train.fitting.recording import Recording
-from mibfast.train.fitting.step_table import StepTable
+from mibfast.train.fitting.modules import FusionModule
+from mibfast.train.fitting.recording import Recording, StepTable
 from mibfast.train.fitting.targets import TARGET, Target, target_of
 from mibfast.train.methods import METHODS, Fusion, method
 

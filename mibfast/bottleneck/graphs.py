@@ -12,7 +12,7 @@ from mibfast._check import InputError
 
 Arrow: TypeAlias = Literal["->", "=>", "--"]
 _TOKEN = re.compile(r"[^\S\n]*(?:(?P<arrow>->|=>|--)|(?P<name>[^\W\d]\w*)|(?P<end>[,;\n])|(?P<other>\S))")
-# Words that `forward` of the loss takes beside the variables.
+# Arguments of the loss's `forward` besides the variables.
 _RESERVED = ("noise", "permutations", "self")
 
 

@@ -60,7 +60,7 @@ def _draw_edge(axes: Any, start: Any, end: Any, arrow: str) -> None:
     from matplotlib.patches import FancyArrowPatch
 
     (x, y), (other_x, other_y) = start.center, end.center
-    # A straight line could pass through what stands between two that are not neighbours.
+    # A straight line between nodes that are not neighbours could pass through another node.
     bent = abs(other_y - y) > 1.5 * _ROW or (y == other_y and abs(other_x - x) > 1.5 * _COLUMN)
     axes.add_patch(
         FancyArrowPatch(

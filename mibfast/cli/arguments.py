@@ -1,4 +1,4 @@
-"""What options say in one string: words, numbers, and values by name."""
+"""Options of one string that hold words, numbers, or values by name."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def experiment(
 ) -> None:
     """Compare bottlenecks of two views by a linear SVM.
 
-    Each seed makes and splits the data anew and trains every method for every value of what varies. A linear SVM is
+    Each seed makes and splits the data anew, and trains every method for every value of the sweep. A linear SVM is
     fitted to the latents' means, its C chosen by the validation split, and scored on the test split.
     """
     from rich.markdown import Markdown
@@ -106,7 +106,7 @@ def experiment(
 
 
 def _beta(given: list[str]) -> dict[str, Any]:
-    """Return what `--beta` says as an argument: one number, or one for each method that is named."""
+    """Return the argument of `--beta`: one number, or one for each method that it names."""
     if len(given) == 1 and "=" not in given[0] and "," not in given[0]:
         return {"beta": numbers("--beta", given[0])[0]}
     if any("=" not in text or "," in text for text in given):
@@ -127,7 +127,7 @@ def authentic(
     dropout: Annotated[float, typer.Option(help="Share of its hidden units that training leaves out.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
 ) -> None:
-    """Classify synthetic data by their true blocks: what there is for a fusion to reach.
+    """Classify synthetic data by their true blocks, an upper bound for fusions.
 
     Rows are a0 (consistent), [a1; a2] (specific), either modality, [a0; a1; a2] (optimal) and all six blocks (union).
     """

@@ -1,4 +1,4 @@
-"""What commands print: tables, and how to go on after an interruption."""
+"""Output of commands: tables, and how to go on after an interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mibfast._termination import Terminated
 
 
 def show(title: str, tables: list[Any], note: str) -> None:
-    """Print a title, tables and a note on a console that is wide enough for them where it is no terminal."""
+    """Print a title, tables and a note, 160 columns wide where stdout is no terminal."""
     from rich.console import Console
 
     console = Console()

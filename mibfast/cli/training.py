@@ -20,19 +20,19 @@ from mibfast.cli.output import averaged_over, resumable, show
 from mibfast.data import FORMS
 from mibfast.data.file_names import why_no_file_name
 
-# As Python writes them; JSON's are read as JSON.
+# In Python's spelling; JSON's is read as JSON.
 _PYTHON = {"True": True, "False": False, "None": None}
 _Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights and the order of batches.")]
 # Options under the names of a run's settings whose text is parsed.
 _PARSERS: dict[str, Callable[[str], Any]] = {"modalities": words, "split": partial(numbers, "--split")}
 
 
-def _run_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run among a command's options, those that were given."""
+def _run_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that a command's options give."""
     from mibfast.train import RunConfig
 
     names = [each.name for each in fields(RunConfig) if each.name not in ("method", "data", "encoders", "loss")]
-    given = {name: options[name] for name in names if options.get(name) is not None}
+    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
     return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in given.items()}
 
 
@@ -242,7 +242,7 @@ def evaluate(
     for option, chosen, valid in (
         ("--probe", probe, tuple(probes)),
         ("--task", task, ("auto", "classification", "regression")),
-        # It becomes a folder's name.
+        # A split becomes a folder's name.
         ("--split", split, ("test", "validation")),
     ):
         if chosen not in valid:

@@ -88,7 +88,7 @@ def from_arrays(
         splits = _named_splits(name, named_split)
     else:
         splits = {} if split is None else split_indices(n, targets, [float(x) for x in split], seed)
-    # What nothing is missing of is as quick as it always was.
+    # Modalities that no sample lacks need no presence.
     incomplete = {modality: each for modality, each in present.items() if not each.all()}
     return MultimodalData(name, arrays, targets, splits, incomplete)
 
@@ -112,7 +112,7 @@ def _checked_presence(
 
 
 def _array(data: str, name: str, given: Any) -> NDArray[Any]:
-    """Return an array, a tensor, or what numpy makes one of, such as a data frame, as an array."""
+    """Return an array from an array, a tensor, or anything numpy converts, such as a data frame."""
     try:
         if not isinstance(given, Tensor):
             return np.asarray(given)
@@ -160,7 +160,7 @@ def _checked_labels(data: str, labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _strings(data: str, labels: NDArray[Any]) -> NDArray[np.str_]:
-    """Return class names of numpy's other kinds of strings, or of Python's, as fixed-width ones."""
+    """Return class names in numpy's other kinds of strings, or Python's, as fixed-width strings."""
     if labels.dtype.kind == "S":
         try:
             return np.char.decode(labels, "utf-8")

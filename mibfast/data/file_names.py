@@ -1,21 +1,21 @@
-"""Which names may become files: those that data, their files and a command's options choose are checked here alone."""
+"""Names that may become files: all those that come from data, files or options are checked here."""
 
 from __future__ import annotations
 
-# Under which a file is written until it is whole.
+# The name of a file until it is whole.
 TEMPORARY = ".{}.partial"
 _LONGEST_BYTES = 255
 
 
 def why_no_file_name(name: str, becomes: str = TEMPORARY) -> str | None:
-    """Return why a file of this name would lie elsewhere, be hidden or not be made at all; None where it can be made.
+    """Return why a file with this name would lie elsewhere, be hidden or could not be made; None where it can.
 
     Parameters
     ----------
     name : str
         As it comes from a file or an option.
     becomes : str
-        The longest file name that is made of it, with `{}` in its place.
+        The longest file name made from it, with `{}` in its place.
 
     Examples
     --------

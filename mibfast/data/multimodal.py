@@ -19,14 +19,14 @@ from mibfast.data.npy import NpyRows
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.6, 0.2, 0.2)
-# Names of arrays that are no modalities.
+# Names of arrays that are not modalities.
 LABELS, SPLIT = "labels", "split"
-# Of the name of the array that says which samples have a modality; a modality's own name holds no dot.
+# The suffix of arrays that say which samples have a modality; names of modalities hold no dot.
 PRESENCE = ".presence"
 
-# Rows that are looked at in one go, in bytes, where all of them are.
+# Bytes of rows that are read at once.
 _CHUNK_BYTES = 1 << 24
-# Its inverse is a float32 still.
+# The inverse of this is still a float32.
 _LEAST_DEVIATION = 1e-37
 
 View: TypeAlias = NDArray[Any] | NpyRows
@@ -34,7 +34,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class DataError(InputError):
-    """Data that cannot be used, said in one line."""
+    """An error in data, in one line."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,7 +178,7 @@ class MultimodalData:
         """Return each modality's mean and standard deviation over the training split, reading every sample once.
 
         Of vectors they are taken for each feature; of sequences [N, T, C] for each channel, over time too. Samples that
-        lack a modality do not count in its.
+        lack a modality do not count for it.
 
         Parameters
         ----------
@@ -253,7 +253,7 @@ class _Moments:
     def finish(self) -> tuple[Tensor, Tensor]:
         mean = np.asarray(self._mean)
         deviation = np.sqrt(np.asarray(self._squares) / self._count)
-        # What rounding alone would leave is constant. Beyond what squares can hold there is no number, and no zero.
+        # A deviation within rounding is that of a constant; one beyond float64's squares is NaN or infinite, not zero.
         deviation = np.where(deviation <= self._rounding * self._largest, 0.0, deviation)
         return torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(deviation))
 
@@ -268,7 +268,7 @@ def check_modalities(data: str, modalities: Sequence[str], valid: Sequence[str] 
 
 
 def why_no_modality(name: str) -> str | None:
-    """Return why a modality cannot have a name: arrays, files, modules and weights go by it. None where it can."""
+    """Return why a modality cannot have this name, which arrays, files and modules take; None where it can."""
     why = why_no_file_name(name, TEMPORARY.format(f"{{}}{PRESENCE}.npy"))
     if why is None and name in (LABELS, SPLIT):
         why = "it is that of another array"
@@ -286,7 +286,7 @@ def channel_axes(ndim: int) -> tuple[int, ...]:
 
 
 def nearest(name: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
-    """Return the end of a sentence about a name that is not among the valid ones."""
+    """Return the end of a message about an unknown name: the nearest valid one, or all of them."""
     close = difflib.get_close_matches(name, list(valid), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(map(repr, valid))}"
 
@@ -337,7 +337,7 @@ def _strata(labels: NDArray[Any] | None, smallest_split: int) -> NDArray[Any] | 
     if labels is None or labels.dtype.kind == "f":
         return None
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    # Two samples a class are what scikit-learn needs at each of the two splits, and a sample a class in each part.
+    # scikit-learn needs two samples of each class at each of the two splits, and room for every class in each part.
     return classes if counts.min() >= 4 and len(counts) <= smallest_split else None
 
 

@@ -19,7 +19,7 @@ SCALES = (0.5, 1.5)
 _PARTS = ("train", "t10k")
 # MNIST's digits fill 20 of 28 pixels; so framed, the bundled ones fill 8 of 12.
 _FRAME = 2
-# Images that are transformed in one go: some tens of megabytes.
+# Images that are transformed at once: some tens of megabytes.
 _CHUNK = 1024
 
 
@@ -123,7 +123,7 @@ def noisy_views(
 
 
 def partners(labels: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return for each sample another of its class, each sample once: [N] indices, at random.
+    """Return a random partner of the same class for each sample, [N] indices, each sample once.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def rotated_and_scaled(images: NDArray[Any], generator: np.random.Generator) -> 
     largest = generator.integers(0, LARGEST_ROTATION, n)
     angles = np.deg2rad(generator.uniform(-1, 1, n) * largest)
     scales = generator.uniform(*SCALES, n)
-    # From a place in the result to the one in the image that is seen there.
+    # Maps from a place in the result to a place in the image.
     cosine, sine = np.cos(angles) / scales, np.sin(angles) / scales
     rows = np.stack([cosine, sine, np.zeros(n), -sine, cosine, np.zeros(n)], 1).reshape(n, 2, 3)
     maps = torch.from_numpy(rows.astype(np.float32))
@@ -161,7 +161,7 @@ def rotated_and_scaled(images: NDArray[Any], generator: np.random.Generator) -> 
         chunk = slice(start, start + _CHUNK)
         places = torch.nn.functional.affine_grid(maps[chunk], list(pixels[chunk].shape), align_corners=False)
         result[chunk] = torch.nn.functional.grid_sample(pixels[chunk], places, align_corners=False)
-    # The weights of four pixels may sum to a rounding more than 1.
+    # By rounding, the weights of four pixels may sum to slightly more than 1.
     array: NDArray[np.float32] = result[:, 0].clamp_(0, 1).numpy()
     return array
 

@@ -1,4 +1,4 @@
-"""Arrays of the .npy format: rows of a file, read as they are asked for, and whole arrays that are there in full."""
+"""Arrays in .npy files: rows read as needed, and whole arrays, checked against the size of the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an .npy file says that it holds.
+    """The header of an .npy file.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ def read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     content = np.empty(math.prod(header.shape), header.dtype)
     into = memoryview(content.view(np.uint8).data) if content.nbytes else memoryview(b"")
     while len(into):
-        # A member of an archive makes a copy of what is asked for at once.
+        # Reading from an archive copies as much as is asked for, so ask for chunks.
         count = file.readinto(into[:_CHUNK_BYTES])  # type: ignore[attr-defined]
         if not count:
             raise ValueError("it ends before its array does")

@@ -1,4 +1,4 @@
-"""Archives of arrays, .npz, of which nothing is believed before it was compared with the bytes that are there."""
+"""Archives of arrays, .npz, whose claims are compared with their bytes before they are trusted."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ class NpzArchive:
             except MemoryError as error:
                 raise ValueError("it takes more memory than is free") from error
             except Exception as error:
-                # What zipfile and the decompressors raise, an unknown method and a password among it, is of any class.
+                # zipfile and the decompressors raise errors of any class, for an unknown method or a password too.
                 raise ValueError(str(error) or type(error).__name__) from error
         return array

@@ -1,4 +1,4 @@
-"""Files opened without waiting for what is none, and refused before they take more memory than there is."""
+"""Regular files, opened without waiting for pipes or devices, and refused before they exceed memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KINDS = {
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to read, unbuffered; OSError for anything else, a pipe without a writer too, at once."""
+    """Open a regular file to read, unbuffered; OSError at once for anything else, such as a pipe without a writer."""
     try:
-        # A pipe would be waited for, and a terminal could become that of the process.
+        # Opening could otherwise wait for a pipe, or make a terminal that of the process.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except ValueError as error:
-        # A zero byte.
+        # The path holds a zero byte.
         raise OSError(errno.EINVAL, str(error)) from error
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
@@ -49,7 +49,7 @@ def why_no_memory(size: int) -> str | None:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that can be taken: what Linux says is available, elsewhere all there is."""
+    """Return the bytes of free memory: those that Linux calls available, elsewhere the whole memory."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:

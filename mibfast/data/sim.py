@@ -1,4 +1,4 @@
-"""SIM-I, SIM-II and SIM-III: two modalities of blocks of which it is known what they say about the label.
+"""SIM-I, SIM-II and SIM-III: two modalities of blocks with known information about the label.
 
 A sample is six independent blocks of standard normal numbers: a0 and b0 are in both modalities, a1 and b1 in the first
 alone, a2 and b2 in the second alone. The label is the side of a random hyperplane through the origin on which
@@ -24,7 +24,7 @@ SPECIFIC = {"sim-i": (500, 100), "sim-ii": (100, 500), "sim-iii": (300, 300)}
 # Of a0, b0, b1 and b2 each.
 _LENGTH = 200
 SAMPLES = 10_000
-# Rows drawn in one go, each time from a generator of their own, so that more samples begin with the same ones.
+# Rows drawn at once, each chunk from its own generator, so that larger data sets begin with the same samples.
 _CHUNK = 4096
 
 Blocks = dict[str, NDArray[np.float32]]
@@ -168,7 +168,7 @@ def _specific(name: str) -> tuple[int, int]:
 
 
 def _drawn(name: str, samples: int, seed: int) -> Iterator[tuple[Blocks, NDArray[np.int64]]]:
-    """Check what is asked for, and return an iterator over the blocks and labels of some thousand samples at a time."""
+    """Check the request; return an iterator over the blocks and labels of some thousand samples at a time."""
     _specific(name)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 10:
         raise DataError(f"{name}: samples must be an integer of at least 10, got {samples!r}")

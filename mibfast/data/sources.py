@@ -98,7 +98,7 @@ def load(
     source = _open(name, seed, split)
     if modalities is not None:
         check_modalities(name, modalities, source.modalities)
-    # What is not asked for is not read, and need not be usable.
+    # Modalities that are not wanted are not read, and need not be usable.
     views = {modality: source.read(modality) for modality in modalities or source.modalities}
     presence = {modality: read() for modality, read in source.presence.items() if modality in views}
     labels, given_split = source.labels, source.split
@@ -266,12 +266,12 @@ def _open_folder(request: _Request) -> _Source:
 def _source(
     data: str, names: Sequence[str], read: Callable[[str], View], read_whole: Callable[[str], NDArray[Any]]
 ) -> _Source:
-    """Set `labels`, `split` and presences apart from the modalities; they are read as a whole."""
+    """Separate `labels`, `split` and presences, which are read whole, from the modalities."""
     labels, split = (read_whole(name) if name in names else None for name in (LABELS, SPLIT))
     modalities = [name for name in names if name not in (LABELS, SPLIT) and not name.endswith(PRESENCE)]
     presence = {name.removesuffix(PRESENCE): partial(read_whole, name) for name in names if name.endswith(PRESENCE)}
     for name in presence:
-        # Whatever is asked for: were a name misspelt, all samples would be taken to have the modality that was meant.
+        # Otherwise a misspelt name would go unnoticed, and all samples would count as having the modality.
         if name not in modalities:
             raise DataError(f"{data}: there is {name + PRESENCE!r} and no modality {name!r}{nearest(name, modalities)}")
     return _Source(modalities, read, labels, split, presence)

@@ -1,4 +1,4 @@
-"""Estimation of mutual information from samples: a critic is trained on some, stopped by others, read on the rest."""
+"""Estimation of mutual information from samples: some train a critic, some stop it, the rest give the value."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _SECOND_DECAY, _LARGEST_GRADIENT = 0.95, 1.0
 # the gradient; MINE's moving average lags behind the scores that they make, and a bilinear critic's of hundreds of
 # features are noise.
 _WARM_UP_STEPS = 24
-# Nats below zero that are more than the sampling of held-out pairs makes where there is nothing to find.
+# Nats below zero beyond the sampling error of held-out pairs of independent variables.
 _NEGATIVE, _NEGATIVE_OF_A_SEED = -0.01, -0.1
-# Deviations over seeds that are doubtful: beyond this share of the value, and so many nats.
+# A deviation over seeds is doubtful beyond this share of the value and this many nats.
 _LARGEST_SPREAD, _LEAST_SPREAD = 0.25, 0.1
-# What is this near to a cap tells only that the truth is larger.
+# A value this near to a cap says only that the truth is larger.
 _NEAR = 0.95
 # Correlation of a feature with the normal scores of its ranks (Shapiro and Francia, 1972), below which tails hide the
 # rest. From 2,000 samples it is 1 for a Gaussian or a rare event, 0.9 for an exponential distribution, 0.5 for the
@@ -45,11 +45,11 @@ _NEAR = 0.95
 _LEAST_CORRELATION = 0.5
 # A critic whose scores of so many held-out rows with one another deviate by no more, relative to 1 or the largest.
 _ROWS_COMPARED, _ALIKE = 64, 1e-5
-# Fewer leave a part of the data with no pairs.
+# With fewer samples, a part of the data would have no pairs.
 _FEWEST_SAMPLES = 20
 # Nats; a smaller rise of the objective does not put off the end: it is a tenth of what the parts' sampling makes.
 _LEAST_RISE = 2e-3
-# Without such a rise, before the end: of few samples an epoch is a step or two, which says nothing.
+# Steps without such a rise before training ends: with few samples, an epoch is only a step or two.
 _FEWEST_STEPS = 48
 # Of the weights that are evaluated: their running mean, which lets the learning rate be large. Before the mean has its
 # whole length it grows with the steps, by a polynomial decay of this power (Shamir and Zhang, ICML 2013).
@@ -59,12 +59,12 @@ Samples: TypeAlias = "NDArray[np.floating] | Tensor"
 
 
 class EstimateWarning(UserWarning):
-    """An estimate is not to be taken as it stands; the text says why."""
+    """A warning that an estimate is doubtful, and why."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What :func:`estimate` found.
+    """The result of :func:`estimate`.
 
     Attributes
     ----------
@@ -288,7 +288,7 @@ def _listed(seeds: list[int], chosen: list[int]) -> str:
 def _doubts_of(value: float, spread: float, least: float, estimator: str, cap: float, samples: int) -> list[str]:
     """Say why a value is not to be trusted, from what it is alone; `least` is the smallest of a seed."""
     doubts = []
-    # What a critic that scores all pairs alike reads at best.
+    # The best value of a critic that scores all pairs alike.
     nothing = -2 * math.log(2) if estimator == "js_fgan" else 0.0
     if value < nothing + _NEGATIVE or least < nothing + _NEGATIVE_OF_A_SEED:
         which = f"{value:.3g} nats" if value < nothing + _NEGATIVE else f"{least:.3g} nats of one seed"
@@ -408,7 +408,7 @@ def _standardised(x: Tensor, reference: Tensor) -> Tensor:
     scale = torch.exp2(-exponents.double().clamp(min=-1000))
     x, reference = x.double() * scale, reference.double() * scale
     deviation, mean = torch.std_mean(reference, 0)
-    # A constant feature tells nothing.
+    # A constant feature has no information.
     return (x - mean) * torch.where(deviation > 0, 1 / deviation, 0.0)
 
 
@@ -472,7 +472,7 @@ def _trained(
         optimizer = _AdamByTensor(model.parameters(), lr=learning_rate)
     else:
         betas = (0.9, _SECOND_DECAY if exponential else 0.999)
-        # Tens of small tensors: a step apart for each takes longer than the networks.
+        # Separate steps for tens of small tensors would take longer than the networks.
         fused = data.x.device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=betas, fused=fused)
     best, mark, marked_epoch, marked_step, kept = -math.inf, -math.inf, 0, 0, copy.deepcopy(averaged)
@@ -495,7 +495,7 @@ def _trained(
                 for mean, weight in weights:
                     mean.lerp_(weight, share)
             seen.append(objective.detach())
-        # Running statistics of a critic's layers: those of the network that trains are near, and there are no others.
+        # Running statistics of a critic's layers are taken from the network that trains, the only ones there are.
         for own, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
             own.copy_(buffer)
         objectives = {

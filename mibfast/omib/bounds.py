@@ -20,11 +20,11 @@ from mibfast.information import Estimate, EstimateWarning, estimate
 from mibfast.information.estimation import heavy_tails
 
 Samples: TypeAlias = "NDArray[np.floating] | Tensor"
-# `information.estimate` splits no fewer.
+# The fewest that `information.estimate` splits.
 _FEWEST_SAMPLES = 20
-# An entropy whose deviation over seeds is more than this share of it, or an information's of what it cannot exceed.
+# The largest deviation over seeds, as a share of an entropy, or of the entropy that an information cannot exceed.
 _LARGEST_SPREAD = 0.25
-# What is this near to a cap tells only that the truth is larger.
+# A value this near to a cap says only that the truth is larger.
 _NEAR = 0.95
 # An entropy below this share of ln N is of a critic that told hardly any of N samples apart.
 _FAR_BELOW = 0.1
@@ -119,7 +119,7 @@ def _check_pairs(name: str, given: Mapping[tuple[Any, Any], float], M: int, name
 
 @dataclass(frozen=True)
 class BetaEstimate:
-    """What :func:`estimate_beta` found.
+    """The result of :func:`estimate_beta`.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class BetaEstimate:
         return float(np.random.default_rng(seed).uniform(self.lower, self.upper))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was found as numbers and strings, for a file; pairs are "NAME, NAME"."""
+        """Return the estimates as numbers and strings, for a file; pairs are "NAME, NAME"."""
 
         def numbers(result: Estimate) -> dict[str, Any]:
             return {"value": result.value, "spread": result.spread, "by_seed": list(result.by_seed)}
@@ -273,7 +273,7 @@ def estimate_beta(
         say = None if progress is None else _after(label, progress)
         x, y = drawn[first], drawn[second]
         with warnings.catch_warnings():
-            # What it doubts is said of all estimates together below.
+            # Doubts about all estimates are reported together below.
             warnings.simplefilter("ignore", EstimateWarning)
             return estimate(x, y, estimator, critic, seeds=seeds, epochs=epochs, progress=say, **options)
 
@@ -319,8 +319,8 @@ def _after(label: str, progress: Callable[[str], object]) -> Callable[[str], obj
 def _labelled(
     entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, str], Estimate]
 ) -> list[tuple[str, Estimate]]:
-    of_pairs = [(f"I({i}; {j})", result) for (i, j), result in informations.items()]
-    return [(f"H({name})", result) for name, result in entropies.items()] + of_pairs
+    pairs = [(f"I({i}; {j})", result) for (i, j), result in informations.items()]
+    return [(f"H({name})", result) for name, result in entropies.items()] + pairs
 
 
 def _doubts(entropies: Mapping[str, Estimate], informations: Mapping[tuple[str, str], Estimate]) -> list[str]:

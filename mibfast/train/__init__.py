@@ -7,9 +7,8 @@ each may import from those before it. The modules beside these folders serve all
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
-from mibfast.train.fitting.alignment import AlignmentModule
 from mibfast.train.fitting.config import RunConfig
-from mibfast.train.fitting.fusion import FusionModule
+from mibfast.train.fitting.modules import AlignmentModule, FusionModule
 from mibfast.train.methods import ALIGNMENTS, FUSIONS, METHODS
 
 __all__ = [

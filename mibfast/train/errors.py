@@ -1,11 +1,11 @@
-"""What goes wrong with a run and that the user can put right."""
+"""Errors about runs that the user can put right."""
 
 from mibfast._check import InputError
 
 
 class RunError(InputError):
-    """Settings, a run's folder or its training that cannot be used, said in one line."""
+    """An error in settings, a run's folder or its training, in one line."""
 
 
 class DivergedError(RunError):
-    """Training whose loss became infinite or NaN."""
+    """A training loss that became infinite or NaN."""

@@ -102,11 +102,11 @@ class RunFolder:
             self._sweep()
             yield
         finally:
-            # The file stays: who else has opened it would otherwise lock one that is no longer there.
+            # The file stays: another process that has opened it would otherwise lock a removed file.
             os.close(handle)
 
     def _sweep(self) -> None:
-        # What a killed process was writing.
+        # Left by a process that was killed while writing.
         with self._writing(""):
             for leftover in self.path.rglob(TEMPORARY.format("*")):
                 if leftover.is_symlink() or leftover.is_file():
@@ -139,7 +139,7 @@ class RunFolder:
         partial = target.with_name(TEMPORARY.format(target.name))
         with self._writing(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            # A link of that name would have what it points to overwritten.
+            # Through a link of that name, its target would be overwritten.
             partial.unlink(missing_ok=True)
             try:
                 fill(partial)
@@ -179,7 +179,7 @@ class RunFolder:
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write the state to resume from; see :meth:`write`."""
-        # In memory first: what torch raises when a disk is full names no reason.
+        # In memory first: torch's error for a full disk gives no reason.
         content = io.BytesIO()
         torch.save(dict(state), content)
         self.write(RESUME, lambda path: path.write_bytes(content.getbuffer()))
@@ -239,7 +239,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror or error}") from error
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            # A dtype that torch has not is a KeyError.
+            # An unknown dtype raises KeyError.
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{path} is damaged: {error}") from error
@@ -252,10 +252,10 @@ class RunFolder:
             return None
         try:
             with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-                # torch.save compresses nothing; what is compressed may become larger than memory.
+                # torch.save does not compress; a compressed file could expand beyond memory.
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                     raise RunError(f"{path} is damaged: it is compressed")
-                # torch does not compare checksums.
+                # torch does not check checksums.
                 hurt = archive.testzip()
             if hurt is not None:
                 raise RunError(f"{path} is damaged: {hurt} has another checksum")
@@ -263,7 +263,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:
-            # What a damaged file makes torch raise depends on where the damage is.
+            # What torch raises depends on where the file is damaged.
             if isinstance(error, RunError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""JSON that others may have written or damaged: read without trust, and checked for its form before it is used."""
+"""JSON files that may be damaged or written by others: read without trust, and checked for their form."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NUMBER = (int, float)
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; OSError where it cannot be read, ValueError where it is no JSON."""
+    """Return the content of a JSON file; OSError where it cannot be read, ValueError where it is not JSON."""
     return parse_json(read_bytes(path))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says; ValueError where it says nothing, in whatever depth."""
+    """Return the content of JSON; ValueError for anything else, also where it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -27,7 +27,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_form(content: Any, form: Any, what: str = "it") -> None:
-    """Raise ValueError where something that was read does not have the form that it was written in.
+    """Raise ValueError where content does not have the form that it was written in.
 
     Parameters
     ----------

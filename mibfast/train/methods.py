@@ -179,29 +179,29 @@ class Fusion(Method):
 
 
 def by_cosines(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    """Retrieve by the cosines of a candidate with the embeddings at hand, summed."""
+    """Retrieve by the sum of a candidate's cosines with the context."""
     return F.top_k(torch.stack([unit(z) for z in context]).sum(0), unit(candidates), k)[1]
 
 
 def by_projection(candidates: Tensor, context: Sequence[Tensor], k: int, ridge: float = 1e-8) -> Tensor:
-    """Retrieve by the cosine of a candidate with its ridge projection on the embeddings at hand."""
+    """Retrieve by the cosine of a candidate with its ridge projection on the context."""
     return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="ridge_projection", ridge=ridge)[1]
 
 
 def _by_volume(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    """By the smallest volume that a candidate spans with the embeddings at hand; with one, by the smallest sine."""
+    """Retrieve by the smallest volume that a candidate spans with the context; with one embedding, by the sine."""
     return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="gram_volume")[1]
 
 
 def _by_area(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    """By the smallest area of a candidate's triangle with two embeddings; with one, which has none, by the cosine."""
+    """Retrieve by the smallest area of a candidate's triangle with two embeddings; with one, by the cosine."""
     if len(context) == 1:
         return by_cosines(candidates, context, k)
     return F.top_k(torch.stack(tuple(context), dim=1), candidates, k, score="triangle_area")[1]
 
 
 def _by_multilinear_product(candidates: Tensor, context: Sequence[Tensor], k: int) -> Tensor:
-    """By the multilinear inner product of unit embeddings."""
+    """Retrieve by the multilinear inner product of unit embeddings."""
     query = torch.stack([unit(z) for z in context], dim=1)
     return F.top_k(query, unit(candidates), k, score="symile")[1]
 
@@ -248,7 +248,7 @@ METHODS: dict[str, Alignment | Fusion] = {**ALIGNMENTS, **FUSIONS}
 
 
 def method(name: str) -> Alignment | Fusion:
-    """Return a method by its name; RunError with the nearest one where there is none."""
+    """Return a method by its name; RunError, which suggests the nearest, for an unknown one."""
     if name not in METHODS:
         raise RunError(f"unknown method {name!r}{nearest(name, METHODS)}")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, embeddings in two dimensions, and what an evaluation found."""
+"""Pictures: learning curves, embeddings in two dimensions, evaluations, comparisons and sweeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mibfast._precision import unit
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _MARKERS = "o^sDvP*Xhd<>"
-# More classes than this are drawn by one scale of colours, without a name each.
+# More classes than this share one scale of colours, without a legend.
 _NAMED_CLASSES = 20
 _ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80)
 
@@ -24,7 +24,7 @@ def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    # Names are of the user's data, and no formulas.
+    # Names come from the user's data, and are not formulas.
     mpl.rcParams["text.parse_math"] = False
     import matplotlib.pyplot as plt
 
@@ -32,7 +32,7 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    # The path may end in something else until the file is whole.
+    # A file that is not yet whole has another suffix.
     figure.savefig(path, dpi=120, format="png")
     _pyplot().close(figure)
 
@@ -134,7 +134,7 @@ def draw_embeddings(embeddings: Mapping[str, Mapping[str, Tensor]], labels: NDAr
 
 
 def _coded(labels: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[Any]]:
-    """Return the classes, or None where a scale of colours serves better, and a number for each sample."""
+    """Return the classes, None where a scale of colours is clearer, and a number for each sample."""
     if labels.dtype.kind == "f":
         return None, labels if labels.ndim == 1 else labels[:, 0]
     classes, codes = np.unique(labels, return_inverse=True)
@@ -221,7 +221,7 @@ def draw_sweep(
     path: Path,
     marks: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw figures by the value of an option, on a scale of its logarithm, a panel for each figure.
+    """Draw figures by the value of an option, on a logarithmic scale, a panel for each figure.
 
     Parameters
     ----------
@@ -242,12 +242,12 @@ def draw_sweep(
             means, spreads = (np.array([values[x][each][end] for x in places]) for end in (0, 1))
             (line,) = axes.plot(places, means, "o-", markersize=4, linewidth=1, label=name)
             axes.fill_between(places, means - spreads, means + spreads, color=line.get_color(), alpha=0.2, linewidth=0)
-        # The lower bound is written to the left of its line, the upper one to the right: they can be close.
+        # The lower bound's name goes to the left of its line, the upper one's to the right: the lines can be close.
         for (mark, value), side in zip((marks or {}).items(), ("right", "left"), strict=False):
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
             axes.annotate(mark, (value, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=8)
         axes.set(xscale="log", xlabel=option, ylabel=each)
-        # Those of a logarithmic scale are formulas.
+        # The default labels of a logarithmic scale are formulas.
         axes.xaxis.set_major_formatter("{x:g}")
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -314,7 +314,7 @@ def _draw_method(
     axes: Any, method: str, of_values: Mapping[float | None, Sequence[float]], error: bool, position: int
 ) -> None:
     colour, marker = f"C{position}", _MARKERS[position % len(_MARKERS)]
-    # An axis of logarithms has no place for an error of zero.
+    # A logarithmic axis cannot show an error of zero.
     percent = {
         value: 100 * (np.maximum(1 - np.array(accuracies), 1e-4) if error else np.array(accuracies))
         for value, accuracies in of_values.items()

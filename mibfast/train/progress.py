@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of long operations: a bar with the time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Report:
-    """Where progress goes.
+    """Output of progress.
 
     Parameters
     ----------
     shown : bool
-        Nothing is written without.
+        False writes nothing.
     console : rich.console.Console, optional
-        stderr without, so that results alone go to stdout.
+        By default stderr, so that stdout has only results.
     """
 
     def __init__(self, shown: bool = True, console: Console | None = None) -> None:
@@ -38,7 +38,7 @@ class Report:
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """Report on something that has `total` parts, `done` of which were done before."""
+        """Report on a task of `total` parts, `done` of which were done before."""
         if self._shown and self._console.is_terminal:
             bar = Progress(
                 TextColumn("{task.description}"),
@@ -58,18 +58,18 @@ class Report:
 
 
 def reported(operation: str, progress: bool | Report) -> Report:
-    """Return where an operation's progress goes, of its argument `progress`."""
+    """Return the report that an operation's argument `progress` stands for."""
     return progress if isinstance(progress, Report) else Report(_check.boolean(operation, "progress", progress))
 
 
 class Task:
-    """One task, of which nothing is shown."""
+    """A task that shows nothing."""
 
     def advance(self, parts: int = 1, note: str | None = None) -> None:
-        """Say that more parts are done, and something about them."""
+        """Report that more parts are done, with a note."""
 
     def reach(self, done: int, note: str | None = None) -> None:
-        """Say how many parts are done."""
+        """Report how many parts are done."""
 
 
 class _Bar(Task):

@@ -15,9 +15,8 @@ from mibfast.train.comparison.settings import run_name, split_settings
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation import evaluate
 from mibfast.train.fitting import Run, fit, open_run
-from mibfast.train.fitting.beta import estimated_beta, refuse_beta
 from mibfast.train.fitting.config import RunConfig
-from mibfast.train.fitting.requirements import open_data
+from mibfast.train.fitting.requirements import estimated_beta, open_data, refuse_beta
 from mibfast.train.fitting.targets import target_of
 from mibfast.train.folder import RunFolder
 from mibfast.train.json_files import NUMBER

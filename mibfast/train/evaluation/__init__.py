@@ -1,4 +1,4 @@
-"""What a trained run is worth: probes and retrieval of alignments, scores of predictions, and embeddings as files."""
+"""Evaluation of trained runs: probes and retrieval for alignments, scores of predictions, and embeddings as files."""
 
 from mibfast.train.evaluation.evaluation import Evaluation, evaluate
 

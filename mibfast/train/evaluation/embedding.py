@@ -77,7 +77,7 @@ def write_embeddings(
         apart = {name: array for name, array in apart.items() if array.dtype.kind != "U"}
     shapes.update({name: array.shape for name, array in apart.items()})
     for name in shapes:
-        # In an archive too: who unpacks it writes files of these names.
+        # For an archive too: unpacking it writes files with these names.
         why = why_no_file_name(f"{name}.npy")
         if why is not None:
             raise RunError(f"no embeddings can be written under the name {name!r}: {why}")
@@ -121,7 +121,7 @@ def _write_folder(
     parts: Iterator[dict[str, Tensor]],
     apart: dict[str, NDArray[Any]],
 ) -> None:
-    # All modalities come at once, so their files are open side by side, the last one's `write` inside all others'.
+    # All modalities come at once, so their files are open together, each `write` inside the one before.
     names = [name for name in shapes if name not in apart]
     files: dict[str, Any] = {}
 
@@ -144,7 +144,7 @@ def _write_folder(
 
 
 def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    # Not by numpy's savez, which takes a modality called "file" for its argument.
+    # numpy's savez would take a modality called "file" for its own argument.
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

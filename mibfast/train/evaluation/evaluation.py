@@ -1,4 +1,4 @@
-"""What a run is worth: an alignment by probes and retrieval, a fusion by its own predictions."""
+"""Evaluation of runs: alignments by probes and retrieval, fusions by their predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mibfast.train.errors import RunError
 from mibfast.train.evaluation.probes import PROBES, Probed, probe
 from mibfast.train.evaluation.retrieval import retrieved
 from mibfast.train.evaluation.scores import Scored, scored
-from mibfast.train.fitting.alignment import AlignmentModule
+from mibfast.train.fitting.modules import AlignmentModule
 from mibfast.train.fitting.run import Run
 from mibfast.train.fitting.targets import task_of
 from mibfast.train.folder import RunFolder
@@ -36,17 +36,17 @@ from mibfast.train.progress import Report, reported
 _PROBED_SAMPLES = 20_000
 _POOL = 1000
 _QUERIES = 1000
-# Of samples that have a combination's modalities: the MLP probe stops early by a tenth of them.
+# Samples that a probe needs to be fitted: the MLP probe sets a tenth of them aside to stop early.
 _FEWEST_FITTED = 10
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
-# Up to this many modalities every combination is looked at; of more, single ones, all but one, and all.
+# Up to this many modalities, all combinations are evaluated; beyond, single ones, all but one, and all.
 _ALL_COMBINATIONS = 6
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """The result of :func:`evaluate`.
 
     Attributes
     ----------
@@ -55,9 +55,9 @@ class Evaluation:
         `low` and `high` of a 95% confidence interval, and the number of `samples` that were scored.
     title : str
     interval : str
-        Of what the intervals are.
+        What the intervals stand for.
     about : dict
-        Runs, data, samples, versions, date, and what was left out since too few samples have the modalities.
+        Runs, data, samples, versions, date, and the rows left out because too few samples have the modalities.
     """
 
     rows: list[dict[str, Any]]
@@ -66,7 +66,7 @@ class Evaluation:
     about: dict[str, Any]
 
     def value(self, task: str, metric: str, modalities: str | None = None) -> float:
-        """Return a figure; without `modalities` of all together, or of the last combination that enough samples have.
+        """Return a figure; by default that of all modalities, or of the last combination that enough samples have.
 
         Examples
         --------
@@ -80,11 +80,11 @@ class Evaluation:
             rows = [row for row in rows if row["modalities"] == modalities]
         if not rows:
             raise KeyError(f"no {metric} of {task}" + (f" for {modalities}" if modalities else ""))
-        # Combinations grow.
+        # Larger combinations come later.
         return float(rows[-1]["value"])
 
     def write(self, folder: RunFolder, place: str = "") -> None:
-        """Write `evaluation.csv`, `.json` and `.png`; RunError where that cannot be."""
+        """Write `evaluation.csv`, `.json` and `.png`; RunError where they cannot be written."""
         prefix = f"{place}/" if place else ""
         folder.write_table(f"{prefix}evaluation.csv", self.rows)
         folder.write(f"{prefix}evaluation.png", lambda path: pictures.draw_evaluation(self.rows, self.title, path))
@@ -105,7 +105,7 @@ def evaluate(
     combinations: str = "every",
     progress: bool | Report = True,
 ) -> Evaluation:
-    """Evaluate a run, or several that differ in their seed, on the test split, or on the validation split to choose.
+    """Evaluate a run, or several that differ in their seed, on the test split or, to choose settings, on validation.
 
     A fusion is scored by its predictions for the samples that have all modalities, see
     :func:`mibfast.train.evaluation.scores.scored`. All else is about alignments.
@@ -176,7 +176,7 @@ def evaluate(
         except DataError as error:
             if task != "auto":
                 raise
-            # Retrieval needs no labels, nor do labels that are ids stand in its way.
+            # Retrieval needs no labels, and works beside labels that are ids.
             report.say(f"no probes: {error}")
             left_out["probes:", str(error)] = None
     retrieval = retrieval and not fusions
@@ -203,7 +203,7 @@ def evaluate(
                         result[key] = outcome
                     bar.advance(1, f"{key[0]} {key[1]}")
             results.append(result)
-    # Of several runs, what too few samples of any have.
+    # A row is kept where enough samples of every run have its modalities.
     results = [{key: each for key, each in result.items() if key not in left_out} for result in results]
     too_few = [" ".join(key) for key in left_out if key[0] != "probes:"]
     if too_few:
@@ -253,7 +253,7 @@ def _predicted(run: Run, split: str, report: Report) -> Iterator[tuple[tuple[str
 
 
 def probed_task(data: MultimodalData, wanted: str = "auto") -> str | None:
-    """Return the task of probes, None where there are no labels; DataError where they do not fit, or do not vary."""
+    """Return the task of probes, None without labels; DataError where labels fit no task, or do not vary."""
     if data.labels is None:
         if wanted != "auto":
             raise DataError(f"{data.name}: {wanted} needs labels, and there are none")
@@ -277,7 +277,7 @@ def _combinations(names: Sequence[str], which: str) -> list[tuple[str, ...]]:
 
 
 def _queries(names: Sequence[str], which: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each modality that can be missing with each context of others, larger contexts last."""
+    """Return each modality to retrieve with each context of others, larger contexts last."""
     if len(names) < 2:
         return []
     queries = [
@@ -315,7 +315,7 @@ def _probed(
                 for at in [run.data.has(chosen, names)]
             )
             missing = not set(names).isdisjoint(run.data.presence)
-            # Of many samples those that are drawn may be of one class.
+            # Samples drawn from many may be of one class.
             too_few = _too_few(train[1], test[1], task) if missing else _constant(train[1], task)
             yield (title, "+".join(names)), None if too_few else probe(kind, task, train, test, run.config.seed)
 
@@ -331,7 +331,7 @@ def _constant(labels: NDArray[Any], task: str) -> bool:
 
 
 def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tuple[str, str], Probed | None]]:
-    # Each query's pool is as large as can be: of few candidates one is found more easily.
+    # Pools are as large as possible: among few candidates, the right one is found more easily.
     pools = {
         (missing, context): run.data.sample(split, pool, [missing, *context])
         for missing, context in _queries(list(run.data.views), which)
@@ -344,7 +344,7 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
             yield key, None
             continue
         at = torch.searchsorted(embedded, chosen)
-        # Of candidates that score alike the first comes first: a query's own is as likely to be any of them.
+        # Among equal scores the first candidate wins, so queries are drawn at random from the pool.
         queries = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:_QUERIES].sort().values
         classes = _classes(run, chosen)
         given = [embeddings[name][at[queries]] for name in context]
@@ -355,7 +355,7 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         if isinstance(loss, OVAIBLoss):
             retrieve = partial(by_projection, ridge=loss.ridge)
         if isinstance(loss, LearnedProjectorOVAIBLoss) and len(context) == len(run.module.modalities) - 1:
-            # Perceptrons take all others, and no fewer: those retrieve by what the loss predicts of them.
+            # A learned projector needs all other modalities; its prediction from them is then the query.
             with torch.no_grad():
                 given = [loss.predict(run.module.modalities.index(missing), given)]
             retrieve = by_cosines
@@ -363,7 +363,7 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
 
 
 def _classes(run: Run, samples: Tensor) -> Tensor | None:
-    """Return the classes of samples as int64, or None where labels are not classes."""
+    """Return the classes of samples as int64; None where labels are not classes."""
     labels = run.data.labels
     if labels is None or labels.dtype.kind == "f":
         return None
@@ -404,7 +404,7 @@ def _rows(results: Sequence[Mapping[tuple[str, str], Probed | Scored]]) -> list[
 
 
 def loss_step_milliseconds(method: Alignment, embeddings: Mapping[str, Tensor], rounds: int = 30) -> dict[str, float]:
-    """Median milliseconds of forward and backward of the loss, fused and as eager PyTorch, interleaved."""
+    """Return median milliseconds of the loss, forward and backward, fused and in eager PyTorch, interleaved."""
     views = {name: z.detach().clone().requires_grad_() for name, z in embeddings.items()}
     sizes = len(views), next(iter(views.values())).shape[1]
     steps = {"fused": method.loss(*sizes), "eager": method.loss(*sizes, backend="reference")}
@@ -416,5 +416,5 @@ def loss_step_milliseconds(method: Alignment, embeddings: Mapping[str, Tensor], 
             times[name].append(time.perf_counter() - started)
             for z in views.values():
                 z.grad = None
-    # The first round compiled.
+    # The first round compiles.
     return {name: 1e3 * statistics.median(seconds[1:]) for name, seconds in times.items()}

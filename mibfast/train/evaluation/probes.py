@@ -1,4 +1,4 @@
-"""Probes: what a simple predictor reads from frozen representations."""
+"""Probes: simple predictors fitted to frozen representations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Probed:
         return len(self.metrics[metric][0])
 
     def value(self, metric: str, chosen: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a metric of all samples, or of each of some choices of them [..., n]."""
+        """Return a metric of all samples, or of each selection of samples [..., n]."""
         above, below = self.metrics[metric]
         if chosen is not None:
             above, below = above[chosen], below[chosen]
@@ -98,19 +98,19 @@ def probe(
     predicted = predicted.reshape(test[1].shape) * scale + centre
     errors, spread = np.square(predicted - test[1]), np.square(test[1] - test[1].mean(0))
     if errors.ndim == 2:
-        # Of several targets the mean, each R2 weighted by its target's variance.
+        # With several targets, the mean; this weights each R2 by its target's variance.
         errors, spread = errors.mean(1), spread.mean(1)
     return Probed({"MSE": (errors, ones), "R2": (errors, spread)}, frozenset({"R2"}))
 
 
 @dataclass(frozen=True)
 class LinearSVM:
-    """What a linear support vector machine makes of representations.
+    """The accuracy of a linear support vector machine on representations.
 
     Attributes
     ----------
     C : float
-        The least that the validation split scores highest with.
+        The smallest of those with the highest validation accuracy.
     validation_accuracy, test_accuracy : float
     """
 

@@ -1,4 +1,4 @@
-"""How well one modality retrieves another: torchmetrics on lists of the best candidates, which stream."""
+"""Retrieval of one modality by others: torchmetrics on streamed lists of the best candidates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mibfast.train.evaluation.probes import Probed
 
-# Places of a list. A right candidate behind them counts as not found, which moves an MRR by less than 1 / 1000.
+# The length of a list. A right candidate beyond it counts as not found, which changes MRR by less than 1 / 1000.
 _DEPTH = 1000
 _HITS = (1, 5, 10)
 
@@ -57,8 +57,8 @@ def retrieved(
 
 
 def _each_query(metric: Callable[..., Any], relevant: Tensor) -> NDArray[np.float64]:
-    """Return a metric of each query [Q], for whether the candidates of its list [Q, k] are relevant, best first."""
-    # Only the order counts. torchmetrics takes a candidate whose score is not positive for one that was not retrieved.
+    """Return a metric of each query [Q]; `relevant` marks the relevant candidates of its list [Q, k], best first."""
+    # Only the order counts; to torchmetrics, a candidate with a score of at most 0 was not retrieved.
     places = torch.arange(relevant.shape[1], 0, -1, dtype=torch.float32).expand(relevant.shape)
     queries = torch.arange(len(relevant))[:, None].expand(relevant.shape)
     each = metric(empty_target_action="neg", aggregation=lambda values, dim=None: values)

@@ -1,4 +1,4 @@
-"""What a fusion's predictions are worth."""
+"""Scores of a fusion's predictions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scored:
         return len(self.prediction)
 
     def value(self, metric: str, chosen: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a metric of all samples, or of each of some choices of them [..., n]."""
+        """Return a metric of all samples, or of each selection of samples [..., n]."""
         compute = self.metrics[metric]
         if chosen is None:
             return np.asarray(float(compute(self.prediction, self.label)))
@@ -93,7 +93,7 @@ def scored(target: Target, prediction: Tensor, labels: NDArray[Any]) -> Scored:
 
 
 def _check_kind(target: Target, labels: NDArray[Any]) -> None:
-    """Check that labels, perhaps of other data than the run's, are such as it was trained on."""
+    """Check that labels, possibly from other data than the run's, have the kind and shape that it was trained on."""
     numbers = labels.dtype.kind in "fiub"
     outputs = len(target.mean) if target.task == "regression" else 1
     shaped = labels.ndim == 1 if outputs == 1 else labels.shape[1:] == (outputs,)
@@ -126,13 +126,13 @@ def _regression_metrics(sentiment: bool) -> dict[str, _Metric]:
     from torchmetrics.functional.regression import pearson_corrcoef
 
     def polar(metric: _Metric) -> _Metric:
-        def of_signs(prediction: Tensor, label: Tensor) -> Tensor:
+        def metric_of_signs(prediction: Tensor, label: Tensor) -> Tensor:
             chosen = label != 0
             if not bool(chosen.any()):
                 return torch.tensor(torch.nan)
             return metric((prediction[chosen] > 0).long(), (label[chosen] > 0).long())
 
-        return of_signs
+        return metric_of_signs
 
     def agreement(prediction: Tensor, label: Tensor) -> Tensor:
         return (prediction == label).double().mean()

@@ -1,4 +1,4 @@
-"""What classifiers make of the synthetic data's true blocks: the first rows of OMIB's table 2, and what bounds them."""
+"""Classifiers of the synthetic data's true blocks: the first rows of OMIB's table 2, and their upper bounds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HIDDEN_FEATURES = 512
 
 @dataclass(frozen=True)
 class AuthenticAccuracies:
-    """What :func:`classify_authentic_features` found.
+    """The result of :func:`classify_authentic_features`.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ def classify_authentic_features(
     RunError
         For numbers out of range, a folder of something else or one that cannot be written.
     DataError
-        For data that there are not.
+        For unknown data.
     DivergedError
         Where a loss became infinite or NaN.
     """

@@ -1,4 +1,4 @@
-"""Training a bottleneck on two views, with networks that its graphs ask for."""
+"""Training of a bottleneck on two views, with the networks of its graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def build_networks(
         The first has two hidden layers, as the decoder has. The others take images [C, H, W]; their decoder is
         convolutional.
     critic : {"bilinear", "separable", "concatenated"}
-        With the first, what latents share has to lie in directions; the others can find it in any form.
+        The first finds information that latents share linearly, the others in any form.
     estimator : str
         See :meth:`mibfast.bottleneck.Bottleneck.build`.
 
@@ -116,16 +117,13 @@ def fit_bottleneck(
     validation: Mapping[str, Tensor],
     latent_features: int,
     *,
-    hidden_features: int = 256,
-    encoder: str = "mlp",
-    critic: str = "bilinear",
-    estimator: str = "smile",
     steps: int = 2000,
     patience: int = 250,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
     device: torch.device | str | None = None,
+    **networks: Any,
 ) -> BottleneckFit:
     """Train a bottleneck's networks by Adam on its one loss, until the validation loss stops falling.
 
@@ -139,8 +137,8 @@ def fit_bottleneck(
     bottleneck : Bottleneck
     train, validation : mapping from an observed variable to Tensor [N, ...]
         Between 0 and 1, of any real dtype: training is in float32.
-    latent_features, hidden_features, encoder, critic, estimator
-        See :func:`build_networks`.
+    latent_features : int
+        Length of every latent.
     steps, patience : int
         At most so many; stop when so many have not lowered the validation loss.
     batch_size : int
@@ -150,6 +148,8 @@ def fit_bottleneck(
         Of weights, order and noise.
     device : device, optional
         Where to train; by default a GPU where there is one. The networks come back to the CPU.
+    **networks
+        `hidden_features`, `encoder`, `critic` and `estimator` of :func:`build_networks`.
 
     Raises
     ------
@@ -165,15 +165,7 @@ def fit_bottleneck(
     )
     with _forked_generators(device):
         torch.manual_seed(seed)
-        loss = build_networks(
-            bottleneck,
-            shapes,
-            latent_features,
-            hidden_features=hidden_features,
-            encoder=encoder,
-            critic=critic,
-            estimator=estimator,
-        ).to(device)
+        loss = build_networks(bottleneck, shapes, latent_features, **networks).to(device)
         optimizer = torch.optim.Adam(loss.parameters(), learning_rate, fused=True)
         batches = _passes(_count(train), batch_size)
         checks: list[dict[str, float]] = []
@@ -211,7 +203,7 @@ def encode_in_parts(loss: BottleneckLoss, observed: Mapping[str, Tensor], size: 
 
 
 def _forked_generators(device: torch.device) -> AbstractContextManager[None]:
-    # A seed is set on all GPUs.
+    # Setting a seed sets it on all GPUs.
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else [])
 
 

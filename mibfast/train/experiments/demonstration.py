@@ -1,4 +1,4 @@
-"""The demonstration: methods trained side by side on handwritten digits, and what each is worth."""
+"""The demonstration: methods trained side by side on handwritten digits, and their evaluation."""
 
 from __future__ import annotations
 

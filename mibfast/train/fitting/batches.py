@@ -15,9 +15,9 @@ from mibfast.train.fitting.targets import TARGET
 
 
 class Batches:
-    """An epoch's batches; a last one that is smaller is left out.
+    """The batches of an epoch; a smaller last one is left out.
 
-    Batches of views that are in files are read by a thread while the one before is worked on.
+    Batches of views in files are read by a thread while the previous batch is in use.
 
     Parameters
     ----------
@@ -26,14 +26,14 @@ class Batches:
         Samples, in their order.
     batch_size : int
     start : int
-        Number of batches to leave out at the beginning: those of an epoch that was interrupted.
+        Number of batches to skip: those that an interrupted epoch has done.
     targets : Tensor [N, ...], optional
         Of all samples; a batch holds its own under :data:`mibfast.train.fitting.targets.TARGET`.
 
     Attributes
     ----------
     waited : float
-        Seconds for which whoever iterates had to wait for a batch.
+        Seconds that iteration has waited for batches.
     """
 
     def __init__(

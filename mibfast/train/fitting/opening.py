@@ -17,9 +17,8 @@ from mibfast import _check
 from mibfast.data import DataError, MultimodalData, load
 from mibfast.data.multimodal import channel_axes, why_no_modality
 from mibfast.train.errors import RunError
-from mibfast.train.fitting.assembly import assembled, build_module
 from mibfast.train.fitting.config import RunConfig, checked_names
-from mibfast.train.fitting.module import MultimodalModule
+from mibfast.train.fitting.modules import MultimodalModule, assembled, build_module
 from mibfast.train.fitting.requirements import open_data
 from mibfast.train.fitting.run import Run
 from mibfast.train.fitting.targets import Target

@@ -1,4 +1,4 @@
-"""The part of training that must survive its end: losses by epoch, the best weights, the state to resume from."""
+"""The record of a training: losses by epoch and step, the best weights, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from mibfast.data import MultimodalData
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.fitting.batches import Batches, shuffled
 from mibfast.train.fitting.config import RunConfig
-from mibfast.train.fitting.module import MultimodalModule
+from mibfast.train.fitting.modules import MultimodalModule
 from mibfast.train.fitting.requirements import usable
-from mibfast.train.fitting.step_table import Means, StepTable
 from mibfast.train.fitting.targets import PREDICTION, Target
 from mibfast.train.json_files import NUMBER, check_form
 from mibfast.train.methods import Alignment, method
 
-# Longer ones let branches learn their samples by heart: docs/fusion-comparison.md.
+# Longer warm-ups let branches memorise their samples: docs/fusion-comparison.md.
 _WARM_UP_EPOCHS = 1
-# Of a state, as torch.load returns it.
+# The form of a state, as torch.load returns it.
 _MEANS = {"sums": {str: NUMBER}, "count": int}
 _EPOCH = {"epoch": int, "step": int, "train_loss": NUMBER, "validation_loss": NUMBER, "skipped_batches": int}
 _STATE = {
@@ -43,10 +42,93 @@ _STATE = {
     "spent": NUMBER,
     "waited": NUMBER,
 }
+# Rows of the table of steps, at most.
+_STEPS = 4096
+
+
+class Means:
+    """Running means of named terms."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        """Add terms, the same ones each time."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def values(self) -> dict[str, float]:
+        """Return the mean of each term."""
+        return {name: value / self.count for name, value in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` takes."""
+        return {"sums": self.sums, "count": self.count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self.sums, self.count = dict(state["sums"]), int(state["count"])
+
+
+class StepTable:
+    """Terms of every step in a bounded number of rows, each the mean over the same number of steps.
+
+    That number doubles whenever the table is full. Steps after the last full row wait for the next.
+
+    Parameters
+    ----------
+    limit : int
+        Of rows; even.
+
+    Attributes
+    ----------
+    rows : list of dict
+        `step`, the row's last one, and the mean of each term.
+
+    Examples
+    --------
+    >>> from mibfast.train.fitting.recording import StepTable
+    >>> table = StepTable(limit=4)
+    >>> for step in range(1, 7):
+    ...     table.add(step, {"loss": float(step)})
+    >>> table.rows
+    [{'step': 2, 'loss': 1.5}, {'step': 4, 'loss': 3.5}, {'step': 6, 'loss': 5.5}]
+    """
+
+    def __init__(self, limit: int = _STEPS) -> None:
+        self._limit, self._stride = limit, 1
+        self._open = Means()
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, step: int, terms: Mapping[str, float]) -> None:
+        """Add a step's terms; the same ones each time."""
+        self._open.add(terms)
+        if self._open.count < self._stride:
+            return
+        self.rows.append({"step": step, **self._open.values()})
+        self._open = Means()
+        if len(self.rows) == self._limit:
+            self.rows = list(map(_merged, self.rows[::2], self.rows[1::2]))
+            self._stride *= 2
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` takes."""
+        return {"rows": self.rows, "stride": self._stride, "open": self._open.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self.rows, self._stride = list(state["rows"]), int(state["stride"])
+        self._open.restore(state["open"])
+
+
+def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: second[name] if name == "step" else (first[name] + second[name]) / 2 for name in first}
 
 
 class Recording(Checkpoint):
-    """Everything that training adds up, as a state that can be written at any batch and gone on from.
+    """The record of a training, as a state that can be written after any batch and resumed from.
 
     What is random in a batch is seeded by the run's seed and the batch's number, so that it does not depend on where
     training was interrupted.
@@ -57,8 +139,8 @@ class Recording(Checkpoint):
     stages : sequence of str
         Of training. Each but the last, a warm-up, lasts `config.warm_up_epochs`, the last `config.epochs` or until
         patience ends. Losses of different stages are not comparable: the last one's alone choose the weights. Of an
-        alignment it is the validation loss, of a fusion the validation loss of its predictions: branches that know
-        their samples by heart would end the training of a fusion that does not.
+        alignment it is the validation loss, of a fusion the validation loss of its predictions: branches that have
+        memorised their samples would end the training of a fusion that has not.
 
     Attributes
     ----------
@@ -222,7 +304,7 @@ class Recording(Checkpoint):
             self._skipped += 1
         self.step += 1
         due = self.termination.made or time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes
-        # After the last one the epoch's end, with its validation, is what can be gone on from.
+        # After an epoch's last batch, the state is written with its validation.
         if due and batch_idx + 1 < len(self.batches):
             self._write(trainer, module)
 
@@ -248,7 +330,7 @@ class Recording(Checkpoint):
                     "have no two modalities in common; a higher batch_size may help"
                 )
         train, validation = self._means.values(), self._validation_means.values()
-        # Of a fusion the loss of its predictions chooses, and need not be a part of what it minimises.
+        # For a fusion, the loss of its predictions chooses the epoch; it need not be a term of the loss.
         for name, what in (("loss", "the validation loss"), (PREDICTION, "the validation loss of predictions")):
             value = validation.get(name, 0.0)
             if not math.isfinite(value):
@@ -278,7 +360,7 @@ class Recording(Checkpoint):
             shown = ("train_", "validation_", "seconds")
             scalars = {name: value for name, value in self.epochs[-1].items() if name.startswith(shown)}
             trainer.logger.log_metrics(scalars, step=len(self.epochs))
-        # The batches waited for are counted; what is written below begins the next epoch.
+        # That wait is counted; the state written below begins the next epoch.
         self.batches.waited = 0.0
         trainer.should_stop = self.over
         self._write(trainer, module)
@@ -292,7 +374,7 @@ class Recording(Checkpoint):
 
 
 def _check_alike(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where weights are not such as a module's."""
+    """Raise ValueError for weights whose names, shapes or dtypes are not those of a module."""
     if list(weights) != list(expected):
         raise ValueError(f"it holds {len(weights)} weights, or others than the module's {len(expected)}")
     for name, x in expected.items():
@@ -302,7 +384,7 @@ def _check_alike(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Raise ValueError where a state is none of such an optimizer with its settings."""
+    """Raise ValueError for a state that is not one of this optimizer with its settings."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     numbers = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     try:
@@ -324,7 +406,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
 
 
 def choosing_loss(row: Mapping[str, Any]) -> float:
-    """Return the validation loss by which an epoch is chosen: of a fusion that of its predictions alone."""
+    """Return the validation loss that chooses an epoch: for a fusion, the loss of its predictions."""
     return float(row.get(f"validation_{PREDICTION}", row["validation_loss"]))
 
 
@@ -353,7 +435,7 @@ class EpochsOfData(lightning.LightningDataModule):
         self._data, self._config, self._recording = data, config, recording
         self._train, validation = (usable(data, config, split, target) for split in ("train", "validation"))
         self._targets = None if target is None or data.labels is None else target.encoded(data.labels)
-        # The same samples in the same batches at every epoch, a seed's choice: neighbours may be alike.
+        # Shuffled, since neighbours may be alike, but the same at every epoch.
         self._validation = shuffled(validation, config.seed, 0)
 
     def train_dataloader(self) -> Any:

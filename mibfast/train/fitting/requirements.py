@@ -1,16 +1,25 @@
-"""What a method requires of settings and data, checked before anything is trained."""
+"""What a method requires before it is trained: settings and data that fit, and for OMIB an estimated beta."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from mibfast import omib
 from mibfast.data import DataError, MultimodalData, load
 from mibfast.train.errors import RunError
 from mibfast.train.fitting.config import RunConfig
 from mibfast.train.fitting.targets import Target, target_of
 from mibfast.train.methods import Alignment, Fusion, method
+from mibfast.train.progress import Report
+
+# Samples that bounds of beta are estimated from.
+_BETA_SAMPLES = 4096
 
 
 def refuse_settings(config: RunConfig) -> None:
@@ -48,7 +57,7 @@ def fitting_target(config: RunConfig, data: MultimodalData) -> Target | None:
             chosen.refuse_misfit(list(data.views), config.features, **config.loss)
             return None
         target = target_of(data, config.task, config.normal_class)
-        chosen.refuse_misfit(list(data.views), config.features, target.of(config.features), **config.loss)
+        chosen.refuse_misfit(list(data.views), config.features, target.task_for(config.features), **config.loss)
     return target
 
 
@@ -91,3 +100,36 @@ def usable(data: MultimodalData, config: RunConfig, split: str, target: Target |
         assert data.labels is not None
         indices = indices[torch.from_numpy(target.learns(data.labels[indices.numpy()]))]
     return indices
+
+
+def estimated_beta(config: RunConfig, data: MultimodalData, target: Target | None, report: Report) -> dict[str, Any]:
+    """Return a `beta` drawn between the bounds estimated from the training split, and these with their estimates.
+
+    RunError where the estimator does not take the data.
+    """
+    estimator = config.beta_estimator
+    report.say(f"estimating the bounds of beta by {estimator!r}")
+    chosen = usable(data, config, "train", target)
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(config.seed))
+    views = data.take(chosen[order[:_BETA_SAMPLES].sort().values])
+    try:
+        with warnings.catch_warnings(), isolate_rng():
+            # The report shows them.
+            warnings.filterwarnings("ignore", "estimate_beta: ")
+            estimate = omib.estimate_beta({name: views[name] for name in data.views}, estimator=estimator)
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    beta = estimate.draw(config.seed)
+    report.say(f"{estimate}\ndrawn: beta {beta:.3g}")
+    return {"beta": beta, **estimate.as_dict()}
+
+
+def refuse_beta(estimate: Mapping[str, Any]) -> None:
+    """Raise RunError for an estimated beta of a critic that told hardly any samples apart: it would be too large."""
+    indistinct = estimate.get("indistinct", [])
+    if indistinct:
+        listed = ", ".join(f"H({name}) = {estimate['entropies'][name]['value']:.3g}" for name in indistinct)
+        raise RunError(
+            f"no beta can be estimated: {estimate['estimator']!r} told hardly any of {estimate['samples']} samples "
+            f"apart, {listed} nats, and the bounds are too large; give a beta (--beta) or another beta_estimator"
+        )

@@ -13,9 +13,8 @@ from torch import Tensor
 from mibfast import _check
 from mibfast.data import DataError, MultimodalData
 from mibfast.train.errors import RunError
-from mibfast.train.fitting.alignment import AlignmentModule
 from mibfast.train.fitting.config import RunConfig
-from mibfast.train.fitting.fusion import FusionModule
+from mibfast.train.fitting.modules import AlignmentModule, FusionModule
 from mibfast.train.fitting.targets import Target
 from mibfast.train.methods import Alignment, Fusion, method
 
@@ -42,7 +41,7 @@ class Run:
     target : Target, optional
         What a fusion predicts.
     beta : mapping, optional
-        Where a fusion's bottleneck weight was estimated: `beta`, and how it was found.
+        The estimated weight of a fusion's bottleneck, `beta`, and its estimates.
     """
 
     module: AlignmentModule | FusionModule
@@ -61,14 +60,14 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """Of its losses."""
+        """The unit of its losses."""
         chosen = self.method
         if isinstance(chosen, Alignment):
             return chosen.unit
         return "" if self.target is None else self.target.unit
 
     def predict(self, split: str = "test") -> Tensor:
-        """Return a fusion's predictions of a split's samples, which must have all modalities.
+        """Return a fusion's predictions for a split's samples, which must have all modalities.
 
         Logits [n, classes], in the order of `target.classes`; targets [n, targets]; or anomaly scores [n, 1].
 

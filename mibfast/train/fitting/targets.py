@@ -1,4 +1,4 @@
-"""What a fusion is trained to predict: labels, in the numbers that its task takes."""
+"""Targets of fusions: labels as the numbers that a task takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mibfast.train.json_files import NUMBER, check_form
 
 _LISTED_CLASSES = 5
 TASKS = ("classification", "regression", "anomaly-detection")
-# The name of a batch's targets; a modality's name holds no dot.
+# The key of a batch's targets; names of modalities hold no dot.
 TARGET = ".target"
 # The validation loss of predictions alone, which chooses the epoch.
 PREDICTION = "prediction"
@@ -28,7 +28,7 @@ PREDICTION = "prediction"
 
 @dataclass(frozen=True)
 class Target:
-    """What labels are to a fusion.
+    """The meaning of labels to a fusion.
 
     Attributes
     ----------
@@ -62,14 +62,14 @@ class Target:
 
     @property
     def title(self) -> str:
-        """The task and what it is about, for people."""
+        """The task with its classes or targets, for messages."""
         if self.task == "classification":
             return f"classification of {len(self.classes)} classes"
         if self.task == "regression":
             return f"regression of {len(self.mean)} target{'s' * (len(self.mean) > 1)}"
         return f"anomaly detection, class {self.normal!r} normal"
 
-    def of(self, features: int) -> fusion.Task:
+    def task_for(self, features: int) -> fusion.Task:
         """Return the task, for representations of a length."""
         if self.task == "classification":
             return fusion.Classification(len(self.classes))
@@ -93,7 +93,7 @@ class Target:
         return torch.from_numpy((~self.is_normal(labels)).astype(np.int64))
 
     def learns(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return of which samples, by their labels [N], a loss is taken: those of its classes, or the normal ones."""
+        """Return which samples [N] are trained on, by their labels: those of the known classes, or the normal ones."""
         if self.task == "classification":
             return np.isin(labels, np.asarray(self.classes))
         return self.is_normal(labels) if self.task == "anomaly-detection" else np.ones(len(labels), np.bool_)
@@ -203,7 +203,7 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
         raise DataError(f"{data.name}: a fusion is trained to predict labels, and there are none")
     try:
         if task == "anomaly-detection":
-            # Anomalies may each be of a class of their own.
+            # Every anomaly may have a class of its own.
             refuse_no_classes(labels)
             kind = "classification"
         else:
@@ -279,5 +279,5 @@ def _of_complete(data: MultimodalData) -> str:
 
 
 def _texts(labels: NDArray[Any]) -> NDArray[np.str_]:
-    # Whole floats are classes too where a classification is asked for.
+    # Whole floats can be classes too.
     return (labels.astype(np.int64) if labels.dtype.kind == "f" else labels).astype(np.str_)

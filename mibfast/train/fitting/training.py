@@ -21,15 +21,19 @@ from mibfast._termination import deferred
 from mibfast.data import MultimodalData
 from mibfast.data.sources import absolute_name
 from mibfast.train.errors import DivergedError, RunError
-from mibfast.train.fitting.alignment import AlignmentModule
-from mibfast.train.fitting.assembly import build_module
-from mibfast.train.fitting.beta import estimated_beta, refuse_beta
 from mibfast.train.fitting.config import RunConfig, checked_names
-from mibfast.train.fitting.fusion import FusionModule
-from mibfast.train.fitting.module import MultimodalModule
+from mibfast.train.fitting.modules import AlignmentModule, FusionModule, MultimodalModule, build_module
 from mibfast.train.fitting.opening import load_weights, open_run, read_description
 from mibfast.train.fitting.recording import EpochsOfData, Recording
-from mibfast.train.fitting.requirements import fitting_target, open_data, refuse_few_samples, refuse_settings, usable
+from mibfast.train.fitting.requirements import (
+    estimated_beta,
+    fitting_target,
+    open_data,
+    refuse_beta,
+    refuse_few_samples,
+    refuse_settings,
+    usable,
+)
 from mibfast.train.fitting.run import EMBEDDED_ROWS, Run
 from mibfast.train.fitting.targets import class_notes
 from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, STEPS_TABLE, RunFolder
