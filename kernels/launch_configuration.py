@@ -175,7 +175,7 @@ _TABLE: dict[str, dict[str, tuple[_Row, ...]]] = {
         "tf32": (_Row(Tile(128, 128, 8, 32, 3)), _INTERPRETED_PRODUCTS),
         "ieee": (_Row(Tile(64, 64, 4, 16, 2)), _INTERPRETED_PRODUCTS),
     },
-    "multilinear.weigh": _CHUNK,
+    "multilinear.gradient": _CHUNK,
     # Sizes divide the padding of the critics' operands, and nothing is multiplied by tensor cores.
     "critic.scores": {
         **dict.fromkeys(("ieee", "tf32"), (_Row(Tile(64, 64, 8)), _Row(Tile(8, 16, 4), capability=INTERPRETED))),

@@ -1,4 +1,4 @@
-"""What Triton kernels of rows share that read every number once: their tiles' addresses, loads, and exponentials.
+"""Addresses, loads and exponentials of Triton kernels of rows that read every number once.
 
 A kernel takes matrices [N, D] whose rows have no gaps between numbers, each with the stride of its rows; a program has
 ROWS rows and COLUMNS columns of them, and computes in DTYPE.
@@ -52,14 +52,14 @@ def load(matrix, stride, row, column, inside, DTYPE: tl.constexpr):
 
 @triton.jit
 def rows_of_program(N, ROWS: tl.constexpr):
-    """The rows of this program [ROWS, 1], int64, and which there are."""
+    """The rows of this program [ROWS, 1], int64, and the mask of those in range."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     return row, row < N
 
 
 @triton.jit
 def tile_of_program(N, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows and columns of this program's tile, and which of its numbers there are."""
+    """Rows and columns of this program's tile, and the mask of what is in range."""
     row, there = rows_of_program(N, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     return row, column, there & (column < D)
@@ -71,11 +71,11 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 def constants(d: int, tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
     wide = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"D": d, "ROWS": tile.rows, "COLUMNS": tile.columns, "DTYPE": wide, "num_warps": tile.warps}
+    return {"D": d, "DTYPE": wide, **tile.arguments()}
 
 
 def matrices_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """As [N, d] whose rows have no gaps between numbers."""
+    """Tensors as matrices [N, d] whose rows have no gaps between numbers."""
     flat = [x.detach().reshape(-1, x.shape[-1]) for x in tensors]
     return [x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous() for x in flat]
 

@@ -344,7 +344,7 @@ def test_the_file_is_of_these_kernels_and_this_triton(monkeypatch: pytest.Monkey
 KERNELS = {
     "info_nce, symmetric, smoothed, each": {"pairwise.reduce", "pairwise.chunk"},
     "siglip": {"pairwise.recompute"},
-    "symile_info_nce": {"multilinear.reduce", "multilinear.weigh"},
+    "symile_info_nce": {"multilinear.reduce", "multilinear.gradient"},
     "critic_log_sum_exp, additive": {"critic.scores", "critic.sums"},
 }
 

@@ -315,7 +315,7 @@ _POINTERS = {
 
 
 def _of_symile(kernel: str, capability: int, dtype: torch.dtype, lead: torch.dtype, dot: str):
-    name = "multilinear.reduce" if kernel == "_reduce" else "multilinear.weigh"
+    name = "multilinear.reduce" if kernel == "_reduce" else "multilinear.gradient"
     tile = shipped(name, capability, "half" if dtype.itemsize == 2 else dot, 512)
     types = {
         **dict.fromkeys(("last", "columns", "weights"), _POINTERS[dtype]),
@@ -341,13 +341,13 @@ def _of_symile(kernel: str, capability: int, dtype: torch.dtype, lead: torch.dty
 
 def _of_products_gradient(dtype: torch.dtype):
     types = {
-        **dict.fromkeys(("gradient", "lead_gradient", "last_gradient"), "*fp32:16"),
+        **dict.fromkeys(("gradient", "grad_lead", "grad_last"), "*fp32:16"),
         **dict.fromkeys(("lead", "last"), _POINTERS[dtype]),
         **dict.fromkeys(("count", "n", "split_size"), "i32"),
         **dict.fromkeys(("d", "lead_stride", "last_stride"), "i32:16"),
     }
     constants = {"SAMPLES": multilinear._SAMPLES, "DIMENSIONS": multilinear._DIMENSIONS}
-    return _MULTILINEAR, "_bring_back", types, constants, {"num_warps": 4}
+    return _MULTILINEAR, "_backward", types, constants, {"num_warps": 4}
 
 
 def _of_barlow_twins(kernel: str, dtype: torch.dtype):
@@ -379,8 +379,8 @@ def _of_retrieval(kept: int):
 def test_kernels_compile_without_spills(capability) -> None:
     bf16, fp32 = torch.bfloat16, torch.float32
     choices = [(bf16, bf16, "tf32"), (bf16, fp32, "tf32"), (fp32, fp32, "tf32")]
-    cases = [_of_symile(kernel, capability, *each) for kernel in ("_reduce", "_weigh") for each in choices]
-    cases += [_of_symile(kernel, capability, fp32, fp32, "ieee") for kernel in ("_reduce", "_weigh")]
+    cases = [_of_symile(kernel, capability, *each) for kernel in ("_reduce", "_grad_scores") for each in choices]
+    cases += [_of_symile(kernel, capability, fp32, fp32, "ieee") for kernel in ("_reduce", "_grad_scores")]
     cases += [_of_products_gradient(bf16), _of_retrieval(1024)]
     kernels = ("_moments", "_standardise", "_sum_products", "_mean_gradients", "_standardise_backward")
     cases += [_of_barlow_twins(kernel, dtype) for kernel in kernels for dtype in (bf16, torch.float64)]

@@ -268,7 +268,7 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
 @pytest.mark.parametrize("with_grams", [True, False])
 @pytest.mark.parametrize(("k", "ridge"), [(1, 1e-8), (3, 0.3), (16, 0.3)])
 def test_whitened_bases(k, ridge, with_grams) -> None:
-    from mibfast.kernels.projection import triton as projection
+    from mibfast.kernels.projection import whitening_triton as projection
 
     contexts = [torch.randn(2, 21, dtype=torch.float64, requires_grad=True) for _ in range(k)]
     upper = torch.triu_indices(k, k)
@@ -318,7 +318,8 @@ def _gaussian_kernels(dtype: str, m: int) -> list[tuple]:
 def _projection(name: str, vectors: int, types: dict[str, object], **constants: object) -> tuple:
     tile = sample_tile(_D, vectors)
     constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "D": _D}
-    return "mibfast.kernels.projection.triton", name, types, constants, {"num_warps": tile.warps}
+    module = "whitening_triton" if "whiten" in name else "triton"
+    return f"mibfast.kernels.projection.{module}", name, types, constants, {"num_warps": tile.warps}
 
 
 def _fusion_kernels(dtype: str, m: int, tokens: list[tuple[int, int]]) -> list[tuple]:
@@ -368,15 +369,15 @@ def _leave_one_out_kernels(m: int) -> list[tuple]:
 def _basis_kernels(k: int) -> list[tuple]:
     x, wide = "*bf16:16", "*fp32:16"
     basis = {"target": x, "target_stride": _STRIDE, "basis": x, "basis_stride": _STRIDE, "vector_stride": _STRIDE}
-    of_basis = {"upstream": x, "upstream_stride": _STRIDE, "d_target": x, "d_basis": x}
+    of_basis = {"upstream": x, "upstream_stride": _STRIDE, "grad_target": x, "grad_basis": x}
     contexts = {"contexts": [x] * k, "strides": [_STRIDE] * k, "N": _INT}
     whitened = {"bases": wide, "grams": wide}
-    of_whitened = {"d_bases": wide, "d_grams": wide, "gradients": [wide] * k}
+    of_whitened = {"grad_bases": wide, "grad_grams": wide, "gradients": [wide] * k}
     return [
         _projection("_ridge_projection", k, basis | {"out": x}, K=k, RIDGE=1e-8),
         _projection("_ridge_projection_backward", k, basis | of_basis, K=k, RIDGE=1e-8),
         _projection("_whiten", k, contexts | whitened, K=k, RIDGE=1e-8),
-        _projection("_whiten_backward", k, contexts | of_whitened, K=k, RIDGE=1e-8, GRAMS=True),
+        _projection("_whiten_backward", k, contexts | of_whitened, K=k, RIDGE=1e-8),
     ]
 
 

@@ -74,12 +74,12 @@ def _of_a_tile(
         of_columns = of_columns + (tl.load(statistics + s * 16 + column),)
     norm = tl.load(norms + row)
     tl.store(out + at, VALUE(tiles, norm, of_columns))
-    of_tiles, of_norm, of_statistics = GRADIENT(tiles, norm, of_columns, tl.load(weights + at))
+    of_tiles, of_norm, grad_statistics = GRADIENT(tiles, norm, of_columns, tl.load(weights + at))
     for k in tl.static_range(K):
         tl.store(out + (1 + k) * 256 + at, of_tiles[k])
     tl.store(out + (1 + K) * 256 + at, of_norm + tl.zeros([16, 16], tl.float32))
     for s in tl.static_range(S):
-        tl.store(out + (2 + K + s) * 256 + at, of_statistics[s])
+        tl.store(out + (2 + K + s) * 256 + at, grad_statistics[s])
 
 
 def _ridge_projection(c, norm, statistics):
@@ -409,10 +409,10 @@ def _factors(kernel: str, m: int, d: int, element: str, operand: str) -> Compila
         "count": "i32",
         "paired": "i32",
         "d": "i32:16",
-        **dict.fromkeys(("bases", "lines"), f"*{operand}:16"),
-        **dict.fromkeys(("statistics", "positives", "of_bases", "of_lines", "of_statistics"), "*fp32:16"),
-        **dict.fromkeys(("of_positives", "anchor_gradient"), "*fp32:16"),
-        "others_gradients": ["*fp32:16"] * (m - 1),
+        "operands": f"*{operand}:16",
+        **dict.fromkeys(("statistics", "positives", "grad_operands", "grad_statistics"), "*fp32:16"),
+        **dict.fromkeys(("grad_positives", "grad_anchor"), "*fp32:16"),
+        "grad_others": ["*fp32:16"] * (m - 1),
     }
     constants = {"K": m - 1, "SIGN": -1.0, "SQUARED": True, "SAMPLES": tile.rows, "DEPTH": tile.columns}
     return "mibfast.kernels.volume.triton", kernel, types, constants, {"num_warps": tile.warps}

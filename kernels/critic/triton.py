@@ -18,7 +18,7 @@ from mibfast.kernels.critic.two_layers_triton import TwoLayers
 from mibfast.kernels.pairwise import reductions
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.pairwise.flags import CLAMPED, POSITIVE_EXCLUDED, TWO_WAY
-from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
+from mibfast.kernels.pairwise.gradient_triton import Wanted, Weights, gradient
 from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, rows_in_place
 from mibfast.kernels.pairwise.reduce_triton import reduce
 from mibfast.kernels.pairwise.triton import INNER_PRODUCT
@@ -40,13 +40,6 @@ def _flags(positive: bool, clip: float = math.inf, columns: bool = False) -> int
     flags = 0 if positive else POSITIVE_EXCLUDED
     flags |= CLAMPED if clip < math.inf else 0
     return flags | (TWO_WAY if columns else 0)
-
-
-def _results(gradients: Gradients, x: Tensor, y: Tensor) -> list[Tensor]:
-    """The gradients of x and y; one that was not needed is empty."""
-    grad_x = x.new_empty(x.shape) if gradients.rows is None else gradients.rows
-    grad_y = y.new_empty(y.shape) if gradients.operands is None else gradients.operands[0]
-    return [grad_x, grad_y]
 
 
 def log_sum_exp(
@@ -96,7 +89,7 @@ def log_sum_exp_backward(
             row_lse=row_lse,
             **of_columns,
         )
-        return _results(gradients, x, y)
+        return [*gradients.of_rows_and_columns(x, y)]
     upstream = Upstream(grad_positives, grad_rows, row_lse=row_lse, **of_columns)
     objective = Objective(False, positive, clip, offset)
     return _operands(x, y, parameters).gradients(upstream, objective, (x, y, *parameters))
@@ -123,7 +116,7 @@ def softplus_backward(
     if not parameters:
         weights = Weights(pairwise.apart(grad_rows, grad_positives, None))
         wanted = Wanted(needed[0], needed[1])
-        reduction, flags = _SOFTPLUS_SUMS, _flags(positive)
-        return _results(gradient(INNER_PRODUCT, reduction, _pairs(x, y), flags, weights, wanted), x, y)
+        gradients = gradient(INNER_PRODUCT, _SOFTPLUS_SUMS, _pairs(x, y), _flags(positive), weights, wanted)
+        return [*gradients.of_rows_and_columns(x, y)]
     upstream, objective = Upstream(grad_positives, grad_rows), Objective(True, positive)
     return _operands(x, y, parameters).gradients(upstream, objective, (x, y, *parameters))

@@ -1,4 +1,4 @@
-"""Barlow Twins on the GPU: cuBLAS for products, Triton for what passes over memory; `cpu.py` has the formula.
+"""Barlow Twins on the GPU: products by cuBLAS, element-wise passes by Triton; `cpu.py` has the formula.
 
 Products are those of `cpu.py`: with N < d 4 of 2 N^2 d FLOPs and no d x d matrix, with N >= d 3 of 2 N d^2. bf16 and
 float16 views are standardised in float64 and rounded to their dtype, which tensor cores multiply, accumulating float32;
@@ -9,10 +9,6 @@ Bytes, for w a number's and both views: standardising reads views twice and writ
 squares reads C or both Z Z^T once in float32 and writes them once as they are kept; each gradient is read twice, with Z
 of both views, and written once, (8 + 5 w) N d. Sums over the batch are cut into ranges of rows where d alone gives too
 few programs, and joined in a fixed order, moments by Chan, Golub and LeVeque's formula, so that results repeat.
-
-Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS; 4.8 TB/s), N = 2048, d = 8192, bf16: a
-product is 0.27 TFLOP of N^2 d with N < d, 0.07 TFLOP and 0.09 ms, four of them 0.35 ms; traffic 1.0 GB, 0.2 ms.
-Predicted: forward 0.3 ms, both 0.7 ms. Measured: not run.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -33,7 +29,7 @@ from mibfast.kernels.matrix_product import matrix_product
 _ROWS, _COLUMNS = 64, 32
 # Ranges of rows, at most and no shorter than this; programs that fill the device.
 _MOST_RANGES, _LEAST_RANGE, _PROGRAMS = 64, 128, 528
-# A constant, since a float among a kernel's arguments is of float32.
+# A constant: a float argument of a kernel would be float32.
 _EPS = tl.constexpr(EPS)
 # Elements of a matrix that a program of `_sum_products` takes: rows of it, and columns at once.
 _MATRIX_ROWS, _MATRIX_COLUMNS = 16, 256
@@ -55,7 +51,7 @@ def _from_float64(x, dtype: tl.constexpr):
 
 @triton.jit
 def _tile(x, stride, row, column, n, d):
-    """Numbers of x at rows and columns, float64, zeros outside; and which are inside."""
+    """Load a tile of x in float64, zeros outside; and the mask of what is inside."""
     inside = (row < n)[:, None] & (column < d)[None, :]
     values = tl.load(x + row[:, None].to(tl.int64) * stride + column[None, :], mask=inside, other=0.0)
     return _to_float64(values), inside
@@ -84,13 +80,13 @@ def _moments(x, stride, partial, n, d, range_size, ranges, ROWS: tl.constexpr, C
 
 @triton.jit
 def _standardise(
-    x,
+    x,  # [n, d]
     stride,
-    partial,
-    z,
-    inverse,
-    other,
-    correlation,
+    partial,  # [2, ranges, d]
+    z,  # [n, d]
+    inverse,  # [d]
+    other,  # [n, d], or None
+    correlation,  # [ranges, d], or None
     n,
     d,
     range_size,
@@ -130,11 +126,11 @@ def _standardise(
 
 @triton.jit
 def _sum_products(
-    x,
-    y,
-    x_kept,
-    y_kept,
-    partial,
+    x,  # [n, n]
+    y,  # [n, n], or None
+    x_kept,  # [n, n]
+    y_kept,  # [n, n], or None
+    partial,  # [programs]
     n,
     divisor,
     WITHOUT_DIAGONAL: tl.constexpr,
@@ -152,7 +148,7 @@ def _sum_products(
         inside = (row < n)[:, None] & (column < n)[None, :]
         counted = inside & (row[:, None] != column[None, :]) if WITHOUT_DIAGONAL else inside
         place = row[:, None].to(tl.int64) * n + column[None, :]
-        # The diagonal is not read: there a product may be infinite or NaN that is to be zero.
+        # The diagonal is not read: it becomes zero, whatever the product holds there.
         left = tl.load(x + place, mask=counted, other=0.0) / divisor
         tl.store(x_kept + place, left.to(x_kept.dtype.element_ty), mask=inside)
         if y is None:
@@ -165,7 +161,7 @@ def _sum_products(
 
 
 @triton.jit
-def _upstream_of_standardised(gradient, other, factor, along, row, column, end, d):
+def _grad_standardised(gradient, other, factor, along, row, column, end, d):
     """dL/dZ = factor gradient + along other, float64."""
     place = row[:, None].to(tl.int64) * d + column[None, :]
     inside = (row < end)[:, None] & (column < d)[None, :]
@@ -176,12 +172,12 @@ def _upstream_of_standardised(gradient, other, factor, along, row, column, end, 
 
 @triton.jit
 def _mean_gradients(
-    gradient,
-    z,
-    other,
-    factor,
-    along,
-    partial,
+    gradient,  # [n, d]
+    z,  # [n, d]
+    other,  # [n, d]
+    factor,  # []
+    along,  # [d]
+    partial,  # [2, ranges, d]
     n,
     d,
     range_size,
@@ -199,7 +195,7 @@ def _mean_gradients(
     total_along = tl.zeros((COLUMNS,), tl.float64)
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
-        g, inside, place = _upstream_of_standardised(gradient, other, multiple, t, row, column, end, d)
+        g, inside, place = _grad_standardised(gradient, other, multiple, t, row, column, end, d)
         g = tl.where(inside, g, 0.0)
         total += tl.sum(g, 0)
         total_along += tl.sum(g * _to_float64(tl.load(z + place, mask=inside, other=0.0)), 0)
@@ -210,14 +206,14 @@ def _mean_gradients(
 
 @triton.jit
 def _standardise_backward(
-    gradient,
-    z,
-    other,
-    factor,
-    along,
-    partial,
-    inverse,
-    into,
+    gradient,  # [n, d]
+    z,  # [n, d]
+    other,  # [n, d]
+    factor,  # []
+    along,  # [d]
+    partial,  # [2, ranges, d]
+    inverse,  # [d]
+    into,  # [n, d]
     n,
     d,
     range_size,
@@ -240,7 +236,7 @@ def _standardise_backward(
     mean, mean_along = mean / n, mean_along / n
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
-        g, inside, place = _upstream_of_standardised(gradient, other, multiple, t, row, column, end, d)
+        g, inside, place = _grad_standardised(gradient, other, multiple, t, row, column, end, d)
         x = _to_float64(tl.load(z + place, mask=inside, other=0.0))
         result = (g - mean[None, :] - x * mean_along[None, :]) * scale[None, :]
         tl.store(into + place, _from_float64(result, into.dtype.element_ty), mask=inside)
@@ -265,7 +261,7 @@ def _standardised(x: Tensor, other: Tensor | None, inverse: Tensor) -> tuple[Ten
     blocks, count, arguments = _ranges(n, d)
     z, partial = torch.empty((n, d), dtype=x.dtype, device=x.device), torch.empty(2, count, d, **wide)
     correlation = None if other is None else torch.empty(count, d, **wide)
-    _moments[(blocks, count)](x, x.stride(0), partial, **arguments)
+    _moments[(blocks, count)](x=x, stride=x.stride(0), partial=partial, **arguments)
     _standardise[(blocks, count)](
         x=x,
         stride=x.stride(0),
@@ -317,7 +313,7 @@ def barlow_twins(a: Tensor, b: Tensor) -> list[Tensor]:
         assert diagonal is not None
         if n < d:
             first, second, total = _kept(matrix_product(za, za.T), matrix_product(zb, zb.T), d, za.dtype)
-            # Rounding may leave a sum of squares that is zero a little below it.
+            # Rounding may take a sum of squares that is zero below it.
             squares = total * (d / n) ** 2 - diagonal.square().sum()
             redundancy = torch.where(squares < 0.0, 0.0, squares)
         else:
@@ -341,12 +337,12 @@ def barlow_twins_backward(
     n, d = za.shape
     results = []
     with torch.cuda.device_of(za), torch.autocast(za.device.type, enabled=False):
-        of_invariance, of_redundancy = upstream.double().unbind()
-        along = of_invariance * (2.0 / n) * (diagonal - 1.0)
+        grad_invariance, grad_redundancy = upstream.double().unbind()
+        along = grad_invariance * (2.0 / n) * (diagonal - 1.0)
         if n < d:
             # The inner products hold the diagonal too.
-            along = along - of_redundancy * (2.0 / n) * diagonal
-        factor = of_redundancy * (2.0 * d / n**2 if n < d else 2.0 / n)
+            along = along - grad_redundancy * (2.0 / n) * diagonal
+        factor = grad_redundancy * (2.0 * d / n**2 if n < d else 2.0 / n)
         blocks, count, arguments = _ranges(n, d)
         for side, (z, other) in enumerate(((za, zb), (zb, za))):
             if not needed[side]:

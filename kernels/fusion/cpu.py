@@ -1,4 +1,4 @@
-"""What a fusion of Gaussian latents does between its matrix products, on the CPU: each input is read once.
+"""The operations of a fusion of Gaussian latents between its matrix products, on the CPU: each input is read once.
 
 For inputs of B bytes each (of all modalities together), what must move is the floor:
 
@@ -10,11 +10,6 @@ variance less one is e (e + 2), and exp(l) - 1 - l = e^2 + 2 (e - l / 2), whose 
 own. Both are formed halved: a divergence overflows where it is beyond the dtype, not where twice it is. Attention costs
 4 M^2 k FLOPs a sample forward and 10 M^2 k backward, on 4 M and 7 M rows of k that lie in the first cache; its M x M
 weights are formed again backward.
-
-Predicted for 1,024 samples, k = 256, M = 2, float32 (B = 2 MiB) at 15 GB/s a core on two: 0.28 ms forward and 0.42 ms
-backward for the Gaussian, 0.28 ms and 0.49 ms for attention, and 50 us a call of Python and threads. Measured: 0.34 and
-0.51 ms, 0.30 and 0.67 ms; on one core 0.60 and 0.92 ms, 0.51 and 0.94 ms. With eight tokens attention is bound by
-arithmetic: 2.0 and 3.1 ms.
 """
 
 from __future__ import annotations
@@ -24,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import carray
 from torch import Tensor
 
 from mibfast._threads import slots
-from mibfast.kernels.callback import COUNT, COUNTER, arguments_at, array_at, callback, integers_at, next_slot, run
+from mibfast.kernels.callback import array_at, callback, next_slot, run
 from mibfast.kernels.compilation import inline
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 from mibfast.kernels.vector_math import exp_and_remainders, exp_of_negative, half_square
@@ -123,33 +119,33 @@ def _samples_backward(
 
 
 @callback
-def _samples_on_threads(pointer: Any) -> None:
-    given = arguments_at(pointer, 11)
-    n, m, d = given[3], given[4], given[5]
-    addresses, strides = integers_at(given[6], 3 * m), integers_at(given[7], 3 * m)
-    bounds = array_at(given[8], (2,), pointer)
-    samples, divergences = array_at(given[9], (n, m, d), pointer), array_at(given[10], (m, n), pointer)
-    slot = next_slot(given[COUNTER])
-    while slot < given[COUNT]:
-        begin, end = n * slot // given[COUNT], n * (slot + 1) // given[COUNT]
-        _samples(addresses, strides, begin, end, d, bounds[0], bounds[1], samples, divergences)
-        slot = next_slot(given[COUNTER])
+def _samples_on_threads(record: Any) -> None:
+    given = carray(record, (1,))[0]
+    n, m, d = given.n, given.m, given.d
+    addresses, strides = array_at(given.addresses, (3 * m,), n), array_at(given.strides, (3 * m,), n)
+    samples, divergences = array_at(given.samples, (n, m, d), given.low), array_at(given.divergences, (m, n), given.low)
+    slot = next_slot(record)
+    while slot < given.slots:
+        begin, end = n * slot // given.slots, n * (slot + 1) // given.slots
+        _samples(addresses, strides, begin, end, d, given.low, given.high, samples, divergences)
+        slot = next_slot(record)
 
 
 @callback
-def _samples_backward_on_threads(pointer: Any) -> None:
-    given = arguments_at(pointer, 14)
-    n, m, d = given[3], given[4], given[5]
-    addresses, strides = integers_at(given[6], 3 * m), integers_at(given[7], 3 * m)
-    bounds, upstream = array_at(given[8], (2,), pointer), array_at(given[11], (m, n), pointer)
-    gradients = integers_at(given[12], given[13])
-    slot = next_slot(given[COUNTER])
-    while slot < given[COUNT]:
-        begin, end = n * slot // given[COUNT], n * (slot + 1) // given[COUNT]
+def _samples_backward_on_threads(record: Any) -> None:
+    given = carray(record, (1,))[0]
+    n, m, d, low, high = given.n, given.m, given.d, given.low, given.high
+    addresses, strides = array_at(given.addresses, (3 * m,), n), array_at(given.strides, (3 * m,), n)
+    sample_upstream, sample_stride = given.sample_upstream, given.sample_stride
+    divergence_upstream = array_at(given.divergence_upstream, (m, n), low)
+    gradients = array_at(given.gradients, (given.gradient_count,), n)
+    slot = next_slot(record)
+    while slot < given.slots:
+        begin, end = n * slot // given.slots, n * (slot + 1) // given.slots
         _samples_backward(
-            addresses, strides, begin, end, d, bounds[0], bounds[1], given[9], given[10], upstream, gradients
+            addresses, strides, begin, end, d, low, high, sample_upstream, sample_stride, divergence_upstream, gradients
         )
-        slot = next_slot(given[COUNTER])
+        slot = next_slot(record)
 
 
 @inline
@@ -249,40 +245,43 @@ def _attend_backward(
 
 
 @callback
-def _attend_on_threads(pointer: Any) -> None:
-    given = arguments_at(pointer, 11)
-    n, m, d = given[3], given[4], given[5]
-    addresses, strides = integers_at(given[6], 3), integers_at(given[7], 3)
-    scale, out = array_at(given[8], (1,), pointer), array_at(given[9], (n * m, d), pointer)
-    scratch = array_at(given[10], (given[COUNT], m), pointer)
-    slot = next_slot(given[COUNTER])
-    while slot < given[COUNT]:
-        begin, end = n * slot // given[COUNT], n * (slot + 1) // given[COUNT]
-        _attend(addresses, strides, begin, end, scale[0], scratch[slot], out)
-        slot = next_slot(given[COUNTER])
+def _attend_on_threads(record: Any) -> None:
+    given = carray(record, (1,))[0]
+    n, m, d = given.n, given.m, given.d
+    addresses, strides = array_at(given.addresses, (3,), n), array_at(given.strides, (3,), n)
+    out, scratch = array_at(given.out, (n * m, d), given.scale), array_at(given.scratch, (given.slots, m), given.scale)
+    slot = next_slot(record)
+    while slot < given.slots:
+        begin, end = n * slot // given.slots, n * (slot + 1) // given.slots
+        _attend(addresses, strides, begin, end, given.scale, scratch[slot], out)
+        slot = next_slot(record)
 
 
 @callback
-def _attend_backward_on_threads(pointer: Any) -> None:
-    given = arguments_at(pointer, 11)
-    n, m, d = given[3], given[4], given[5]
-    addresses, strides = integers_at(given[6], 4), integers_at(given[7], 4)
-    scale, gradients = array_at(given[8], (1,), pointer), integers_at(given[9], 3)
-    scratch = array_at(given[10], (given[COUNT], 2, m, m), pointer)
-    slot = next_slot(given[COUNTER])
-    while slot < given[COUNT]:
-        begin, end = n * slot // given[COUNT], n * (slot + 1) // given[COUNT]
-        _attend_backward(addresses, strides, begin, end, d, scale[0], scratch[slot, 0], scratch[slot, 1], gradients)
-        slot = next_slot(given[COUNTER])
+def _attend_backward_on_threads(record: Any) -> None:
+    given = carray(record, (1,))[0]
+    n, m, d, scale = given.n, given.m, given.d, given.scale
+    addresses, strides = array_at(given.addresses, (4,), n), array_at(given.strides, (4,), n)
+    gradients, scratch = array_at(given.gradients, (3,), n), array_at(given.scratch, (given.slots, 2, m, m), scale)
+    slot = next_slot(record)
+    while slot < given.slots:
+        begin, end = n * slot // given.slots, n * (slot + 1) // given.slots
+        _attend_backward(addresses, strides, begin, end, d, scale, scratch[slot, 0], scratch[slot, 1], gradients)
+        slot = next_slot(record)
 
 
 def _slots(n: int, numbers: int) -> int:
-    """How many slots n samples of so many numbers are cut into."""
+    """The number of slots that n samples of so many numbers are cut into."""
     return slots(n, max(1, _GRAIN // numbers))
 
 
+def _arguments(sources: RowAddresses, n: int, m: int) -> dict[str, Any]:
+    """Fields of every record: N samples of M matrices or tokens [d], and where their rows are."""
+    return {"n": n, "m": m, "d": sources.d, "addresses": sources.addresses, "strides": sources.strides}
+
+
 def _matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [x.reshape(-1, x.shape[-1]) for x in tensors]
+    return [x if x.ndim == 2 else x.reshape(-1, x.shape[-1]) for x in tensors]
 
 
 def _fresh(sources: RowAddresses, count: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -304,9 +303,15 @@ def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor,
     sources = RowAddresses(_matrices(tensors))
     m = sources.m // 3
     out, divergences = sources.empty(sources.n, m, sources.d), sources.empty(m, sources.n)
-    bounds = np.array([low, high], sources.dtype)
-    places, count = (sources.addresses, sources.strides), _slots(sources.n, m * sources.d)
-    run(_samples_on_threads, sources.dtype, count, sources.n, m, sources.d, *places, bounds, out, divergences)
+    run(
+        _samples_on_threads,
+        _slots(sources.n, m * sources.d),
+        **_arguments(sources, sources.n, m),
+        low=sources.dtype(low),
+        high=sources.dtype(high),
+        samples=out,
+        divergences=divergences,
+    )
     sample, divergence = torch.from_numpy(out).to(tensors[0].dtype), torch.from_numpy(divergences)
     return (sample.view(tensors[0].shape), divergence.view(tensors[0].shape[:-1])) if m == 1 else (sample, divergence)
 
@@ -325,11 +330,18 @@ def samples_backward(
     m = sources.m // 3
     h = divergence_upstream.to(sources.torch_dtype).reshape(m, -1).contiguous().numpy()
     arrays, addresses = _fresh(sources, (3 if of_noise else 2) * m)
-    bounds = np.array([low, high], sources.dtype)
-    places, count = (sources.addresses, sources.strides), _slots(sources.n, m * sources.d)
-    above = int(upstream.addresses[0]), int(upstream.strides[0])
-    sizes = sources.n, m, sources.d
-    run(_samples_backward_on_threads, sources.dtype, count, *sizes, *places, bounds, *above, h, addresses, len(arrays))
+    run(
+        _samples_backward_on_threads,
+        _slots(sources.n, m * sources.d),
+        **_arguments(sources, sources.n, m),
+        low=sources.dtype(low),
+        high=sources.dtype(high),
+        sample_upstream=int(upstream.addresses[0]),
+        sample_stride=int(upstream.strides[0]),
+        divergence_upstream=h,
+        gradients=addresses,
+        gradient_count=len(arrays),
+    )
     return [*_tensors(arrays, tensors), *([] if of_noise else [None] * m)]
 
 
@@ -337,10 +349,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention [N, M, k] among the M tokens of each sample."""
     n, m, k = query.shape
     sources = RowAddresses(_matrices([query, key, value]))
-    out, scale = sources.empty(n * m, k), np.array([k**-0.5], sources.dtype)
-    places, count = (sources.addresses, sources.strides), _slots(n, m * k)
-    scratch = sources.empty(count, m)
-    run(_attend_on_threads, sources.dtype, count, n, m, k, *places, scale, out, scratch)
+    out, count = sources.empty(n * m, k), _slots(n, m * k)
+    scale, scratch = sources.dtype(k**-0.5), sources.empty(count, m)
+    run(_attend_on_threads, count, **_arguments(sources, n, m), scale=scale, out=out, scratch=scratch)
     return torch.from_numpy(out).to(query.dtype).view(query.shape)
 
 
@@ -351,8 +362,14 @@ def attend_backward(
     n, m, k = query.shape
     sources = RowAddresses(_matrices([query, key, value, upstream]))
     arrays, addresses = _fresh(sources, 3)
-    scale = np.array([k**-0.5], sources.dtype)
-    places, count = (sources.addresses, sources.strides), _slots(n, m * k)
-    scratch = sources.empty(count, 2, m, m)
-    run(_attend_backward_on_threads, sources.dtype, count, n, m, k, *places, scale, addresses, scratch)
+    count = _slots(n, m * k)
+    scale, scratch = sources.dtype(k**-0.5), sources.empty(count, 2, m, m)
+    run(
+        _attend_backward_on_threads,
+        count,
+        **_arguments(sources, n, m),
+        scale=scale,
+        gradients=addresses,
+        scratch=scratch,
+    )
     return _tensors(arrays, [query, key, value])

@@ -1,13 +1,9 @@
-"""What a fusion of Gaussian latents does between its matrix products, in Triton: each input is read once.
+"""The operations of a fusion of Gaussian latents between its matrix products, in Triton: each input is read once.
 
 For inputs of B bytes each (of all modalities together), what must move is the floor:
 
     reparameterised Gaussian   forward reads 3 B, writes B; backward reads 4 B, writes 2 B
     attention of M tokens      forward reads 3 B, writes B; backward reads 4 B, writes 3 B
-
-On an H200 (4.8 TB/s by datasheet) 65,536 samples of two modalities, k = 256, bfloat16, take at least 56 us forward and
-84 us backward for the Gaussian, 56 us and 98 us for attention. Predicted: 80% of that bandwidth; at 1,024 samples a
-launch, some 5 us, is longer than the work. Measured: not run.
 
 A program of attention holds all tokens of one sample, keys and values as tiles [M, k], and goes through its queries;
 the M x M weights are formed again backward. Arithmetic is float32, float64 for float64 inputs.
@@ -17,6 +13,7 @@ the M x M weights are formed again backward. Arithmetic is float32, float64 for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -39,17 +36,17 @@ from mibfast.kernels.rows_triton import (
 
 @triton.jit
 def _clamped(x, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Comparisons, not min and max: a NaN fails them and stays."""
+    """x in [LOW, HIGH] by comparisons, not min and max: a NaN fails them and stays."""
     x = tl.where(x < LOW, tl.full(x.shape, LOW, x.dtype), x)
     return tl.where(x > HIGH, tl.full(x.shape, HIGH, x.dtype), x)
 
 
 @triton.jit(do_not_specialize=["N"])
 def _samples(
-    tensors,
+    tensors,  # 3 M of [N, D]
     strides,
-    samples,
-    divergences,
+    samples,  # [N, M, D]
+    divergences,  # [M, N]
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -59,7 +56,7 @@ def _samples(
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """M means, M log-variances and M noises to samples [N, M, D] and divergences [M, N]."""
+    """Form samples and divergences from M means, M log-variances and M noises."""
     row, there = rows_of_program(N, ROWS)
     for m in tl.static_range(M):
         total = tl.zeros([ROWS, COLUMNS], DTYPE)
@@ -70,19 +67,19 @@ def _samples(
             logvar = _clamped(load(tensors[M + m], strides[M + m], row, column, inside, DTYPE), LOW, HIGH)
             noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
             tl.store(samples + (row * M + m) * D + column, mean + tl.exp(0.5 * logvar) * noise, mask=inside)
-            # Where there is nothing a bound may have lifted the log-variance from 0.
+            # Outside, a bound may have lifted the log-variance from 0.
             total += tl.where(inside, 0.5 * mean * mean + half_expm1_minus_x(logvar), 0.0)
         tl.store(divergences + m * N + row, tl.sum(total, 1, keep_dims=True), mask=there)
 
 
 @triton.jit(do_not_specialize=["N"])
 def _samples_backward(
-    sample_upstream,
+    sample_upstream,  # [N M, D]
     sample_stride,
-    divergence_upstream,
-    tensors,
+    divergence_upstream,  # [M, N]
+    tensors,  # 3 M of [N, D]
     strides,
-    gradients,
+    gradients,  # 2 M or 3 M of [N, D]
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -106,19 +103,19 @@ def _samples_backward(
         given = load(tensors[M + m], strides[M + m], row, column, inside, DTYPE)
         noise = load(tensors[2 * M + m], strides[2 * M + m], row, column, inside, DTYPE)
         logvar = _clamped(given, LOW, HIGH)
-        of_noise = g * tl.exp(0.5 * logvar)
-        # A divergence that nothing is made of, h = 0, adds nothing where it is infinite.
-        gradient = 0.5 * of_noise * noise + tl.where(h == 0.0, 0.0, h * half_expm1(logvar))
+        grad_noise = g * tl.exp(0.5 * logvar)
+        # A divergence without a gradient, h = 0, adds nothing even where it is infinite.
+        gradient = 0.5 * grad_noise * noise + tl.where(h == 0.0, 0.0, h * half_expm1(logvar))
         lost = ((given < LOW) & (gradient > 0.0)) | ((given > HIGH) & (gradient < 0.0))
         tl.store(gradients[m] + to, g + h * mean, mask=inside)
         tl.store(gradients[M + m] + to, tl.where(lost, 0.0, gradient), mask=inside)
         if OF_NOISE:
-            tl.store(gradients[2 * M + m] + to, of_noise, mask=inside)
+            tl.store(gradients[2 * M + m] + to, grad_noise, mask=inside)
 
 
 @triton.jit
 def _weights(query, keys, there, SCALE: tl.constexpr):
-    """What a query [1, D] gives to each of the keys [ROWS, D]: [ROWS, 1]."""
+    """Attention weights of a query [1, D] on the keys [ROWS, D]: [ROWS, 1]."""
     scores = tl.where(there, tl.sum(query * keys, 1, keep_dims=True) * SCALE, -float("inf"))
     weights = tl.exp(scores - tl.max(scores, 0, keep_dims=True))
     return weights / tl.sum(weights, 0, keep_dims=True)
@@ -126,13 +123,13 @@ def _weights(query, keys, there, SCALE: tl.constexpr):
 
 @triton.jit
 def _attend(
-    query,
+    query,  # [N M, D]
     query_stride,
-    key,
+    key,  # [N M, D]
     key_stride,
-    value,
+    value,  # [N M, D]
     value_stride,
-    out,
+    out,  # [N M, D]
     M: tl.constexpr,
     SCALE: tl.constexpr,
     D: tl.constexpr,
@@ -154,15 +151,15 @@ def _attend(
 
 @triton.jit
 def _attend_backward(
-    upstream,
+    upstream,  # [N M, D]
     upstream_stride,
-    query,
+    query,  # [N M, D]
     query_stride,
-    key,
+    key,  # [N M, D]
     key_stride,
-    value,
+    value,  # [N M, D]
     value_stride,
-    gradients,
+    gradients,  # 3 of [N M, D]
     M: tl.constexpr,
     SCALE: tl.constexpr,
     D: tl.constexpr,
@@ -175,7 +172,7 @@ def _attend_backward(
     there, inside = token < M, column < D
     keys = load(key, key_stride, first + token, column, there & inside, DTYPE)
     values = load(value, value_stride, first + token, column, there & inside, DTYPE)
-    d_keys, d_values = tl.zeros([ROWS, COLUMNS], DTYPE), tl.zeros([ROWS, COLUMNS], DTYPE)
+    grad_keys, grad_values = tl.zeros([ROWS, COLUMNS], DTYPE), tl.zeros([ROWS, COLUMNS], DTYPE)
     for a in range(M):
         q = load(query, query_stride, first + a, column, inside, DTYPE)
         g = load(upstream, upstream_stride, first + a, column, inside, DTYPE)
@@ -183,11 +180,11 @@ def _attend_backward(
         slopes = tl.sum(g * values, 1, keep_dims=True)
         slopes = weights * (slopes - tl.sum(weights * slopes, 0, keep_dims=True)) * SCALE
         tl.store(gradients[0] + (first + a) * D + column, tl.sum(slopes * keys, 0, keep_dims=True), mask=inside)
-        d_keys += slopes * q
-        d_values += weights * g
+        grad_keys += slopes * q
+        grad_values += weights * g
     to = (first + token) * D + column
-    tl.store(gradients[1] + to, d_keys, mask=there & inside)
-    tl.store(gradients[2] + to, d_values, mask=there & inside)
+    tl.store(gradients[1] + to, grad_keys, mask=there & inside)
+    tl.store(gradients[2] + to, grad_values, mask=there & inside)
 
 
 def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -202,11 +199,11 @@ def samples(tensors: Sequence[Tensor], low: float, high: float) -> tuple[Tensor,
     tile = elementwise_tile(d, 4, dtype)
     with on_device_of(out):
         _samples[(triton.cdiv(n, tile.rows),)](
-            tuple(matrices),
-            row_strides(matrices),
-            out,
-            divergences,
-            n,
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            samples=out,
+            divergences=divergences,
+            N=n,
             M=m,
             LOW=low,
             HIGH=high,
@@ -229,50 +226,46 @@ def samples_backward(
     high: float,
 ) -> list[Tensor | None]:
     """Gradients of `samples` in the order of its tensors, those of the noises where any is needed."""
-    of_noise = any(needed[len(tensors) // 3 * 2 :])
+    grad_noise = any(needed[len(tensors) // 3 * 2 :])
     matrices, dtype, m = matrices_of(tensors), accumulation_dtype(tensors[0]), len(tensors) // 3
     (above,) = matrices_of([sample_upstream])
     n, d = matrices[0].shape
     gradients = [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[: (3 if of_noise else 2) * m]
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[: (3 if grad_noise else 2) * m]
     ]
     tile = elementwise_tile(d, matrices_of_samples_backward(dtype), dtype)
     with on_device_of(above):
         _samples_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
-            above,
-            above.stride(0),
-            divergence_upstream.to(dtype).reshape(-1).contiguous(),
-            tuple(matrices),
-            row_strides(matrices),
-            tuple(gradients),
-            n,
+            sample_upstream=above,
+            sample_stride=above.stride(0),
+            divergence_upstream=divergence_upstream.to(dtype).reshape(-1).contiguous(),
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            gradients=tuple(gradients),
+            N=n,
             M=m,
             LOW=low,
             HIGH=high,
-            OF_NOISE=of_noise,
+            OF_NOISE=grad_noise,
             **constants(d, tile, dtype),
         )
-    return [*gradients, *([] if of_noise else [None] * m)]
+    return [*gradients, *([] if grad_noise else [None] * m)]
 
 
-def _with_strides(tensors: Sequence[Tensor]) -> list[Tensor | int]:
-    """Matrices [N M, k] of tokens [N, M, k], each with its rows' stride."""
-    return [argument for x in matrices_of(tensors) for argument in (x, x.stride(0))]
+def _token_arguments(**tokens: Tensor) -> dict[str, Any]:
+    """Arguments of tokens [N, M, k]: matrices [N M, k] with the strides of their rows, and constants."""
+    (m, k), dtype = tokens["query"].shape[1:], accumulation_dtype(tokens["query"])
+    arguments: dict[str, Any] = {"M": m, "SCALE": k**-0.5, **constants(k, tokens_tile(m, k, dtype), dtype)}
+    for name, x in zip(tokens, matrices_of([*tokens.values()]), strict=True):
+        arguments |= {name: x, f"{name}_stride": x.stride(0)}
+    return arguments
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention [N, M, k] among the M tokens of each sample."""
-    (n, m, k), dtype = query.shape, accumulation_dtype(query)
-    out = query.new_empty(n, m, k)
-    tile = tokens_tile(m, k, dtype)
+    out = query.new_empty(query.shape)
     with on_device_of(out):
-        _attend[(n,)](
-            *_with_strides([query, key, value]),
-            out,
-            M=m,
-            SCALE=k**-0.5,
-            **constants(k, tile, dtype),
-        )
+        _attend[(len(query),)](out=out, **_token_arguments(query=query, key=key, value=value))
     return out
 
 
@@ -280,15 +273,8 @@ def attend_backward(
     upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of `attend`."""
-    (n, m, k), dtype = query.shape, accumulation_dtype(query)
-    gradients = [x.new_empty(n, m, k) for x in (query, key, value)]
-    tile = tokens_tile(m, k, dtype)
+    gradients = [x.new_empty(x.shape) for x in (query, key, value)]
+    arguments = _token_arguments(query=query, key=key, value=value, upstream=upstream)
     with on_device_of(upstream):
-        _attend_backward[(n,)](
-            *_with_strides([upstream, query, key, value]),
-            tuple(gradients),
-            M=m,
-            SCALE=k**-0.5,
-            **constants(k, tile, dtype),
-        )
+        _attend_backward[(len(query),)](gradients=tuple(gradients), **arguments)
     return gradients

@@ -6,9 +6,6 @@ For inputs of B bytes each, the bytes that must move, which are the floor, again
     product of M experts                 forward reads 2 M B, writes 2 B; backward reads (2 M + 2) B, writes 2 M B
     minimality of M embeddings           forward reads M B; backward reads and writes M B
 
-On an H200 (4.8 TB/s by datasheet) the KL of [65536, 256] in bfloat16 takes at least 14 us forward and 28 us backward;
-minimality of M = 4 twice that. Predicted: 80% of that bandwidth. Measured: not run.
-
 Arithmetic is float32, float64 for float64 inputs. Terms are halved, and a distance is multiplied with the square root
 of a precision, before anything is summed or squared: a divergence overflows where it is beyond the dtype, not where
 twice it or a part of it is. Sums over a row are taken as a tree over lanes; sums over samples in float64, in a fixed
@@ -41,9 +38,9 @@ from mibfast.kernels.rows_triton import (
 
 @triton.jit(do_not_specialize=["N"])
 def _kl(
-    tensors,
+    tensors,  # 2 or 4 of [N, D]
     strides,
-    out,
+    out,  # [N]
     N,
     D: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -71,10 +68,10 @@ def _kl(
 
 @triton.jit(do_not_specialize=["N"])
 def _kl_backward(
-    upstream,
-    tensors,
+    upstream,  # [N]
+    tensors,  # 2 or 4 of [N, D]
     strides,
-    gradients,
+    gradients,  # 2 or 4 of [N, D]
     N,
     D: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -92,11 +89,11 @@ def _kl_backward(
         root = tl.exp(-0.5 * prior_logvar)
         distance = (mean - load(tensors[2], strides[2], row, column, inside, DTYPE)) * root
         scaled = g * distance
-        d_logvar = g * half_expm1(logvar - prior_logvar)
+        grad_logvar = g * half_expm1(logvar - prior_logvar)
         tl.store(gradients[0] + to, scaled * root, mask=inside)
-        tl.store(gradients[1] + to, d_logvar, mask=inside)
+        tl.store(gradients[1] + to, grad_logvar, mask=inside)
         tl.store(gradients[2] + to, -(scaled * root), mask=inside)
-        tl.store(gradients[3] + to, -d_logvar - 0.5 * scaled * distance, mask=inside)
+        tl.store(gradients[3] + to, -grad_logvar - 0.5 * scaled * distance, mask=inside)
     else:
         tl.store(gradients[0] + to, g * mean, mask=inside)
         tl.store(gradients[1] + to, g * half_expm1(logvar), mask=inside)
@@ -130,10 +127,10 @@ def _tiles(matrices, strides, row, column, inside, FIRST: tl.constexpr, LAST: tl
 
 @triton.jit(do_not_specialize=["N"])
 def _product(
-    tensors,
+    tensors,  # 2 M of [N, D]
     strides,
-    mean,
-    logvar,
+    mean,  # [N, D]
+    logvar,  # [N, D]
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -141,7 +138,7 @@ def _product(
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """M means, then M log-variances."""
+    """Multiply M experts: M means, then M log-variances."""
     row, column, inside = tile_of_program(N, D, ROWS, COLUMNS)
     means = _tiles(tensors, strides, row, column, inside, 0, M, DTYPE)
     logvars = _tiles(tensors, strides, row, column, inside, M, 2 * M, DTYPE)
@@ -152,11 +149,11 @@ def _product(
 
 @triton.jit(do_not_specialize=["N"])
 def _product_backward(
-    upstream,
+    upstream,  # 2 of [N, D]
     upstream_strides,
-    tensors,
+    tensors,  # 2 M of [N, D]
     strides,
-    gradients,
+    gradients,  # 2 M of [N, D]
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -188,9 +185,9 @@ def _mean_of(tiles, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N"])
 def _minimality(
-    z,
+    z,  # M of [N, D]
     strides,
-    partial,
+    partial,  # [programs], float64
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -213,10 +210,10 @@ def _minimality(
 
 @triton.jit(do_not_specialize=["N"])
 def _minimality_backward(
-    upstream,
-    z,
+    upstream,  # []
+    z,  # M of [N, D]
     strides,
-    gradients,
+    gradients,  # M of [N, D]
     N,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -241,10 +238,10 @@ def kl(tensors: Sequence[Tensor]) -> Tensor:
     tile = elementwise_tile(d, len(tensors), dtype)
     with on_device_of(out):
         _kl[(triton.cdiv(n, tile.rows),)](
-            tuple(matrices),
-            row_strides(matrices),
-            out,
-            n,
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            out=out,
+            N=n,
             PRIOR=len(tensors) == 4,
             **constants(d, tile, dtype),
         )
@@ -259,11 +256,11 @@ def kl_backward(upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bo
     tile = elementwise_tile(d, 2 * len(tensors), dtype)
     with on_device_of(upstream):
         _kl_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
-            upstream.to(dtype).reshape(-1).contiguous(),
-            tuple(matrices),
-            row_strides(matrices),
-            tuple(gradients),
-            n,
+            upstream=upstream.to(dtype).reshape(-1).contiguous(),
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            gradients=tuple(gradients),
+            N=n,
             PRIOR=len(tensors) == 4,
             **constants(d, tile, dtype),
         )
@@ -278,11 +275,11 @@ def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     tile = elementwise_tile(d, len(tensors), dtype)
     with on_device_of(mean):
         _product[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
-            tuple(matrices),
-            row_strides(matrices),
-            mean,
-            logvar,
-            n,
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            mean=mean,
+            logvar=logvar,
+            N=n,
             M=len(tensors) // 2,
             **constants(d, tile, dtype),
         )
@@ -293,22 +290,19 @@ def product_backward(
     mean_upstream: Tensor, logvar_upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of `product` for upstream gradients of its mean and its log-variance."""
-    matrices, above, dtype = (
-        matrices_of(tensors),
-        matrices_of([mean_upstream, logvar_upstream]),
-        accumulation_dtype(tensors[0]),
-    )
+    matrices, above = matrices_of(tensors), matrices_of([mean_upstream, logvar_upstream])
+    dtype = accumulation_dtype(tensors[0])
     n, d = matrices[0].shape
     gradients = [x.new_empty(n, d) for x in tensors]
     tile = elementwise_tile(d, len(tensors) + 2, dtype)
     with on_device_of(gradients[0]):
         _product_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
-            tuple(above),
-            row_strides(above),
-            tuple(matrices),
-            row_strides(matrices),
-            tuple(gradients),
-            n,
+            upstream=tuple(above),
+            upstream_strides=row_strides(above),
+            tensors=tuple(matrices),
+            strides=row_strides(matrices),
+            gradients=tuple(gradients),
+            N=n,
             M=len(tensors) // 2,
             **constants(d, tile, dtype),
         )
@@ -324,10 +318,10 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     partial = matrices[0].new_empty(programs, dtype=torch.float64)
     with on_device_of(partial):
         _minimality[(programs,)](
-            tuple(matrices),
-            row_strides(matrices),
-            partial,
-            n,
+            z=tuple(matrices),
+            strides=row_strides(matrices),
+            partial=partial,
+            N=n,
             M=m,
             **constants(d, tile, dtype),
         )
@@ -342,11 +336,11 @@ def minimality_backward(upstream: Tensor, z: Sequence[Tensor], needed: Sequence[
     tile = elementwise_tile(d, len(z), dtype)
     with on_device_of(upstream):
         _minimality_backward[(triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns))](
-            upstream,
-            tuple(matrices),
-            row_strides(matrices),
-            tuple(gradients),
-            n,
+            upstream=upstream,
+            z=tuple(matrices),
+            strides=row_strides(matrices),
+            gradients=tuple(gradients),
+            N=n,
             M=len(z),
             **constants(d, tile, dtype),
         )

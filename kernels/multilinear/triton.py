@@ -6,9 +6,7 @@ Rows are products of the first M - 1 modalities, columns the last. Rows that sha
 - Forward, 1 sweep: programs walk blocks of a group's rows, and for each all columns. A product is formed where it is
   multiplied, a row of the group's factor times a tile of rows, so none is ever stored: 1 multiplication for the tile's
   2 COLUMNS FLOPs. The state of a block of rows stays in registers, that of columns is one for each program, as in
-  `pairwise/reduce_triton.py`; both are merged afterwards in a fixed order: row to group, group to sample. cuBLAS
-  would have to write float32 scores and another kernel to read them, 8 bytes a combination, 1.7 ps at 4.8 TB/s where
-  2 d FLOPs take 1.3 ps at d = 512.
+  `pairwise/reduce_triton.py`; both are merged afterwards in a fixed order: row to group, group to sample.
 - Backward, 3 sweeps: a kernel like the first writes w = M N dL/ds of some groups in the operands' dtype, weights of all
   anchors together; with P the products, dP = w z and dz += w^T P are cuBLAS GEMMs, and a last kernel takes dP to
   the modalities. A row of products costs 3 N numbers of w (a write, two reads), 2 d of P and 4 d in float32, N times
@@ -16,16 +14,12 @@ Rows are products of the first M - 1 modalities, columns the last. Rows that sha
 
 Every factor is one of the operands' dtype where a tensor core multiplies it: a product of bf16 embeddings is rounded
 to bf16, as by whoever multiplies them in that dtype, and gradients' weights are; scores of positives, where a
-loss near zero comes from, are formed apart from unrounded products. Products of float16 would leave its range: each
-modality is divided by the power of two of its largest number, which the scale takes in, and weights are multiplied by
-2^10. float32 is multiplied as torch multiplies it.
+loss near zero comes from, are formed separately, from unrounded products. Products of float16 would leave its range:
+each modality is divided by the power of two of its largest number, which the scale takes in, and weights are multiplied
+by 2^10. float32 is multiplied as torch multiplies it.
 
 Memory besides operands and results: 32 MiB of row states, 8 bytes a column and program, and 32 MiB of w, P and dP,
 or one group's.
-
-Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), M = 3, N = 1024, d = 512, bf16: a sweep is
-1.10 TFLOP and 1.4 ms, so forward 1.4 and both 5.6 ms. Predicted: forward 2.3 ms, at 60% of cuBLAS's rate beside
-products and exponentials, both 8.2 ms. Measured: not run.
 
 `negatives_log_sum_exp`, for shuffled negatives, is a sweep of the pairwise engine.
 """
@@ -61,22 +55,22 @@ _CHUNK_BYTES = 32 * 2**20
 _LARGEST_EXCESS = tl.constexpr(80.0)
 # Weights keep all their bits down to 6e-8, and are at most M.
 _FLOAT16_LIFT = 2.0**10
-# Samples and dimensions that a program of `_bring_back` holds, and programs that fill the device.
+# Samples and dimensions that a program of `_backward` holds, and programs that fill the device.
 _SAMPLES, _DIMENSIONS, _PROGRAMS = 32, 64, 528
 _NOT_SPECIALISED = ["count", "first_group", "n"]
 
 
 @triton.jit
 def _rows(x, stride, first, n, SIZE: tl.constexpr):
-    """Pointers to rows of x from `first` on: those from n on are the last row, again."""
+    """Pointers [SIZE] to the rows of x from `first` on; past the end, to the last row again."""
     return x + tl.minimum(first + tl.arange(0, SIZE), n - 1).to(tl.int64) * stride
 
 
 @triton.jit
 def _scores(
-    lead,
-    rows,
-    columns,
+    lead,  # [d]
+    rows,  # [ROWS], pointers
+    columns,  # [COLUMNS], pointers
     d,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -99,24 +93,24 @@ def _scores(
 
 @triton.jit
 def _sample(group, diagonal):
-    """The sample that all leading modalities of a group have in common, -1 where they have none."""
+    """The sample that all leading modalities of a group share, -1 where there is none."""
     return tl.where(group % diagonal == 0, group // diagonal, -1)
 
 
 @triton.jit(do_not_specialize=_NOT_SPECIALISED)
 def _reduce(
-    lead,
-    last,
-    columns,
-    positives,
+    lead,  # [count, d], products of the leading modalities
+    last,  # [n, d], the last but one
+    columns,  # [n, d], the last modality
+    positives,  # [n]
     scale,
-    row_states,
-    column_states,
-    count,
+    row_states,  # [2, count, n]
+    column_states,  # [2, programs, n]
+    count,  # groups
     first_group,
     n,
     d,
-    diagonal,
+    diagonal,  # groups from one that its leading modalities share a sample in to the next
     lead_stride,
     last_stride,
     column_stride,
@@ -182,24 +176,24 @@ def _as_score(lse, inverse_scale):
 
 
 @triton.jit(do_not_specialize=_NOT_SPECIALISED)
-def _weigh(
-    lead,
-    last,
-    columns,
-    positives,
+def _grad_scores(
+    lead,  # [count, d], products of the leading modalities
+    last,  # [n, d], the last but one
+    columns,  # [n, d], the last modality
+    positives,  # [n]
     scale,
-    lead_lse,
-    last_lse,
-    column_lse,
-    weights,
-    sums,
+    lead_lse,  # [count], float64
+    last_lse,  # [n], float64
+    column_lse,  # [n], float64
+    weights,  # [count n, n], or None
+    sums,  # [programs], or None
     lift,
     modalities,
-    count,
+    count,  # groups
     first_group,
     n,
     d,
-    diagonal,
+    diagonal,  # groups from one that its leading modalities share a sample in to the next
     lead_stride,
     last_stride,
     column_stride,
@@ -232,17 +226,17 @@ def _weigh(
 
     c = factor * _LOG2_E
     inverse_scale = 1.0 / factor.to(tl.float64)
-    of_lead = tl.load(lead_lse + group)
-    of_last = tl.load(last_lse + tl.minimum(own, n - 1))
-    apart = tl.abs(of_lead - of_last).to(tl.float32)
-    lowest_anchor = tl.where(of_lead < of_last, of_lead, of_last)
-    of_row = lowest_anchor - tl.log(1.0 + tl.exp(-apart)).to(tl.float64)
-    level, high, low = _as_score(of_row, inverse_scale)
+    lse_of_lead = tl.load(lead_lse + group)
+    lse_of_last = tl.load(last_lse + tl.minimum(own, n - 1))
+    apart = tl.abs(lse_of_lead - lse_of_last).to(tl.float32)
+    lowest = tl.where(lse_of_lead < lse_of_last, lse_of_lead, lse_of_last)
+    lse_of_row = lowest - tl.log(1.0 + tl.exp(-apart)).to(tl.float64)
+    level, high, low = _as_score(lse_of_row, inverse_scale)
     column_level, column_high, column_low = _as_score(tl.load(column_lse + tl.minimum(column, n - 1)), inverse_scale)
     e = tl.exp2((s - high[:, None]) * c - (low * c)[:, None])
-    highest, lowest = tl.max(high, 0), tl.min(column_high, 0)
-    if (highest - lowest) * c <= _LARGEST_EXCESS:
-        middle = (0.5 * (highest + lowest)).to(tl.float64)
+    highest_row, lowest_column = tl.max(high, 0), tl.min(column_high, 0)
+    if (highest_row - lowest_column) * c <= _LARGEST_EXCESS:
+        middle = (0.5 * (highest_row + lowest_column)).to(tl.float64)
         by_row = tl.exp2((level - middle).to(tl.float32) * c)
         by_column = tl.exp2((middle - column_level).to(tl.float32) * c)
         w = e * (1.0 + by_row[:, None] * by_column[None, :])
@@ -258,13 +252,13 @@ def _weigh(
 
 
 @triton.jit(do_not_specialize=["count", "n"])
-def _bring_back(
-    gradient,
-    lead,
-    last,
-    lead_gradient,
-    last_gradient,
-    count,
+def _backward(
+    gradient,  # [count n, d]
+    lead,  # [count, d]
+    last,  # [n, d]
+    grad_lead,  # [sample blocks, count, d], or None
+    grad_last,  # [splits, n, d], or None
+    count,  # groups
     n,
     d,
     split_size,
@@ -273,7 +267,7 @@ def _bring_back(
     SAMPLES: tl.constexpr,
     DIMENSIONS: tl.constexpr,
 ):
-    """Take the gradient of products [count n, d] to the lead, [sample blocks, count, d], and the last, [splits, n, d].
+    """Gradients of the lead and the last modality from that of their products.
 
     A program reads a tile of samples and dimensions of some groups, once, for both.
     """
@@ -287,14 +281,14 @@ def _bring_back(
     for group in range(split * split_size, tl.minimum((split + 1) * split_size, count)):
         wide_group = tl.cast(group, tl.int64)
         tile = tl.load(gradient + (wide_group * n + rows) * d + dimension[None, :], mask=inside, other=0.0)
-        if last_gradient is not None:
+        if grad_last is not None:
             by = tl.load(lead + wide_group * lead_stride + dimension, mask=dimension < d, other=0.0).to(tl.float32)
             total += tile * by[None, :]
-        if lead_gradient is not None:
+        if grad_lead is not None:
             place = (tl.program_id(0) * count.to(tl.int64) + wide_group) * d + dimension
-            tl.store(lead_gradient + place, tl.sum(tile * factor, 0), mask=dimension < d)
-    if last_gradient is not None:
-        tl.store(last_gradient + (split * n.to(tl.int64) + rows) * d + dimension[None, :], total, mask=inside)
+            tl.store(grad_lead + place, tl.sum(tile * factor, 0), mask=dimension < d)
+    if grad_last is not None:
+        tl.store(grad_last + (split * n.to(tl.int64) + rows) * d + dimension[None, :], total, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -329,20 +323,20 @@ class _Sweep:
         for x in self.z[1:]:
             product = product * x
         self.positives = product.sum(1).float()
-        self.precision = launch_configuration.precision(self.z[0].dtype)
 
     def problem(self) -> Problem:
-        """What tiles are chosen for: rows of a group, and columns."""
+        """The problem that tiles are chosen for: rows of a group, and columns."""
         return Problem(self.device, self.z[0].dtype, self.n, self.n, self.d)
 
     def power(self) -> Any:
-        """The product of what modalities were divided by."""
+        """The product of the powers of two that modalities were divided by."""
         return math.prod(self.powers)
 
     def factor(self) -> Tensor:
-        """The scale as kernels have it, float32, in float64."""
-        found = self.scale.number()
-        number = found if isinstance(found, Tensor) else torch.full((), found, device=self.device)
+        """The scale, rounded to float32 as kernels have it, in float64."""
+        number = self.scale.number()
+        if not isinstance(number, Tensor):
+            number = torch.full((), number, device=self.device)
         return number.float().double()
 
     def blocks(self, most: int) -> Iterator[_Block]:
@@ -360,7 +354,7 @@ class _Sweep:
                 yield _Block(((begin, ends[0]), (second, ends[1])), begin * self.n + second)
 
     def lead(self, block: _Block) -> Tensor:
-        """The leading modalities' product of each group: their own rows where there is one."""
+        """The product of the leading modalities for each group; the rows themselves where there is one."""
         parts = [x[begin:end] for x, (begin, end) in zip(self.z, block.ranges, strict=False)]
         if len(parts) == 1:
             return parts[0]
@@ -384,18 +378,12 @@ class _Sweep:
             "last_stride": last.stride(0),
             "column_stride": columns.stride(0),
             "SCALE": self.scale.kind,
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-            "DEPTH": tile.depth,
-            "EVEN": self.d % tile.depth == 0,
-            "PRECISION": self.precision,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
+            **tile.product_arguments(self.d, columns.dtype),
         }
 
 
 def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two that brings the largest number of x to [0.5, 1), 1 where there is none."""
+    """The power of two by which the largest number of x comes into [0.5, 1); 1 where there is none."""
     largest = x.abs().amax().double()
     power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
     return torch.where((largest > 0) & (largest < torch.inf), power, 1.0)
@@ -404,10 +392,10 @@ def _power_of_two(x: Tensor) -> Tensor:
 def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
     """The log-sum-exps of all anchors [M, N], float64."""
     n, m, device, factor = sweep.n, sweep.m, sweep.device, sweep.factor()
-    values = torch.full((m, n), -torch.inf, dtype=torch.float64, device=device)
+    lse = torch.full((m, n), -torch.inf, dtype=torch.float64, device=device)
 
-    def add(modality: int, begin: int, end: int, found: Tensor) -> None:
-        torch.logaddexp(values[modality, begin:end], found, out=values[modality, begin:end])
+    def add(modality: int, begin: int, end: int, values: Tensor) -> None:
+        torch.logaddexp(lse[modality, begin:end], values, out=lse[modality, begin:end])
 
     for block in sweep.blocks(_STATE_BYTES // (8 * n)):
         programs = min(launch_configuration.programs(device), block.count * triton.cdiv(n, tile.rows))
@@ -429,7 +417,7 @@ def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
         of_groups = of_rows.logsumexp(-1)
         for k, (begin, end) in enumerate(block.ranges):
             add(k, begin, end, of_groups.movedim(k, 0).flatten(1).logsumexp(1) if m > 3 else of_groups)
-    return values
+    return lse
 
 
 def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bool]) -> list[Tensor]:
@@ -444,10 +432,10 @@ def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bo
         loss = (lse.mean() - sweep.factor() * sweep.positives.double().mean()).float()
         if not any(needed):
             return [loss, *results]
-        # The gradient of a number, which is on the CPU, is nobody's.
+        # A scale given as a Python number is a CPU tensor here, and needs no gradient.
         of_scale = needed[m] and scale.device == sweep.device
         gradients, along = launched(
-            "multilinear.weigh", sweep.problem(), lambda tile: _gradients(sweep, lse, needed[:m], of_scale, tile)
+            "multilinear.gradient", sweep.problem(), lambda tile: _gradients(sweep, lse, needed[:m], of_scale, tile)
         )
         share = 1.0 / (m * sweep.n)
         lift = _lift(sweep)
@@ -471,7 +459,7 @@ def _gradients(
     n, d, m, device, dtype = sweep.n, sweep.d, sweep.m, sweep.device, sweep.z[0].dtype
     wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
     gradients = [torch.zeros(n, d, **wide) if need else None for need in needed]
-    wants_rows, of_columns = any(needed[: m - 1]), gradients[m - 1]
+    wants_rows, grad_columns = any(needed[: m - 1]), gradients[m - 1]
     along = torch.zeros((), dtype=torch.float64, device=device) if of_scale else None
     # A leading dimension of whole 128 bytes is what cuBLAS reads fastest.
     stride = triton.cdiv(n, 64) * 64
@@ -488,7 +476,7 @@ def _gradients(
         lead_lse = lse[0, begin:end]
         for k, (other_begin, other_end) in enumerate(rest, start=1):
             lead_lse = -torch.logaddexp(-lead_lse[:, None], -lse[k, other_begin:other_end]).flatten()
-        _weigh[(tiles,)](
+        _grad_scores[(tiles,)](
             **sweep.arguments(block, lead, tile),
             lead_lse=lead_lse,
             last_lse=lse[m - 2],
@@ -504,9 +492,9 @@ def _gradients(
         if weights is None:
             continue
         w = weights[: block.count * n, :n]
-        if of_columns is not None:
+        if grad_columns is not None:
             products = (lead[:, None] * sweep.z[-2]).to(dtype).flatten(0, 1)
-            matrix_product(w.T, products, of_columns, add=True)
+            matrix_product(w.T, products, grad_columns, add=True)
         if wants_rows:
             _add_to_rows(sweep, block, lead, matrix_product(w, sweep.z[-1]), gradients)
     return gradients, along
@@ -518,19 +506,19 @@ def _add_to_rows(
     """Add the gradient of a block's products [count N, d] to those of the first M - 1 modalities."""
     n, d, m = sweep.n, sweep.d, sweep.m
     last = sweep.z[-2]
-    of_last, of_leads = gradients[m - 2], gradients[: m - 2]
-    wants_lead = any(x is not None for x in of_leads)
+    grad_last, grad_leads = gradients[m - 2], gradients[: m - 2]
+    wants_lead = any(x is not None for x in grad_leads)
     samples, dimensions = triton.cdiv(n, _SAMPLES), triton.cdiv(d, _DIMENSIONS)
     size = triton.cdiv(block.count, max(1, min(block.count, _PROGRAMS // (samples * dimensions))))
     splits = triton.cdiv(block.count, size)
-    lead_part = gradient.new_empty(samples, block.count, d) if wants_lead else None
-    last_part = gradient.new_empty(splits, n, d) if of_last is not None else None
-    _bring_back[(samples, dimensions, splits)](
+    lead_parts = gradient.new_empty(samples, block.count, d) if wants_lead else None
+    last_parts = gradient.new_empty(splits, n, d) if grad_last is not None else None
+    _backward[(samples, dimensions, splits)](
         gradient=gradient,
         lead=lead,
         last=last,
-        lead_gradient=lead_part,
-        last_gradient=last_part,
+        grad_lead=lead_parts,
+        grad_last=last_parts,
         count=block.count,
         n=n,
         d=d,
@@ -541,23 +529,23 @@ def _add_to_rows(
         DIMENSIONS=_DIMENSIONS,
         num_warps=4,
     )
-    if of_last is not None and last_part is not None:
-        of_last += last_part.sum(0)
-    if lead_part is None:
+    if grad_last is not None and last_parts is not None:
+        grad_last += last_parts.sum(0)
+    if lead_parts is None:
         return
-    of_lead = lead_part.sum(0).view(*block.shape, d)
+    grad_lead = lead_parts.sum(0).view(*block.shape, d)
     if m == 3:
         ((begin, end),) = block.ranges
-        assert of_leads[0] is not None
-        of_leads[0][begin:end] = of_lead
+        assert grad_leads[0] is not None
+        grad_leads[0][begin:end] = grad_lead
         return
     # Times the other leading modality: never by dividing, which zeros forbid.
-    for k, of_own in enumerate(of_leads):
-        if of_own is not None:
+    for k, result in enumerate(grad_leads):
+        if result is not None:
             begin, end = block.ranges[1 - k]
             other = sweep.z[1 - k][begin:end].float()
             own_begin, own_end = block.ranges[k]
-            of_own[own_begin:own_end] += (of_lead * (other if k == 0 else other[:, None])).sum(1 - k)
+            result[own_begin:own_end] += (grad_lead * (other if k == 0 else other[:, None])).sum(1 - k)
 
 
 def negatives_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
@@ -569,14 +557,11 @@ def negatives_log_sum_exp_backward(
     upstream: Tensor, query: Tensor, key: Tensor, lse: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `negatives_log_sum_exp`, those that are needed; the others are empty."""
-    # Smoothed by all of it, InfoNCE's target is gone from the positive; nothing else is asked to be smoothed.
+    # A label smoothing of 1 takes InfoNCE's target off the positive; without TOTALS it goes nowhere else.
     weights = Weights(upstream.float().contiguous(), 1.0, lse, lse.new_empty(0), 1.0)
     wanted = Wanted(needed[0], needed[1])
     gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED, weights, wanted)
-    return (
-        query.new_empty(query.shape) if gradients.rows is None else gradients.rows,
-        key.new_empty(key.shape) if gradients.operands is None else gradients.operands[0],
-    )
+    return gradients.of_rows_and_columns(query, key)
 
 
 def _pairs(query: Tensor, key: Tensor) -> Pairs:

@@ -4,11 +4,8 @@ Per-sample keys: all M unit queries and leave-one-out keys come from one pass ov
 (`projection/triton.py`), in their dtype, as a normalisation in plain PyTorch would leave them; a modality then costs
 what one-way InfoNCE costs (3 GEMMs of N^2 d with the gradient, `pairwise/triton.py`); and one pass brings the
 gradients of queries and keys back. Beside the GEMMs the passes are small: 4 M N d numbers moved forward and 4 backward.
-On an H200 at N = 32768, M = 3, d = 256 in bfloat16 that is 84 us at the datasheet's bandwidth beside 6.3 ms of 3 M
-GEMMs at 790 TFLOP/s. Measured: not run.
 
-Pairwise keys: a modality costs 4 (M - 1) GEMMs of its M - 1 tiles, from bases that one pass over the others whitens: at
-the same size 24 GEMMs, 17 ms. Predicted: 25 ms. Measured: not run.
+Pairwise keys: a modality costs 4 (M - 1) GEMMs of its M - 1 tiles, from bases that one pass over the others whitens.
 
 Memory beyond the gradients: queries and keys, each replaced by its gradient as the modalities are swept; or one
 modality's bases and their gradient.
@@ -71,14 +68,14 @@ def info_nce_backward(
     """Gradients of `info_nce` for an upstream gradient [M, N]: those of the M embeddings, and the temperature's."""
     wants_temperature = needed[-1]
     if keys == "pairwise":
-        _, *found, of_tau = _sweep_pairwise(
+        _, *gradients, grad_tau = _sweep_pairwise(
             z, temperature, ridge, positive_in_denominator, wants_temperature, upstream, lse
         )
-        return [*(g.to(x.dtype) for g, x in zip(found, z, strict=True)), of_tau]
+        return [*(g.to(x.dtype) for g, x in zip(gradients, z, strict=True)), grad_tau]
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
-    d_temperature = []
+    grad_temperature = []
     for m in range(len(z)):
-        queries[m], projections[m], of_temperature = pairwise.info_nce_backward(
+        queries[m], projections[m], grad_tau = pairwise.info_nce_backward(
             upstream[m],
             queries[m],
             projections[m],
@@ -92,9 +89,9 @@ def info_nce_backward(
             False,
             0.0,
         )
-        d_temperature.append(of_temperature)
+        grad_temperature.append(grad_tau)
     gradients = projection.unit_queries_and_keys_backward(queries, projections, z, inverse, key_scales)
-    return [*gradients, torch.stack(d_temperature).sum(0)]
+    return [*gradients, torch.stack(grad_temperature).sum(0)]
 
 
 def info_nce_with_gradient(
@@ -110,9 +107,9 @@ def info_nce_with_gradient(
     if keys == "pairwise":
         return _sweep_pairwise(z, temperature, ridge, positive_in_denominator, wants_temperature)
     queries, projections, inverse, key_scales = projection.unit_queries_and_keys(z, ridge)
-    losses, d_temperature = [], []
+    losses, grad_temperature = [], []
     for m in range(len(z)):
-        loss, queries[m], projections[m], of_temperature = pairwise.info_nce_with_gradient(
+        loss, queries[m], projections[m], grad_tau = pairwise.info_nce_with_gradient(
             queries[m],
             projections[m],
             temperature,
@@ -124,11 +121,11 @@ def info_nce_with_gradient(
             0.0,
         )
         losses.append(loss)
-        d_temperature.append(of_temperature)
+        grad_temperature.append(grad_tau)
     gradients = projection.unit_queries_and_keys_backward(
         queries, projections, z, inverse, key_scales, weight=1.0 / len(z), dtype=torch.float32
     )
-    return [torch.stack(losses).mean(), *gradients, torch.stack(d_temperature).mean(0)]
+    return [torch.stack(losses).mean(), *gradients, torch.stack(grad_temperature).mean(0)]
 
 
 def _sweep_pairwise(
@@ -148,7 +145,7 @@ def _sweep_pairwise(
     into = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in z]
     factor = 1.0 if upstream is not None else 1.0 / (len(z) * z[0].shape[0])
     loss = torch.zeros((), dtype=torch.float32, device=z[0].device)
-    d_temperature = []
+    grad_temperature = []
     for m in range(len(z)):
         pairs = _cosines(z, m, ridge, temperature)
         if lse is None:
@@ -160,5 +157,5 @@ def _sweep_pairwise(
         wanted = Wanted(statistics=True, sums=int(wants_temperature), dtype=torch.float32)
         gradients = pairwise.losses_gradient(_RIDGE_PROJECTION, pairs, flags, weights, wanted)
         pairwise.cosines_backward(gradients, pairs, _others(z, m), ridge, into[m], _others(into, m))
-        d_temperature.append(pairwise.temperature_gradient(gradients, temperature, factor))
-    return [loss, *into, torch.stack(d_temperature).sum(0)]
+        grad_temperature.append(pairwise.temperature_gradient(gradients, temperature, factor))
+    return [loss, *into, torch.stack(grad_temperature).sum(0)]

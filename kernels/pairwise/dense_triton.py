@@ -27,8 +27,8 @@ def _score(
     row_statistic,  # [N], or None
     column_statistics,  # [S, N'], or None
     positives,  # [N], scores that take the tiles' place, or None
-    scale,
-    bias,
+    scale,  # as SCALE says
+    bias,  # as BIAS says
     out,  # [N, N']
     n,
     n_columns,

@@ -131,9 +131,9 @@ def _grad_chunk(
     column_statistics,  # [S, N'], or None
     positives,  # [N], scores that take the tiles' place, or None
     grad_positives,  # [N], or None
-    scale,
-    bias,
-    gain,
+    scale,  # as SCALE says
+    bias,  # as BIAS says
+    gain,  # what weights are multiplied by, as GAIN says
     upstream,  # as the reduction takes it, or None
     upstream_stride,
     row_lse,  # [N], float64, or None
@@ -239,10 +239,10 @@ def _recompute(
     own,  # [N, d], or OF_COLUMNS [N', d]
     others,  # [N', d], or [N, d]
     out,  # the gradient, in the shape of `own`
-    scale,
-    bias,
-    gain,
-    undo,
+    scale,  # as SCALE says
+    bias,  # as BIAS says
+    gain,  # what weights are multiplied by, as GAIN says
+    undo,  # what gradients are multiplied by, as UNDO says
     upstream,  # as the reduction takes it, or None
     upstream_stride,
     row_lse,  # [N], float64, or None
@@ -365,6 +365,17 @@ class Gradients(NamedTuple):
     column_statistics: Tensor | None  # [S, N'], float32
     positives: Tensor | None  # [N], float32
     sums: Tensor | None  # [1 or 3]
+
+    def of_rows_and_columns(
+        self, rows: Tensor, columns: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of the rows and of the only operand; one that was not wanted is empty, of a dtype or theirs."""
+        grad_rows, grad_columns = self.rows, None if self.operands is None else self.operands[0]
+        if grad_rows is None:
+            grad_rows = torch.empty_like(rows, dtype=dtype, memory_format=torch.contiguous_format)
+        if grad_columns is None:
+            grad_columns = torch.empty_like(columns, dtype=dtype, memory_format=torch.contiguous_format)
+        return grad_rows, grad_columns
 
 
 def is_recomputed(n: int, n_columns: int, d: int) -> bool:

@@ -43,8 +43,8 @@ def _reduce(
     row_statistic,  # [N], or None
     column_statistics,  # [S, N'], or None
     positives,  # [N], scores that take the tiles' place, or None
-    scale,
-    bias,
+    scale,  # as SCALE says
+    bias,  # as BIAS says
     row_states,  # [ROW_PLANES, splits, N]
     column_states,  # [COLUMN_PLANES, groups, N']
     positive_scores,  # [N]
@@ -148,7 +148,7 @@ def _reduce(
 
 
 class States(NamedTuple):
-    """What programs found, to be merged over the second dimension, and the scores of the positives.
+    """The states of programs, to be merged over the second dimension, and the scores of the positives.
 
     Rows whose positive is in none of the columns have a zero there.
     """

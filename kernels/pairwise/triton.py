@@ -1,12 +1,12 @@
-"""InfoNCE on the Triton engine; `cpu.py` says what the losses are made of.
+"""InfoNCE on the Triton engine; `cpu.py` has the formulas.
 
-The forward is two launches, whatever is asked for: the sweep, and `_finish`, which merges what the sweep's programs
-found of rows and columns in a fixed order, in float32 relative to the largest, and forms log-sum-exps and losses in
+The forward is two launches, whatever is asked for: the sweep, and `_finish`, which merges the states of the sweep's
+programs in a fixed order, in float32 relative to the largest, and forms log-sum-exps and losses in
 float64. The backward is three at least where pairs fit one chunk (N = N' <= 4096 in bf16): weights, and a GEMM each for
 queries and keys; a temperature's gradient is the sum that the first of them leaves, and a few launches of one number.
 Scores are float32: at a temperature of 0.01 a cosine's is known to 6e-6, and so are weights, relatively. Log-sum-exps,
-float64, add nothing to that, and losses and weights near zero keep their digits. The cost: see `reduce_triton.py` and
-`gradient_triton.py`.
+float64, add nothing to that, and losses and weights near zero keep their digits. `reduce_triton.py` and
+`gradient_triton.py` say what it costs.
 Cosines with projections are of whitened bases, K tiles, in the dtype of the embeddings, or float32 for float16; a query
 stays where it lies, and its inverse norm is the row's statistic.
 `info_nce_mean` takes both sweeps: forming gradients in the first would store a chunk's float32 scores, 18 bytes a pair,
@@ -33,12 +33,12 @@ from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, load_scalar, op
 from mibfast.kernels.pairwise.reduce_triton import States, reduce
 from mibfast.kernels.pairwise.reductions import log_sum_exp
 from mibfast.kernels.pairwise.scores import Score
-from mibfast.kernels.projection import triton as projection
+from mibfast.kernels.projection.whitening_triton import whitened_bases, whitened_bases_backward
 
 INNER_PRODUCT, LOG_SUM_EXP = scores.named("inner_product"), reductions.named("log_sum_exp")
 _GIVEN, _RIDGE_PROJECTION = reductions.named("given"), scores.named("ridge_projection")
 _finite, _LOG2_E = compiled(log_sum_exp.finite), tl.constexpr(log_sum_exp.LOG2_E)
-# Indices a program of `_finish` takes, and partial results that it reads at once.
+# Indices that a program of `_finish` takes, and partial results that it reads at once.
 _INDICES, _PARTS = 128, 16
 
 
@@ -47,34 +47,34 @@ def _merged(states, parts, count, index, factor, PARTS: tl.constexpr, INDICES: t
     """The log-sum-exp in nats and the total, float64, of partial results [2 or 3, parts, count]."""
     maximum = tl.full((INDICES,), -float("inf"), tl.float32)
     total = tl.zeros((INDICES,), tl.float32)
-    of_scores = tl.zeros((INDICES,), tl.float64)
+    total_of_scores = tl.zeros((INDICES,), tl.float64)
     c = factor * _LOG2_E
     plane_size = parts.to(tl.int64) * count
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
         place = part[:, None].to(tl.int64) * count + index[None, :]
         mask = (part < parts)[:, None] & (index < count)[None, :]
-        found = tl.load(states + place, mask=mask, other=-float("inf"))
+        maxima = tl.load(states + place, mask=mask, other=-float("inf"))
         sums = tl.load(states + plane_size + place, mask=mask, other=0.0)
-        raised = tl.maximum(maximum, tl.max(found, 0))
+        raised = tl.maximum(maximum, tl.max(maxima, 0))
         level = _finite(raised)
-        total = total * tl.exp2((maximum - level) * c) + tl.sum(sums * tl.exp2((found - level[None, :]) * c), 0)
+        total = total * tl.exp2((maximum - level) * c) + tl.sum(sums * tl.exp2((maxima - level[None, :]) * c), 0)
         maximum = raised
         if TOTALLED:
-            of_scores += tl.sum(tl.load(states + 2 * plane_size + place, mask=mask, other=0.0).to(tl.float64), 0)
+            total_of_scores += tl.sum(tl.load(states + 2 * plane_size + place, mask=mask, other=0.0).to(tl.float64), 0)
     lse = _finite(maximum).to(tl.float64) * factor + tl.log(total.to(tl.float64))
-    return lse, of_scores
+    return lse, total_of_scores
 
 
 @triton.jit(do_not_specialize=["n", "n_columns", "offset"])
 def _finish(
-    row_states,
-    column_states,
-    positive_scores,
-    scale,
-    losses,
-    row_lse,
-    column_lse,
+    row_states,  # [2 or 3, splits, n]
+    column_states,  # [2 or 3, groups, n_columns]
+    positive_scores,  # [n]
+    scale,  # 1 / temperature, as SCALE says
+    losses,  # [n], or None
+    row_lse,  # [n], float64
+    column_lse,  # [n_columns], float64
     n,
     n_columns,
     splits,
@@ -118,7 +118,7 @@ def _finish(
 
 
 def info_nce_flags(positive_in_denominator: bool, symmetric: bool, label_smoothing: float) -> int:
-    """What `losses` and `losses_gradient` are told of the objective."""
+    """The flags of an objective, for `losses` and `losses_gradient`."""
     flags = 0 if positive_in_denominator else POSITIVE_EXCLUDED
     flags |= TWO_WAY if symmetric else 0
     return flags | (TOTALS if label_smoothing else 0)
@@ -178,7 +178,7 @@ def losses_gradient(score: Score, pairs: Pairs, flags: int, weights: Weights, wa
 
 
 def _apart(pairs: Pairs, weights: Weights) -> Weights:
-    """Weights of two-way losses whose columns are not all those of a positive, by upstream gradients APART."""
+    """Weights of two-way losses where some columns are no row's positive, by upstream gradients APART."""
     device = pairs.rows.device
     g = torch.ones(pairs.n, device=device) if weights.upstream is None else weights.upstream
     grad_columns = torch.zeros(pairs.count, dtype=torch.float32, device=device)
@@ -187,7 +187,7 @@ def _apart(pairs: Pairs, weights: Weights) -> Weights:
 
 
 def apart(grad_rows: Tensor, grad_positives: Tensor, grad_columns: Tensor | None) -> Tensor:
-    """Upstream gradients of rows, positives and columns in planes, as the engine takes them where they are APART."""
+    """Stack upstream gradients of rows, positives and columns, as reductions take them where they are APART."""
     count = max(grad_rows.numel(), 0 if grad_columns is None else grad_columns.numel())
     planes = torch.zeros(3, count, dtype=torch.float32, device=grad_rows.device)
     for plane, given in zip(planes, (grad_rows, grad_positives, grad_columns), strict=True):
@@ -214,7 +214,7 @@ def log_sum_exps_gradient(
 
 
 class Embeddings:
-    """Pairs of two embeddings by a score that is named, and what their gradients become."""
+    """Pairs of two embeddings under a named score, and the embeddings' gradients from those of the pairs."""
 
     def __init__(self, query: Tensor, key: Tensor, temperature: Tensor, score: str, offset: int) -> None:
         self._query, self._key, self._temperature, self.score = query, key, temperature, scores.named(score)
@@ -231,7 +231,7 @@ class Embeddings:
         )
 
     def wanted(self, needed: Sequence[bool], dtype: torch.dtype | None = None) -> Wanted:
-        """What the engine is to form for the gradients of query, key and temperature."""
+        """What the engine must form for the gradients of query, key and temperature."""
         statistics = self.score.squared_norms
         return Wanted(needed[0], needed[1], statistics=statistics, sums=int(needed[2]), dtype=dtype)
 
@@ -243,8 +243,8 @@ class Embeddings:
             grad_query = _with_norms(gradients.rows, self.pairs.rows, gradients.row_statistic).to(dtype)
         grad_key = key.new_empty(key.shape, dtype=dtype)
         if gradients.operands is not None:
-            of_norms = None if gradients.column_statistics is None else gradients.column_statistics[0]
-            grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], of_norms).to(dtype)
+            grad_norms = None if gradients.column_statistics is None else gradients.column_statistics[0]
+            grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], grad_norms).to(dtype)
         return grad_query, grad_key, temperature_gradient(gradients, self._temperature, factor)
 
 
@@ -254,7 +254,7 @@ def _squared_norms(x: Tensor) -> Tensor:
 
 
 def _with_norms(gradient: Tensor, x: Tensor, grad_squared_norms: Tensor | None) -> Tensor:
-    """A gradient, and what comes by the squared norms of rows."""
+    """Add to a gradient the part that comes through the squared norms of the rows."""
     return gradient if grad_squared_norms is None else gradient + x * (2.0 * grad_squared_norms)[:, None]
 
 
@@ -349,7 +349,7 @@ def partial_lse_backward(
     offset: int,
     positive_in_denominator: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows, columns and temperature, for those of the positives and of both log-sum-exps."""
+    """Gradients of rows, columns and temperature, from those of the positives and of both log-sum-exps."""
     embeddings = Embeddings(rows, columns, temperature, score, offset)
     gradients = log_sum_exps_gradient(
         embeddings.score,
@@ -368,7 +368,7 @@ def partial_lse_backward(
 def cosines(query: Tensor, contexts: Sequence[Tensor], ridge: float, scale: Scalar) -> Pairs:
     """Pairs of queries [N, d] and K contexts [N', d] each, scored by the query's cosine with its ridge projection."""
     dtype = operand_dtype(query.dtype)
-    bases, grams = projection.whitened_bases(contexts, ridge, dtype)
+    bases, grams = whitened_bases(contexts, ridge, dtype)
     norms = torch.linalg.vector_norm(query.detach(), dim=1, dtype=torch.float64)
     inverse_norms = torch.where(norms == 0.0, 0.0, norms.reciprocal()).float()
     rows = rows_in_place(query.to(dtype))
@@ -392,7 +392,7 @@ def cosines_backward(
     along = -gradients.row_statistic.double() * pairs.row_statistic.double() ** 3
     into_query.add_(gradients.rows).add_(pairs.rows * along.float()[:, None])
     statistics = gradients.column_statistics
-    projection.whitened_bases_backward(gradients.operands, statistics, contexts, ridge, into_contexts)
+    whitened_bases_backward(gradients.operands, statistics, contexts, ridge, into_contexts)
 
 
 def projection_score(candidates: Tensor, context: Tensor, ridge: float) -> Tensor:
@@ -409,7 +409,7 @@ def projection_score_backward(
     weights, wanted = Weights(upstream.contiguous()), Wanted(statistics=True, dtype=torch.float32)
     gradients = gradient(_RIDGE_PROJECTION, _GIVEN, pairs, 0, weights, wanted)
     count, k, d = context.shape
-    d_candidates = torch.zeros(candidates.shape, dtype=torch.float32, device=candidates.device)
-    d_contexts = torch.zeros(k, count, d, dtype=torch.float32, device=context.device)
-    cosines_backward(gradients, pairs, contexts, ridge, d_candidates, d_contexts.unbind())
-    return d_candidates.to(candidates.dtype), d_contexts.transpose(0, 1).to(context.dtype)
+    grad_candidates = torch.zeros(candidates.shape, dtype=torch.float32, device=candidates.device)
+    grad_contexts = torch.zeros(k, count, d, dtype=torch.float32, device=context.device)
+    cosines_backward(gradients, pairs, contexts, ridge, grad_candidates, grad_contexts.unbind())
+    return grad_candidates.to(candidates.dtype), grad_contexts.transpose(0, 1).to(context.dtype)

@@ -12,8 +12,7 @@ candidates in random order pieces of 1024 clear the bar about k (1 + ln(C / 1024
 does, and a piece costs its sort, a microsecond and a half, in place of a tenth of one.
 
 Selection by torch over [Q, k + B] in place of the kernel would have to order ties: a stable sort, or `torch.topk` of
-such keys, passes over 8 bytes a score eight times or more, 13 ps at 4.8 TB/s, where the score's products take 1.3 ps
-at d = 512 in bf16.
+such keys, passes over 8 bytes a score eight times or more.
 
 All blocks have one shape, the last shares candidates with the one before and passes them over: so every candidate is
 scored by the same kernel, and equal candidates score the same. Cosines are inner products of vectors as they
@@ -23,9 +22,6 @@ areas, are float32, and multiplied as torch multiplies float32.
 Cost: 2 Q C K d FLOPs for K embeddings a query, and a write and a read of 4 bytes a score. Memory: a block of 32 MiB,
 and keys, 8 bytes for each of the least power of two from k on. More than `_MOST_QUERIES` are taken in turns, each
 reading all candidates once.
-
-Floor on an H200 (989 TFLOP/s dense bf16 by datasheet, about 790 by cuBLAS), Q = 4096, C = 2^20, d = 512, bf16, k = 10:
-4.4 TFLOP and 5.6 ms. Predicted: 15 ms, as much again for comparing and for 512 pairs of launches. Measured: not run.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -52,18 +48,18 @@ _MOST_QUERIES = 4096
 _BLOCK_BYTES = 32 * 2**20
 # Scores that a program reads at once, fewer in the interpreter, and programs that fill the device.
 _PIECE, _INTERPRETED_PIECE, _PROGRAMS = 1024, 64, 1056
-# Indices take 31 bits of a key, of which the largest stands for no candidate.
+# Indices take 31 bits of a key; the largest stands for no candidate.
 _LAST_INDEX = tl.constexpr(2**31 - 1)
 _NO_KEY = tl.constexpr(-(2**63))
 _MISSING = tl.constexpr(-(2**31))
-# Keys below are of NaN, or no candidate's.
+# Keys below this are of NaN, or of no candidate.
 _LEAST_NUMBER = tl.constexpr((1 - 2**31) * 2**32)
 
 
 @triton.jit
 def _keys(scores, candidates):
     """Integers that order as scores do, equal ones by index and NaN last."""
-    # Zero has two signs, and one place.
+    # Zeros of both signs are equal.
     bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & _LAST_INDEX)
     order = tl.where(scores != scores, _MISSING, order)
@@ -78,10 +74,10 @@ def _score(key):
 
 @triton.jit(do_not_specialize=["begin", "first_candidate"])
 def _keep_best(
-    scores,
-    query_factors,
-    factors,
-    kept,
+    scores,  # [queries, size]
+    query_factors,  # [queries], or None
+    factors,  # [size], or None
+    kept,  # [queries, splits, KEPT]
     begin,
     size,
     split_size,
@@ -89,7 +85,7 @@ def _keep_best(
     KEPT: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """Let candidates `begin` to `size` of a block, the first of which is `first_candidate`, into kept keys.
+    """Merge candidates `begin` to `size` of a block, whose first is `first_candidate`, into the kept keys.
 
     Keys are [queries, splits, KEPT]; a split takes `split_size` of the candidates. Later candidates have larger indices
     than those kept, so that one with the score of the bar does not clear it.
@@ -104,13 +100,13 @@ def _keep_best(
     for first in range(start, tl.minimum(start + split_size, size), PIECE):
         index = first + tl.arange(0, PIECE)
         inside = index < tl.minimum(start + split_size, size)
-        found = tl.load(row + index, mask=inside, other=-float("inf"))
+        score = tl.load(row + index, mask=inside, other=-float("inf"))
         if factors is not None:
-            found = found * tl.load(query_factors + query) * tl.load(factors + index, mask=inside, other=1.0)
-        clears = tl.max((inside & (found > bar)).to(tl.int32), 0)
+            score = score * tl.load(query_factors + query) * tl.load(factors + index, mask=inside, other=1.0)
+        clears = tl.max((inside & (score > bar)).to(tl.int32), 0)
         # Until there are k numbers anything passes, NaN too.
         if (clears > 0) | (worst < _LEAST_NUMBER):
-            keys = tl.where(inside, _keys(found, first_candidate + index), _NO_KEY)
+            keys = tl.where(inside, _keys(score, first_candidate + index), _NO_KEY)
             best = tl.topk(tl.reshape(tl.join(best, tl.topk(keys, KEPT)), (2 * KEPT,)), KEPT)
             worst = tl.min(best, 0)
             bar = _score(worst)
@@ -134,12 +130,12 @@ def _unit(x: Tensor) -> Tensor:
 def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
     """How candidates are scored against queries [Q, d] or [Q, K, d]; the highest are the best."""
     if score in _VOLUMES:
-        found, columns = volume.columns(_VOLUMES[score], [_unit(x) for x in query.unbind(1)], -1.0)
+        named, columns = volume.columns(_VOLUMES[score], [_unit(x) for x in query.unbind(1)], -1.0)
 
         def of_volumes(candidates: Tensor, out: Tensor) -> None:
             rows = _unit(candidates)
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square().float()
-            dense.scores(found, replace(columns, rows=rows, row_statistic=norms), out.T)
+            dense.scores(named, replace(columns, rows=rows, row_statistic=norms), out.T)
 
         return of_volumes
     if score in scores.OF_EMBEDDINGS and scores.named(score).squared_norms:

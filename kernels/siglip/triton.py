@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mibfast.kernels.pairwise import reductions
-from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
+from mibfast.kernels.pairwise.gradient_triton import Wanted, Weights, gradient
 from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, rows_in_place
 from mibfast.kernels.pairwise.reduce_triton import reduce
 from mibfast.kernels.pairwise.triton import INNER_PRODUCT
@@ -26,13 +26,6 @@ _SIGMOID_LOSS = reductions.named("sigmoid_loss")
 def _pairs(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Pairs:
     rows, columns = rows_in_place(query), rows_in_place(key)
     return Pairs(rows, columns[None], Scalar.of(scale.detach()), Scalar.of(bias.detach()), offset)
-
-
-def _results(gradients: Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The gradients of query and key; one that was not needed is empty."""
-    d_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows
-    d_key = key.new_empty(key.shape, dtype=dtype) if gradients.operands is None else gradients.operands[0]
-    return d_query, d_key
 
 
 def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,15 +47,15 @@ def siglip_backward(
     offset: int,
 ) -> list[Tensor | None]:
     """Gradients of `siglip`, those that are needed, for an upstream gradient [N]."""
-    d_numbers = [
+    grad_numbers = [
         torch.dot(upstream.double(), each) if need else None
         for each, need in zip((by_scale, by_bias), needed[2:], strict=True)
     ]
     if not any(needed[:2]):
-        return [None, None, *d_numbers]
+        return [None, None, *grad_numbers]
     weights, wanted = Weights(upstream.contiguous()), Wanted(needed[0], needed[1])
     gradients = gradient(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
-    return [*_results(gradients, query, key, query.dtype), *d_numbers]
+    return [*gradients.of_rows_and_columns(query, key), *grad_numbers]
 
 
 def siglip_with_gradient(
@@ -74,9 +67,9 @@ def siglip_with_gradient(
     gradients = gradient(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
     assert gradients.sums is not None
     by_scale, by_bias, loss = factor * gradients.sums
-    # The gradient of a number, which is on the CPU, is nobody's.
-    of_numbers = (
-        found.to(x.dtype) if x.device == query.device else x.new_empty(())
-        for found, x in ((by_scale, scale), (by_bias, bias))
+    # A scale or bias given as a Python number is a CPU tensor here, and needs no gradient.
+    grad_numbers = (
+        by.to(x.dtype) if x.device == query.device else x.new_empty(())
+        for by, x in ((by_scale, scale), (by_bias, bias))
     )
-    return (loss.float(), *_results(gradients, query, key, torch.float32), *of_numbers)
+    return (loss.float(), *gradients.of_rows_and_columns(query, key, torch.float32), *grad_numbers)

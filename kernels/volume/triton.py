@@ -1,15 +1,12 @@
-"""GRAM's volumes and TRIANGLE's areas in Triton: float64 factors of each sample, swept by the pairwise engine.
+"""GRAM's volumes and TRIANGLE's areas in Triton: float64 factors of each sample, scored by the pairwise engine.
 
 The formulae are those of `cpu.py`, and so is what is formed apart: a sample's own vectors, the positive, in float64 and
-from the residual. Here scores carry the sign of the loss, and the engine the temperature.
+from the residual. Here scores carry the sign of the loss; the engine multiplies by the inverse temperature.
 
 A program takes a few samples and holds their vectors whole, in float64 registers: Gram-Schmidt, twice over, reads them
 once. Over N samples, M vectors of d numbers, B bytes a number and bases of B' bytes, the factors read M N d B and write
-(M - 1) N d B', and their backward reads M N d B, (M - 1) N d 4 and, of the anchor, N d 4, and writes M N d 4; in plain
-PyTorch, which would pass over float64 copies some twelve times for each pair of vectors and way, a hundred times that.
-On an H200 (4.8 TB/s by datasheet) N = 32768, M = 3, d = 512 in bfloat16: 84 and 252 MB, 0.02 and 0.05 ms, beside 8
-GEMMs of 1.1 TFLOP, 11.2 ms at 790 TFLOP/s; arithmetic in float64 is a third of that traffic's time. Predicted: 0.2 ms
-for the factors, bound by the latency of their sums, 15 ms for all. Measured: not run.
+(M - 1) N d B', and their backward reads M N d B, (M - 1) N d 4 and, of the anchor, N d 4, and writes M N d 4: little
+beside the GEMMs.
 
 Operands are of the embeddings' dtype, or float32 for float16, which has no room for their gradients. In bfloat16 bases
 are rounded to it, as its products ask for: a cosine of unit vectors is off by 2^-9 / sqrt(d), and so is r. TRIANGLE's
@@ -35,6 +32,7 @@ from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise import triton as pairwise
 from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
 from mibfast.kernels.pairwise.pairs_triton import ONE, Pairs, Scalar, operand_dtype, rows_in_place
+from mibfast.kernels.rows_triton import row_strides
 from mibfast.kernels.volume.reference import GRAM, RELATIVE_FLOOR, SQUARED_TRIANGLE, TRIANGLE, middle
 
 _SCORES = {GRAM: "gram_volume", TRIANGLE: "triangle_area", SQUARED_TRIANGLE: "squared_triangle_area"}
@@ -44,7 +42,7 @@ _SQUARED_FLOOR = tl.constexpr(RELATIVE_FLOOR**2)
 
 @triton.jit
 def _vector(matrix, stride, sample, column, inside):
-    """Rows of a matrix, [samples, d], zeros where there are none."""
+    """Load rows of a matrix, [samples, d]; zeros outside."""
     return tl.load(matrix + sample * stride + column, mask=inside, other=0.0).to(tl.float64)
 
 
@@ -61,14 +59,14 @@ def _inverse(x):
 
 @triton.jit
 def _length(squared, squared_whole):
-    """The square root of what is left of a square, 0 where that is rounding; NaN stays, and infinity."""
+    """The square root of what is left of a square, 0 where that is mere rounding; NaN and infinity stay."""
     none = (squared <= _SQUARED_FLOOR * squared_whole) & (squared < float("inf"))
     return tl.where(none, 0.0, tl.sqrt(tl.where(none, 0.0, squared)))
 
 
 @triton.jit
 def _orthogonal(basis, rest):
-    """What is left of a vector beside an orthonormal basis, and its components along it."""
+    """The part of a vector orthogonal to an orthonormal basis, and its components along the basis."""
     along = ()
     for k in tl.static_range(len(basis)):
         c = _dot(basis[k], rest)
@@ -108,7 +106,7 @@ def _volume(r, K: tl.constexpr):
 
 @triton.jit
 def _places(count, paired, d, SAMPLES: tl.constexpr, DEPTH: tl.constexpr):
-    """Samples [SAMPLES, 1] and columns [1, DEPTH] of a program; which have numbers, and which of an anchor too."""
+    """Samples [SAMPLES, 1] and columns [1, DEPTH] of a program; masks of those in range, and with an anchor."""
     sample = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     column = tl.arange(0, DEPTH)[None, :]
     return sample, column, (sample < count) & (column < d), (sample < paired) & (column < d)
@@ -125,16 +123,16 @@ def _sample_vectors(others, strides, anchor, anchor_stride, sample, column, ther
 
 @triton.jit(do_not_specialize=["count", "paired"])
 def _gram_factors(
-    others,
+    others,  # K of [N', d]
     strides,
-    anchor,
+    anchor,  # [N, d]
     anchor_stride,
-    origin,
-    bases,
-    statistics,
-    positives,
-    count,
-    paired,
+    origin,  # [d]
+    operands,  # [K, N', d]
+    statistics,  # [1, N']
+    positives,  # [N]
+    count,  # N'
+    paired,  # rows of the anchor that belong to a sample
     d,
     K: tl.constexpr,
     SIGN: tl.constexpr,
@@ -149,7 +147,7 @@ def _gram_factors(
     volume = SIGN * _volume(r, K)
     for k in tl.static_range(K):
         place = (k * tl.cast(count, tl.int64) + sample) * d + column
-        tl.store(bases + place, q[k].to(bases.dtype.element_ty), mask=there)
+        tl.store(operands + place, q[k].to(operands.dtype.element_ty), mask=there)
     tl.store(statistics + sample, volume.to(tl.float32), mask=sample < count)
     own = volume * r[K * (K + 1) // 2 + K]
     tl.store(positives + sample, own.to(tl.float32), mask=sample < paired)
@@ -163,18 +161,18 @@ def _add_to_anchor(gradients, sample, column, d, x, has_anchor):
 
 @triton.jit(do_not_specialize=["count", "paired"])
 def _gram_factors_backward(
-    others,
+    others,  # K of [N', d]
     strides,
-    anchor,
+    anchor,  # [N, d]
     anchor_stride,
-    origin,
-    of_bases,
-    of_statistics,
-    of_positives,
-    others_gradients,
-    anchor_gradient,
-    count,
-    paired,
+    origin,  # [d]
+    grad_operands,  # [K, N', d]
+    grad_statistics,  # [1, N']
+    grad_positives,  # [N]
+    grad_others,  # K of [N', d]
+    grad_anchor,  # [N, d], which is added to
+    count,  # N'
+    paired,  # rows of the anchor that belong to a sample
     d,
     K: tl.constexpr,
     SIGN: tl.constexpr,
@@ -182,7 +180,7 @@ def _gram_factors_backward(
     SAMPLES: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The gradients of what `_gram_factors` gives: of the others, and added to that of the anchor.
+    """Gradients of the outputs of `_gram_factors`: of the others, and added to that of the anchor.
 
     A score depends on the span of the bases B alone, so that B^T dB is symmetric and the gradient of the others A = B R
     is (dB - B B^T dB + dt t B) R^-T; that of the volume V of all M vectors Q R is dV V Q R^-T.
@@ -192,21 +190,21 @@ def _gram_factors_backward(
     q, r = _orthonormalise(vectors)
     volume = SIGN * _volume(r, K)
     length = r[K * (K + 1) // 2 + K]
-    own = volume * length * tl.load(of_positives + sample, mask=sample < paired, other=0.0)
-    along = own + volume * tl.load(of_statistics + sample, mask=sample < count, other=0.0)
+    own = volume * length * tl.load(grad_positives + sample, mask=sample < paired, other=0.0)
+    along = own + volume * tl.load(grad_statistics + sample, mask=sample < count, other=0.0)
     # Solve X R^T = g from the last row on; a row of r = 0 depends on none.
     row = own * q[K] * _inverse(length)
-    _add_to_anchor(anchor_gradient, sample, column, d, row, has_anchor)
+    _add_to_anchor(grad_anchor, sample, column, d, row, has_anchor)
     solved = (row,)
     for k in tl.static_range(K - 1, -1, -1):
-        row = _vector(of_bases + k * tl.cast(count, tl.int64) * d, d, sample, column, there)
+        row = _vector(grad_operands + k * tl.cast(count, tl.int64) * d, d, sample, column, there)
         for other in tl.static_range(K):
             row -= _dot(q[other], row) * q[other]
         row += along * q[k]
         for later in tl.static_range(K - k):
             row -= r[(K - later) * (K - later + 1) // 2 + k] * solved[later]
         row = row * _inverse(r[k * (k + 1) // 2 + k])
-        result = others_gradients[k]
+        result = grad_others[k]
         tl.store(result + sample * d + column, row.to(result.dtype.element_ty), mask=there)
         solved = solved + (row,)
 
@@ -226,7 +224,7 @@ def _side(b, c):
 
 @triton.jit
 def _height(edge, w):
-    """What is left of a - b across w, its length, zero for a point on the line, and a - b's component along w."""
+    """The part of the edge a - b orthogonal to w, its length, zero on the line, and the component along w."""
     foot = _dot(w, edge)
     across = edge - foot * w
     return across, _length(_dot(across, across), _dot(edge, edge)), foot
@@ -234,16 +232,16 @@ def _height(edge, w):
 
 @triton.jit(do_not_specialize=["count", "paired"])
 def _triangle_factors(
-    others,
+    others,  # K of [N', d]
     strides,
-    anchor,
+    anchor,  # [N, d]
     anchor_stride,
-    origin,
-    lines,
-    statistics,
-    positives,
-    count,
-    paired,
+    origin,  # [d]
+    operands,  # [2, N', d]
+    statistics,  # [2, N']
+    positives,  # [N]
+    count,  # N'
+    paired,  # rows of the anchor that belong to a sample
     d,
     K: tl.constexpr,
     SIGN: tl.constexpr,
@@ -261,11 +259,11 @@ def _triangle_factors(
     a = _vector(anchor, anchor_stride, sample, column, has_anchor)
     length, w = _side(b, c)
     relative = b - _origin(origin, column, d)
-    point = (relative - _dot(relative, w) * w).to(lines.dtype.element_ty)
-    at = lines + sample * d + column
-    tl.store(at, w.to(lines.dtype.element_ty), mask=there)
+    point = (relative - _dot(relative, w) * w).to(operands.dtype.element_ty)
+    at = operands + sample * d + column
+    tl.store(at, w.to(operands.dtype.element_ty), mask=there)
     tl.store(at + tl.cast(count, tl.int64) * d, point, mask=there)
-    # Of the point as it is stored: a squared distance to it is then one.
+    # The norm is of the point as stored, so that squared distances to it do not become negative.
     rounded = point.to(tl.float64)
     tl.store(statistics + count + sample, _dot(rounded, rounded).to(tl.float32), mask=sample < count)
     _, height, _ = _height(a - b, w)
@@ -279,18 +277,18 @@ def _triangle_factors(
 
 @triton.jit(do_not_specialize=["count", "paired"])
 def _triangle_factors_backward(
-    others,
+    others,  # K of [N', d]
     strides,
-    anchor,
+    anchor,  # [N, d]
     anchor_stride,
-    origin,
-    of_lines,
-    of_statistics,
-    of_positives,
-    others_gradients,
-    anchor_gradient,
-    count,
-    paired,
+    origin,  # [d]
+    grad_operands,  # [2, N', d]
+    grad_statistics,  # [2, N']
+    grad_positives,  # [N]
+    grad_others,  # K of [N', d]
+    grad_anchor,  # [N, d], which is added to
+    count,  # N'
+    paired,  # rows of the anchor that belong to a sample
     d,
     K: tl.constexpr,
     SIGN: tl.constexpr,
@@ -298,7 +296,7 @@ def _triangle_factors_backward(
     SAMPLES: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The gradients of what `_triangle_factors` gives, where `_gram_factors_backward` has them.
+    """Gradients of the outputs of `_triangle_factors`: of the others, and added to that of the anchor.
 
     w = (c - b) / l and p = b - (b . w) w, b in p being relative to `origin`, which no score depends on. So db = dp -
     (dp . w) w, dw -= (b . w) dp + (dp . w) b, d(c - b) = (dw - (dw . w) w) / l + dl w, where p . w = 0. The gradient of
@@ -310,34 +308,34 @@ def _triangle_factors_backward(
     a = _vector(anchor, anchor_stride, sample, column, has_anchor)
     length, w = _side(b, c)
     across, height, foot = _height(a - b, w)
-    of_own = 0.5 * SIGN * tl.load(of_positives + sample, mask=sample < paired, other=0.0)
-    stretch = 0.5 * SIGN * tl.load(of_statistics + sample, mask=sample < count, other=0.0)
-    twice = 2.0 * tl.load(of_statistics + count + sample, mask=sample < count, other=0.0)
+    grad_own = 0.5 * SIGN * tl.load(grad_positives + sample, mask=sample < paired, other=0.0)
+    stretch = 0.5 * SIGN * tl.load(grad_statistics + sample, mask=sample < count, other=0.0)
+    twice = 2.0 * tl.load(grad_statistics + count + sample, mask=sample < count, other=0.0)
     if SQUARED:
-        of_own, stretch = 2.0 * length * height * of_own, 2.0 * length * stretch
-    across = of_own * length * _inverse(height) * across
-    _add_to_anchor(anchor_gradient, sample, column, d, across, has_anchor)
-    stretch += of_own * height
+        grad_own, stretch = 2.0 * length * height * grad_own, 2.0 * length * stretch
+    across = grad_own * length * _inverse(height) * across
+    _add_to_anchor(grad_anchor, sample, column, d, across, has_anchor)
+    stretch += grad_own * height
     relative = b - _origin(origin, column, d)
     along = _dot(relative, w)
-    dp = _vector(of_lines + tl.cast(count, tl.int64) * d, d, sample, column, there)
-    point_along = _dot(dp, w)
-    dp += twice * (relative - along * w)
-    dw = _vector(of_lines, d, sample, column, there) - along * dp - point_along * relative
+    grad_p = _vector(grad_operands + tl.cast(count, tl.int64) * d, d, sample, column, there)
+    point_along = _dot(grad_p, w)
+    grad_p += twice * (relative - along * w)
+    grad_w = _vector(grad_operands, d, sample, column, there) - along * grad_p - point_along * relative
     inverse = _inverse(length)
     # The foot of the height moves with c by its share of the side; the side grows along w.
-    moved = (dw - _dot(dw, w) * w) * inverse + stretch * w - foot * inverse * across
-    # Nothing depends on a side of no length; NaN stays.
-    side_share = tl.where(length == 0.0, 0.0, 1.0)
-    of_b = side_share * ((dp - point_along * w) - across - moved)
+    moved = (grad_w - _dot(grad_w, w) * w) * inverse + stretch * w - foot * inverse * across
+    # A side of length zero has no gradient; NaN stays.
+    has_length = tl.where(length == 0.0, 0.0, 1.0)
+    grad_b = has_length * ((grad_p - point_along * w) - across - moved)
     at = sample * d + column
-    tl.store(others_gradients[0] + at, of_b.to(others_gradients[0].dtype.element_ty), mask=there)
-    of_c = side_share * moved
-    tl.store(others_gradients[1] + at, of_c.to(others_gradients[1].dtype.element_ty), mask=there)
+    tl.store(grad_others[0] + at, grad_b.to(grad_others[0].dtype.element_ty), mask=there)
+    grad_c = has_length * moved
+    tl.store(grad_others[1] + at, grad_c.to(grad_others[1].dtype.element_ty), mask=there)
 
 
 class _Volumes:
-    """What the engine sweeps for volumes times a sign, and the way back of its gradients."""
+    """Pairs whose scores are volumes times a sign, and the gradients of anchor and others from theirs."""
 
     def __init__(
         self,
@@ -362,7 +360,8 @@ class _Volumes:
             # Areas do not depend on the origin, but float32 inner products lose what is far from it.
             self._origin = middle(others[0]).float()
             rows = (self._anchor.float() - self._origin).to(dtype)
-        self._launch(_gram_factors if kind == GRAM else _triangle_factors, 1, operands, statistics, positives)
+        kernel = _gram_factors if kind == GRAM else _triangle_factors
+        self._launch(kernel, copies=1, operands=operands, statistics=statistics, positives=positives)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         self.pairs = Pairs(
             rows,
@@ -373,17 +372,17 @@ class _Volumes:
             positives=positives,
         )
 
-    def _launch(self, kernel: Any, copies: int, *arguments: Any) -> None:
-        """Run a kernel of factors, which holds so many copies of a sample's vectors."""
+    def _launch(self, kernel: Any, copies: int, **arguments: Any) -> None:
+        """Run a kernel of factors, which holds `copies` of a sample's vectors."""
         tile: Tile = whole_vectors_tile(self._sizes["d"], copies * (len(self._others) + 1))
         with on_device_of(self._anchor):
             kernel[(triton.cdiv(self._sizes["count"], tile.rows),)](
-                self._others,
-                tuple(x.stride(0) for x in self._others),
-                self._anchor,
-                self._anchor.stride(0),
-                self._origin,
-                *arguments,
+                others=self._others,
+                strides=row_strides(self._others),
+                anchor=self._anchor,
+                anchor_stride=self._anchor.stride(0),
+                origin=self._origin,
+                **arguments,
                 **self._sizes,
                 K=len(self._others),
                 SIGN=self._sign,
@@ -394,50 +393,57 @@ class _Volumes:
             )
 
     def backward(self, gradients: Gradients) -> list[Tensor]:
-        """The gradients of anchor and others, float32, the first in the memory of the rows'."""
+        """Gradients of anchor and others, float32; that of the anchor takes the memory of the rows' gradient."""
         assert gradients.rows is not None
         assert gradients.row_statistic is not None
-        of_anchor = gradients.rows
-        of_anchor += self.pairs.rows * (2.0 * gradients.row_statistic)[:, None]
-        of_others = tuple(torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in self._others)
+        grad_anchor = gradients.rows
+        grad_anchor += self.pairs.rows * (2.0 * gradients.row_statistic)[:, None]
+        grad_others = tuple(torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in self._others)
         kernel = _gram_factors_backward if self._kind == GRAM else _triangle_factors_backward
-        found = (gradients.operands, gradients.column_statistics, gradients.positives)
-        self._launch(kernel, 2, *found, of_others, of_anchor)
-        return [of_anchor, *of_others]
+        self._launch(
+            kernel,
+            copies=2,
+            grad_operands=gradients.operands,
+            grad_statistics=gradients.column_statistics,
+            grad_positives=gradients.positives,
+            grad_others=grad_others,
+            grad_anchor=grad_anchor,
+        )
+        return [grad_anchor, *grad_others]
 
 
 def columns(kind: str, others: Sequence[Tensor], sign: float) -> tuple[scores.Score, Pairs]:
-    """The score of volumes, times a sign, with others [N', d], and its columns, for rows paired with none of them."""
-    swept = _Volumes(kind, others[0][:1], others, sign, centred=False)
-    return swept.score, replace(swept.pairs, positives=None)
+    """The score of volumes, times a sign, and the columns of others [N', d], for rows that are given later."""
+    operands = _Volumes(kind, others[0][:1], others, sign, centred=False)
+    return operands.score, replace(operands.pairs, positives=None)
 
 
 def volumes(anchor: Tensor, others: Sequence[Tensor], kind: str) -> Tensor:
     """Volumes of anchors [N, d] with others [N', d]: [N, N'], float32."""
-    swept = _Volumes(kind, anchor, others, 1.0)
-    return dense.scores(swept.score, swept.pairs)
+    operands = _Volumes(kind, anchor, others, 1.0)
+    return dense.scores(operands.score, operands.pairs)
 
 
 def volumes_backward(
     upstream: Tensor, anchor: Tensor, others: Sequence[Tensor], needed: Sequence[bool], kind: str
 ) -> list[Tensor]:
     """Gradients of `volumes` for an upstream gradient [N, N']: that of the anchor, then those of the others."""
-    swept = _Volumes(kind, anchor, others, 1.0)
+    operands = _Volumes(kind, anchor, others, 1.0)
     weights, wanted = Weights(upstream.contiguous()), Wanted(statistics=True, dtype=torch.float32)
-    gradients = gradient(swept.score, _GIVEN, swept.pairs, 0, weights, wanted)
-    return [g.to(anchor.dtype) for g in swept.backward(gradients)]
+    gradients = gradient(operands.score, _GIVEN, operands.pairs, 0, weights, wanted)
+    return [g.to(anchor.dtype) for g in operands.backward(gradients)]
 
 
-def _swept(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor) -> _Volumes:
+def _operands(kind: str, anchor: Tensor, others: Sequence[Tensor], temperature: Tensor) -> _Volumes:
     return _Volumes(kind, anchor, others, -1.0, Scalar.of(temperature.detach(), inverted=True))
 
 
 def _info_nce(
     anchor: Tensor, others: Sequence[Tensor], temperature: Tensor, kind: str, label_smoothing: float
 ) -> Tensor:
-    swept = _swept(kind, anchor, others, temperature)
+    operands = _operands(kind, anchor, others, temperature)
     flags = pairwise.info_nce_flags(True, True, label_smoothing)
-    return pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)[0].mean()
+    return pairwise.losses(operands.score, operands.pairs, flags, label_smoothing)[0].mean()
 
 
 def info_nce_with_gradient(
@@ -454,12 +460,12 @@ def info_nce_with_gradient(
     """
     if not any(needed):
         return [_info_nce(anchor, others, temperature, kind, label_smoothing), *[None] * len(needed)]
-    swept = _swept(kind, anchor, others, temperature)
+    operands = _operands(kind, anchor, others, temperature)
     flags = pairwise.info_nce_flags(True, True, label_smoothing)
-    each, row_lse, column_lse = pairwise.losses(swept.score, swept.pairs, flags, label_smoothing)
+    each, row_lse, column_lse = pairwise.losses(operands.score, operands.pairs, flags, label_smoothing)
     factor = 1.0 / anchor.shape[0]
     weights = Weights(None, factor, row_lse, column_lse, label_smoothing)
     wanted = Wanted(statistics=True, sums=1, dtype=torch.float32)
-    gradients = pairwise.losses_gradient(swept.score, swept.pairs, flags, weights, wanted)
-    d_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
-    return [each.mean(), *swept.backward(gradients), d_temperature]
+    gradients = pairwise.losses_gradient(operands.score, operands.pairs, flags, weights, wanted)
+    grad_temperature = pairwise.temperature_gradient(gradients, temperature, factor)
+    return [each.mean(), *operands.backward(gradients), grad_temperature]
