@@ -13,13 +13,16 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
+# PyTorch built for GPUs has brought a Triton of its own by the third line, and takes no other.
 # Where nvcc is found the last line builds the CUDA kernels, and a warning of its is an error here.
 $(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'The development tools need Python 3.11 or newer: rm -r .venv; make PYTHON=python3.11' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements-dev.txt)"
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip show --quiet triton || \
+		$(BIN)/python -m pip install --quiet "$$(grep '^triton==' requirements-dev.txt)"
+	grep -v '^triton==' requirements-dev.txt | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
 	NVCC_APPEND_FLAGS='-Werror=all-warnings -Xcompiler=-Werror' \
 		$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

@@ -138,11 +138,13 @@ def _project(
     last: int,
     unit: bool,
     out: Any,
-    z: Any,
-    projection: Any,
-    small: Any,
+    scratch: Any,
 ) -> None:
-    """Projections of modalities first to last, samples begin to end, into `out` [last - first, N, d]; unit if asked."""
+    """Projections of modalities first to last, samples begin to end, into `out` [last - first, N, d]; unit if asked.
+
+    `scratch` is float64 [M, d], [d] and [2 M + 1, M].
+    """
+    z, projection, small = scratch
     m, d = z.shape
     gram, factor, coefficients = small[:m], small[m : 2 * m], small[2 * m]
     for i in range(begin, end):
@@ -177,12 +179,13 @@ def _project_backward(
     added: bool,
     upstream: Any,
     gradient_addresses: Any,
-    z: Any,
-    g: Any,
-    vector: Any,
-    small: Any,
+    scratch: Any,
 ) -> None:
-    """The gradient of what `_project` gives, for upstream gradients [last - first, N, d]; added to dz if asked."""
+    """The gradient of what `_project` gives, for upstream gradients [last - first, N, d]; added to dz if asked.
+
+    `scratch` is float64 [M, d], [last - first, d], [d] and [2 M + 3, M].
+    """
+    z, g, vector, small = scratch
     m, d = z.shape
     p, q, c, e, x = small[:m], small[m : 2 * m], small[2 * m], small[2 * m + 1], small[2 * m + 2]
     for i in range(begin, end):
@@ -461,7 +464,7 @@ def _run_project(
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)
 
     def of_slot(slot: int) -> None:
-        z, projection, small = np.empty((m, d)), np.empty(d), np.empty((2 * m + 1, m))
+        scratch = np.empty((m, d)), np.empty(d), np.empty((2 * m + 1, m))
         begin, end = _bounds(sources.n, count, slot)
         _project(
             sources.addresses,
@@ -475,9 +478,7 @@ def _run_project(
             last,
             unit,
             out,
-            z,
-            projection,
-            small,
+            scratch,
         )
 
     parallel(of_slot, count)
@@ -538,10 +539,7 @@ def _run_backward(
             added,
             array,
             addresses,
-            np.empty((m, d)),
-            np.empty((last - first, d)),
-            np.empty(d),
-            np.empty((2 * m + 3, m)),
+            (np.empty((m, d)), np.empty((last - first, d)), np.empty(d), np.empty((2 * m + 3, m))),
         )
 
     parallel(of_slot, count)
