@@ -276,6 +276,16 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rows that are numbers": lambda state: {**state, "steps": {**state["steps"], "rows": [1]}},
     "time of text": lambda state: {**state, "spent": "long"},
     "no optimizer": lambda state: {**state, "optimizer": {}},
+    "an optimizer that lacks a parameter's state": lambda state: {
+        **state, "optimizer": {**state["optimizer"], "state": {
+            k: each for k, each in state["optimizer"]["state"].items() if k != 1
+        }}
+    },
+    "an optimizer of other parameters": lambda state: {
+        **state, "optimizer": {**state["optimizer"], "param_groups": [
+            {**group, "params": group["params"][::-1]} for group in state["optimizer"]["param_groups"]
+        ]}
+    },
     "an optimizer of text": lambda state: {**state, "optimizer": {"state": {}, "param_groups": "x"}},
     "an optimizer without groups": lambda state: {**state, "optimizer": {"state": {}, "param_groups": []}},
     "another learning rate": lambda state: {

@@ -38,7 +38,7 @@ FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
 STEPS_TABLE, BETA, PLAN = "steps.csv", "beta.json", "plan.json"
-_METRICS = {"epochs": [{"validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
+_METRICS = {"epochs": [{"train_loss": NUMBER, "validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
 
 
 class RunFolder:
@@ -129,7 +129,7 @@ class RunFolder:
         ------
         RunError
             For a name that is none of a file in this folder or, with slashes, in folders of it; and where it cannot be
-            written; the file that was there stays.
+            written: the file that was there stays, or, where only the folder could not be synchronised, the new one.
         """
         for part in name.split("/"):
             why = why_no_file_name(part)

@@ -33,6 +33,8 @@ _EPOCH = {"epoch": int, "step": int, "train_loss": NUMBER, "validation_loss": NU
 _STATE = {
     "weights": {str: Tensor},
     "optimizer": {"state": Mapping, "param_groups": list},
+    # Of the optimizer's parameters those that have a state: not all do, since some may never have had a gradient.
+    "stepped": [int],
     "best_weights": {str: Tensor},
     "epochs": [{**_EPOCH, "seconds": NUMBER, "loading_seconds": NUMBER}],
     "step": int,
@@ -213,6 +215,7 @@ class Recording(Checkpoint):
         return {
             "weights": dict(weights),
             "optimizer": dict(optimizer_state),
+            "stepped": sorted(optimizer_state["state"]),
             "best_weights": self.best_weights,
             "epochs": self.epochs,
             "step": self.step,
@@ -255,6 +258,8 @@ class Recording(Checkpoint):
             self.epochs = epochs
             _check_alike(state["best_weights"], weights if self.best_epoch else {})
             _check_optimizer(module.configure_optimizers(), state["optimizer"])
+            if (numbers := set(state["optimizer"]["state"])) != set(state["stepped"]):
+                raise ValueError(f"its optimizer has a state of {len(numbers)} parameters, not of {state['stepped']}")
         except ValueError as error:
             raise RunError(f"{error}") from error
         self.weights, self._optimizer_state = state["weights"], state["optimizer"]
