@@ -727,6 +727,7 @@ ODD_VALUES = {
     "a ragged list as samples": lambda: information.estimate(A, [A, None]),
     "two dtypes in a critic": lambda: information.CosineCritic()(A, B.double()),
     "a meta tensor as a parent": lambda: bottleneck.GaussianEncoder(4, 2)(A.to("meta")),
+    "a nested tensor as a parent": lambda: bottleneck.GaussianEncoder(3, 2)(NESTED),
     "samples of NaN": lambda: information.gaussian_mutual_information(torch.full((40, 2), math.nan), torch.ones(40, 2)),
 }
 

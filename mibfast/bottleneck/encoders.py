@@ -54,7 +54,7 @@ class GaussianEncoder(ResettableModule):
         """Return mean and log-variance [N, latent_features] for parents [N, ...]."""
         name, features = "GaussianEncoder", self.in_features
         for k, x in enumerate(parents):
-            if not isinstance(x, Tensor) or x.ndim < 2 or not x.dtype.is_floating_point:
+            if not isinstance(x, Tensor) or x.is_nested or x.ndim < 2 or not x.dtype.is_floating_point:
                 raise TypeError(f"{name}: parents[{k}] must be floating-point [N, ...], got {_check.described(x)}")
             _check.alike(name, **{f"parents[{k}]": x, "the module's parameters": self.mean.weight})
         if sum(x[0].numel() if len(x) else 0 for x in parents) != features or len({len(x) for x in parents}) != 1:

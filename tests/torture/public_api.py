@@ -397,6 +397,6 @@ def draw(seed: int, number: int) -> Case:
         share = BY_RIDGE if values.d < 9 or values.scale != 1.0 or name.startswith("losses") else WELL
         # More vectors than features.
         share = BY_FLOOR if values.d < values.m else share
-        return judged([*outputs, *gradients], len(outputs), reference, share, values.holds == math.inf)
+        return judged([*outputs, *gradients], len(outputs), reference, share)
 
     return Case(text, run)
