@@ -728,6 +728,7 @@ ODD_VALUES = {
     "two dtypes in a critic": lambda: information.CosineCritic()(A, B.double()),
     "a meta tensor as a parent": lambda: bottleneck.GaussianEncoder(4, 2)(A.to("meta")),
     "a nested tensor as a parent": lambda: bottleneck.GaussianEncoder(3, 2)(NESTED),
+    "a critic of one argument": lambda: information.MutualInformation(torch.nn.Identity()),
     "samples of NaN": lambda: information.gaussian_mutual_information(torch.full((40, 2), math.nan), torch.ones(40, 2)),
 }
 

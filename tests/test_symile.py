@@ -166,6 +166,14 @@ def test_nan_is_not_lost(position, backend, negatives) -> None:
     assert F.symile_info_nce([torch.eye(3)] * 3, torch.tensor(math.nan), negatives=negatives, backend=backend).isnan()
 
 
+@NEGATIVES
+@BACKENDS
+def test_an_infinite_positive_is_no_loss_of_zero(backend, negatives) -> None:
+    views = [torch.ones(1, 3) for _ in range(3)]
+    views[0][0, 1] = math.inf
+    assert _loss_and_gradients(views, 2.0, backend, negatives=negatives)[0].isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("position", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -165,6 +166,10 @@ class MutualInformation(ResettableModule):
         name = type(self).__name__
         if not isinstance(critic, nn.Module):
             raise TypeError(f"{name}: critic must be an nn.Module, got {_check.described(critic)}")
+        try:
+            inspect.signature(critic.forward).bind(None, None)
+        except TypeError as error:
+            raise TypeError(f"{name}: critic must take x and y, got {_check.described(critic)}: {error}") from error
         self.critic = critic
         self.estimator = _check.choice(name, "estimator", estimator, tuple(ESTIMATORS))
         self.clip = check_options(

@@ -147,7 +147,8 @@ def _shuffled(backend: str, z: Sequence[Tensor], scale: float | Tensor, permutat
         others = [x for k, x in enumerate(z) if k != m]
         key = _product([x.index_select(0, permutations[m, k]) for k, x in enumerate(others)])
         (lse,) = _negatives_log_sum_exp(backend, (scale * anchor, key))
-        losses.append(torch.nn.functional.softplus(lse - positive, threshold=50.0))
+        # An infinite positive is no loss of 0, and 0 times it is NaN.
+        losses.append(torch.nn.functional.softplus(lse - positive, threshold=50.0) + 0.0 * positive.detach())
     return torch.stack(losses).mean().to(z[0].dtype)
 
 

@@ -240,6 +240,11 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _of_no_numbers(x: Tensor) -> Tensor:
+    bad = ~x.isfinite()
+    return bad.any(-1, keepdim=True) if x.ndim else bad
+
+
 def _flat(x: Any) -> Iterator[Tensor]:
     if isinstance(x, Tensor):
         yield x
@@ -338,7 +343,7 @@ def draw(seed: int, number: int) -> Case:
     state = torch.get_rng_state()
 
     def call(change: Callable[[Tensor], Tensor], backend: str | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Return outputs and gradients; these are NaN at inputs that are not finite, where they are no numbers."""
+        """Return outputs and gradients; these are NaN for samples that are not finite, where they are no numbers."""
         leaves: list[Tensor] = []
         given = {step: _mapped(x, change, leaves) for step, x in arguments.items()}
         if backend is not None:
@@ -358,7 +363,7 @@ def draw(seed: int, number: int) -> Case:
         upstream = [torch.linspace(0.7, 1.3, x.numel(), dtype=torch.float64).view(x.shape).to(x) for x in reached]
         gradients = torch.autograd.grad(reached, leaves, upstream, allow_unused=True)
         given = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
-        at_numbers = [g.masked_fill(~x.detach().isfinite(), math.nan) for x, g in zip(leaves, given, strict=True)]
+        at_numbers = [g.masked_fill(_of_no_numbers(x.detach()), math.nan) for x, g in zip(leaves, given, strict=True)]
         return [x.detach() for x in outputs], at_numbers
 
     def run() -> tuple[str, str] | None:
