@@ -398,6 +398,9 @@ def draw(seed: int, number: int) -> Case:
             return None
         if error is not None:
             return "backends differ", f"the reference takes it: {type(error).__name__}: {str(error)[:160]}"
+        # A loss of one sample is a difference of equal scores: their rounding, of a size that no result shows.
+        if values.n == 1 and values.scale > 1.0:
+            return None
         # A learned temperature is float32.
         share = BY_RIDGE if values.d < 9 or values.scale != 1.0 or name.startswith("losses") else WELL
         # More vectors than features.
