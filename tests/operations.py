@@ -147,16 +147,16 @@ def _critic_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **option
     return torch.cat(F.critic_softplus(rows, b, **parameters, backend=backend, **options))
 
 
-def _critic_log_mean_exp(a, b, c, d, tau, backend=None, layers=0, spared=0):
+def _critic_log_mean_exp(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
     parameters = _critic_parameters(c, d, layers) if layers else {}
-    return F.critic_log_mean_exp(a[: max(1, len(a) - spared)], b, **parameters, backend=backend)
+    return F.critic_log_mean_exp(a[: max(1, len(a) - spared)], b, **parameters, backend=backend, **options)
 
 
 def _critic_mean_softplus(a, b, c, d, tau, backend=None, layers=0, spared=0, **options):
     parameters = _critic_parameters(c, d, layers) if layers else {}
     found = F.critic_mean_softplus(a[: max(1, len(a) - spared)], b, **parameters, backend=backend, **options)
     # What comes beside the mean has no gradient.
-    return found[0] if options else found
+    return found[0] if isinstance(found, tuple) else found
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -243,6 +243,16 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "critic_log_sum_exp, two layers, slice, columns": partial(
         _critic_log_sum_exp, layers=2, spared=1, shifted=True, columns=True, positive=True
+    ),
+    "critic_log_sum_exp, squared_distance, slice, columns, clipped": partial(
+        _critic_log_sum_exp, score="squared_distance", spared=1, shifted=True, columns=True, clip=5.0, positive=True
+    ),
+    "critic_log_mean_exp, squared_distance, positive out": partial(
+        _critic_log_mean_exp, score="squared_distance", spared=1
+    ),
+    "critic_softplus, lorentz": partial(_critic_softplus, score="lorentz", spared=1),
+    "critic_mean_softplus, lorentz, log_mean_exp, positive out": partial(
+        _critic_mean_softplus, score="lorentz", spared=1, log_mean_exp=True
     ),
     "critic_softplus": partial(_critic_softplus, spared=1),
     "critic_softplus, additive": partial(_critic_softplus, layers=1, positive=True, spared=1),

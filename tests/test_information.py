@@ -48,6 +48,7 @@ def released_scores(dtype: torch.dtype) -> torch.Tensor:
 def critics(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     made = {
         "separable": information.SeparableCritic(3, 2, 4, 5),
+        "separable, squared distance": information.SeparableCritic(3, 2, 4, 5, score="squared_distance"),
         "bilinear": information.BilinearCritic(3, 2),
         "concatenated": information.ConcatenatedCritic(3, 2, 6),
         "concatenated, two layers": information.ConcatenatedCritic(3, 2, 6, hidden_layers=2),
@@ -232,6 +233,7 @@ BAD_MODULES = [
         r"each row of permutations must hold 0..N - 1 once",
     ),
     (lambda: information.SeparableCritic(0, 3), ValueError, r"SeparableCritic: x_features must be at least 1, got 0"),
+    (lambda: information.SeparableCritic(3, 3, score="cosine"), ValueError, r"score must be one of 'inner_product', "),
     (lambda: information.ConcatenatedCritic(3, 3, 4, 3), ValueError, r"hidden_layers must be 1 or 2, got 3"),
     (lambda: information.CosineCritic(0.0), ValueError, r"CosineCritic: temperature must be positive and finite"),
     (lambda: information.CosineCritic(S[0, 0]), TypeError, r"learnable_temperature=True makes it a parameter"),

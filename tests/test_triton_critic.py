@@ -34,12 +34,14 @@ NAMES = [
     "critic_softplus, additive",
 ]
 TWO_LAYERS = ["critic_log_sum_exp, two layers, positive out", "critic_softplus, two layers"]
-INNER_PRODUCTS = [
+EMBEDDINGS = [
     "critic_log_sum_exp",
     "critic_log_sum_exp, columns, positive out",
     "critic_log_sum_exp, columns, clipped",
     "critic_log_sum_exp, clipped, positive out",
     "critic_softplus",
+    "critic_log_sum_exp, squared_distance, slice, columns, clipped",
+    "critic_softplus, lorentz",
 ]
 OPERANDS, ONE_LAYER, TWO_LAYERS_MODULE = (
     f"mibfast.kernels.critic.{name}_triton" for name in ("operands", "one_layer", "two_layers")
@@ -86,7 +88,7 @@ def test_error_is_that_of_plain_pytorch(name, dtype) -> None:
         assert (a.double() - exact).abs().max() <= allowed
 
 
-def _inner_products_err_no_more_than_plain_pytorch(step, leaves: list[Tensor], absolute: float = 1e-7) -> None:
+def _embeddings_err_no_more_than_plain_pytorch(step, leaves: list[Tensor], absolute: float = 1e-7) -> None:
     """`step(leaves, backend)` gives values and gradients; infinities and NaN must stand where they do in float64."""
     truth = step([x.detach().double() for x in leaves], "reference")
     for a, b, exact in zip(step(leaves, "triton"), step(leaves, "reference"), truth, strict=True):
@@ -102,12 +104,12 @@ def _inner_products_err_no_more_than_plain_pytorch(step, leaves: list[Tensor], a
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("n", "d"), [(1, 5), (37, 20)])
-@pytest.mark.parametrize("name", INNER_PRODUCTS)
-def test_inner_products_err_no_more_than_plain_pytorch(name, n, d, dtype) -> None:
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_embeddings_err_no_more_than_plain_pytorch(name, n, d, dtype) -> None:
     def step(leaves: list[Tensor], backend: str) -> list[Tensor]:
         return value_and_gradients(OPERATIONS[name], leaves, backend)
 
-    _inner_products_err_no_more_than_plain_pytorch(step, inputs(n, d, dtype))
+    _embeddings_err_no_more_than_plain_pytorch(step, inputs(n, d, dtype))
 
 
 def _uneven(leaves: list[Tensor], backend: str, **options: object) -> list[Tensor]:
@@ -125,23 +127,23 @@ def _uneven(leaves: list[Tensor], backend: str, **options: object) -> list[Tenso
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"columns": True, "clip": 1.5}, {"positive": True}], ids=str)
-def test_inner_products_with_upstream_gradients_apart(options, dtype, recomputed, monkeypatch) -> None:
+def test_embeddings_with_upstream_gradients_apart(options, dtype, recomputed, monkeypatch) -> None:
     """In chunks of 16 x 16 pairs, or recomputed."""
     monkeypatch.setattr(gradient_triton, "_CHUNK_BYTES", 16 * 16 * dtype.itemsize)
     monkeypatch.setattr(gradient_triton, "_even", lambda count, size: size)
     monkeypatch.setattr(gradient_triton, "_LEAST_RECOMPUTED_COUNT", 1 if recomputed else 1000)
     leaves = [torch.randn(35, 7).to(dtype), torch.randn(35 if options.get("columns") else 43, 7).to(dtype)]
-    _inner_products_err_no_more_than_plain_pytorch(lambda x, backend: _uneven(x, backend, **options), leaves)
+    _embeddings_err_no_more_than_plain_pytorch(lambda x, backend: _uneven(x, backend, **options), leaves)
 
 
 @interpreted
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
 @pytest.mark.parametrize("options", [{}, {"columns": True}, {"columns": True, "clip": 5.0}], ids=str)
-def test_inner_products_small_large_and_repeated(options, scale) -> None:
+def test_embeddings_small_large_and_repeated(options, scale) -> None:
     """Scores up to 1e4, some of pairs that are duplicates or zero, and the same result twice."""
     x, y = scale * torch.randn(33, 6), scale * torch.randn(33, 6)
     x[20:], y[::7] = x[:13].clone(), 0.0
-    _inner_products_err_no_more_than_plain_pytorch(
+    _embeddings_err_no_more_than_plain_pytorch(
         lambda leaves, backend: _uneven(leaves, backend, **options), [x, y], 1e-6 * scale
     )
     pairs = zip(_uneven([x, y], "triton", **options), _uneven([x, y], "triton", **options), strict=True)
@@ -149,8 +151,8 @@ def test_inner_products_small_large_and_repeated(options, scale) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("name", [INNER_PRODUCTS[2], INNER_PRODUCTS[4]])
-def test_inner_products_with_every_subset_of_inputs_that_need_gradients(name) -> None:
+@pytest.mark.parametrize("name", [EMBEDDINGS[2], EMBEDDINGS[4]])
+def test_embeddings_with_every_subset_of_inputs_that_need_gradients(name) -> None:
     full = inputs(5, 3, torch.float32)[:2]
     expected = torch.autograd.grad(OPERATIONS[name](*full, None, None, None, backend="triton").sum(), full)
     for needed in product([False, True], repeat=2):
@@ -166,8 +168,8 @@ def test_inner_products_with_every_subset_of_inputs_that_need_gradients(name) ->
 
 
 @interpreted
-@pytest.mark.parametrize("name", INNER_PRODUCTS)
-def test_inner_products_with_nan(name) -> None:
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_embeddings_with_nan(name) -> None:
     a, b, *others = inputs(21, 4, torch.float32)
     with torch.no_grad():
         a[7, 2] = torch.nan
@@ -305,7 +307,7 @@ def test_two_layers_err_no_more_than_plain_pytorch(options, n, h, g, dtype) -> N
     """One pair, which only the positive's own score is a sum of, and several tiles, of dtypes in turn."""
     columns = n if options.get("columns") else n + 5
     leaves = [torch.randn(n, h).to(dtype), torch.randn(columns, h).to(dtype), *_two_layers(h, g, dtype)]
-    _inner_products_err_no_more_than_plain_pytorch(lambda x, backend: _of_two_layers(x, backend, **options), leaves)
+    _embeddings_err_no_more_than_plain_pytorch(lambda x, backend: _of_two_layers(x, backend, **options), leaves)
 
 
 @interpreted
@@ -345,7 +347,7 @@ def test_two_layers_small_and_large_with_strides_and_duplicates(scale) -> None:
     x, y = scale * torch.randn(6, 18).T, scale * torch.randn(18, 12)[:, ::2]
     x[9:] = x[:9].clone()
     leaves = [x, y, *_two_layers(6, 7, torch.float32)]
-    _inner_products_err_no_more_than_plain_pytorch(
+    _embeddings_err_no_more_than_plain_pytorch(
         lambda x, backend: _of_two_layers(x, backend, columns=True), leaves, 1e-6
     )
 
@@ -425,7 +427,7 @@ def test_two_layers_compile_without_spills(capability) -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_inner_products_compile_without_spills(capability) -> None:
+def test_embeddings_compile_without_spills(capability) -> None:
     """The heaviest: both ways and clipped, upstream gradients apart, the positive out; and softplus sums."""
     log_sum_exp = asked.CLAMPED | asked.TWO_WAY | asked.POSITIVE_EXCLUDED
     apart, positive_out = log_sum_exp | asked.APART, asked.POSITIVE_EXCLUDED
@@ -472,7 +474,7 @@ def test_on_a_gpu_errs_no_more_than_plain_pytorch(function, dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"columns": True, "clip": 1.5}, {"positive": True}], ids=str)
 @pytest.mark.parametrize(("n", "d"), [(1, 5), (300, 77), (9000, 64)])
-def test_inner_products_on_a_gpu(n, d, options, dtype) -> None:
+def test_embeddings_on_a_gpu(n, d, options, dtype) -> None:
     def step(leaves: list[Tensor], backend: str) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in leaves]
         function = F.critic_log_sum_exp if options else F.critic_softplus
@@ -481,7 +483,7 @@ def test_inner_products_on_a_gpu(n, d, options, dtype) -> None:
         return [*found, *torch.autograd.grad(found, leaves, upstreams)]
 
     leaves = [(torch.randn(n, d, device="cuda") / d**0.25).to(dtype) for _ in range(2)]
-    _inner_products_err_no_more_than_plain_pytorch(step, leaves)
+    _embeddings_err_no_more_than_plain_pytorch(step, leaves)
     assert all(torch.equal(a, b) for a, b in zip(step(leaves, "triton"), step(leaves, "triton"), strict=True))
 
 

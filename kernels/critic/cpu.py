@@ -1,6 +1,6 @@
 """Critics over all pairs on the CPU: log-sum-exps and softplus sums by the reductions of the pairwise engine.
 
-Scores of inner products are the engine's own: 1 GEMM of 2 N N' d FLOPs for the results and 3 for the gradients, since
+Scores of two embeddings are the engine's own: 1 GEMM of 2 N N' d FLOPs for the results and 3 for the gradients, since
 an upstream gradient for each row is known only after all of them. A mean over all pairs has one upstream gradient, so
 its gradient is formed in the sweep that finds it, 3 GEMMs in all: a softplus's weight depends on its own pair alone,
 and those of a log-sum-exp over all pairs are a row's softmax times a factor that is known up to the largest row so
@@ -38,7 +38,7 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import kernel
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise.flags import LOG_SUM_EXP_BESIDE, POSITIVE_EXCLUDED, POSITIVE_LOGISTIC
 from mibfast.kernels.pairwise.reductions import softplus as softplus_sums
 from mibfast.kernels.pairwise.rows_cpu import Rows
@@ -452,31 +452,32 @@ class _DeepTiles(Tiles):
 
 
 class _Critic:
-    """The pairs of a critic: inner products without parameters, else additive scores of one or two hidden layers."""
+    """The pairs of a critic: of two embeddings without parameters, else additive scores of one or two hidden layers."""
 
     def __init__(
         self,
         x: Tensor,
         y: Tensor,
         parameters: Sequence[Tensor],
+        score: str,
         *,
         offset: int = 0,
         needed: Sequence[bool] = (False, False),
     ) -> None:
         self._x, self._y, self._parameters = x, y, parameters
-        rows = Rows(x.detach())
+        # Additive scores are what their tiles hold.
+        named = pairwise.INNER_PRODUCT if parameters else scores.named(score)
+        rows = Rows(x.detach(), wants_norms=named.squared_norms)
         self._columns: Any = None
         if not parameters:
-            self._columns = pairwise.embedding_columns(y, rows.dtype)
+            self._columns = pairwise.embedding_columns(y, rows.dtype, named)
         elif len(parameters) == 2:
             self._columns = _AdditiveColumns(rows.dtype, y, *parameters)
         else:
             self._columns = _DeepColumns(rows.dtype, y, *parameters)
-        # The tiles are the scores, whatever they are of.
-        score = pairwise.INNER_PRODUCT
-        self.pairs = engine.Pairs(score, rows, self._columns, offset=offset)
-        of_columns = needed[1] and not parameters
-        self.gradients = pairwise.embedding_gradients(x, y, rows, score, (needed[0], of_columns))
+        self.pairs = engine.Pairs(named, rows, self._columns, offset=offset)
+        wants_columns = needed[1] and not parameters
+        self.gradients = pairwise.embedding_gradients(x, y, rows, named, (needed[0], wants_columns))
 
     def results(self, dtype: torch.dtype | None = None, column_factor: float = 1.0) -> list[Tensor]:
         """The gradients of x, y and the parameters in a dtype, or each in its own; all but x's times a factor.
@@ -484,11 +485,8 @@ class _Critic:
         One of x or y that was not needed is empty.
         """
         x, y = self._x, self._y
-        grad_x = x.new_empty(x.shape) if self.gradients.rows is None else self.gradients.rows
-        if self._parameters:
-            others = self._columns.gradients()
-        else:
-            others = [y.new_empty(y.shape) if self.gradients.columns is None else self.gradients.columns[0]]
+        grad_x, grad_y = pairwise.embedding_results(self.gradients, x, y, self.pairs.rows.dtype)
+        others = self._columns.gradients() if self._parameters else [grad_y]
         if column_factor != 1.0:
             others = [g.mul_(column_factor) for g in others]
         pairs = zip([grad_x, *others], (x, y, *self._parameters), strict=True)
@@ -496,10 +494,10 @@ class _Critic:
 
 
 def log_sum_exp(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, offset: int
+    x: Tensor, y: Tensor, parameters: list[Tensor], score: str, positive: bool, clip: float, columns: bool, offset: int
 ) -> list[Tensor]:
     """Positives [N], log-sum-exps of rows [N] and of columns [N'] (or [0]), and both once more in float64."""
-    critic = _Critic(x, y, parameters, offset=offset)
+    critic = _Critic(x, y, parameters, score, offset=offset)
     return pairwise.positives_and_log_sum_exps(critic.pairs, pairwise.Objective(positive, columns, clip=clip))
 
 
@@ -513,13 +511,14 @@ def log_sum_exp_backward(
     row_lse: Tensor,
     column_lse: Tensor,
     needed: list[bool],
+    score: str,
     positive: bool,
     clip: float,
     columns: bool,
     offset: int,
 ) -> list[Tensor]:
     """Gradients of x, y and the parameters for upstream gradients [N], [N] and [N'] (or [0])."""
-    critic = _Critic(x, y, parameters, offset=offset, needed=needed)
+    critic = _Critic(x, y, parameters, score, offset=offset, needed=needed)
     pairwise.log_sum_exps_gradient(
         critic.pairs,
         pairwise.Objective(positive, columns, clip=clip),
@@ -537,9 +536,9 @@ def _softplus_flags(positive: bool) -> int:
     return 0 if positive else POSITIVE_EXCLUDED
 
 
-def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool) -> tuple[Tensor, Tensor]:
+def softplus(x: Tensor, y: Tensor, parameters: list[Tensor], score: str, positive: bool) -> tuple[Tensor, Tensor]:
     """Positives [N] and sums of softplus over rows [N], in the engine's dtype."""
-    critic = _Critic(x, y, parameters)
+    critic = _Critic(x, y, parameters, score)
     state, dtype = engine.reduce(critic.pairs, _SOFTPLUS, _softplus_flags(positive)).rows, critic.pairs.rows.dtype
     positives, sums = (torch.from_numpy(state[r]) for r in (softplus_sums.POSITIVE, softplus_sums.SUM))
     return positives.to(dtype, copy=True), sums.to(dtype, copy=True)
@@ -552,10 +551,11 @@ def softplus_backward(
     y: Tensor,
     parameters: list[Tensor],
     needed: list[bool],
+    score: str,
     positive: bool,
 ) -> list[Tensor]:
     """Gradients of x, y and the parameters for upstream gradients [N] and [N]."""
-    critic = _Critic(x, y, parameters, needed=needed)
+    critic = _Critic(x, y, parameters, score, needed=needed)
     row_weights = np.zeros((softplus_sums.ROW_WEIGHTS, critic.pairs.rows.n))
     row_weights[softplus_sums.GRAD_SUM] = grad_rows.double().numpy()
     row_weights[softplus_sums.GRAD_POSITIVE] = grad_positives.double().numpy()
@@ -565,23 +565,32 @@ def softplus_backward(
     return critic.results()
 
 
-def log_mean_exp_with_gradient(x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool]) -> list[Tensor]:
+def log_mean_exp_with_gradient(
+    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], score: str
+) -> list[Tensor]:
     """The logarithm of the mean of e^s over negatives, and its gradients, all in the engine's dtype."""
-    critic = _Critic(x, y, parameters, needed=needed)
+    critic = _Critic(x, y, parameters, score, needed=needed)
     total, column_factor = pairwise.log_sum_exp_of_all_with_gradient(critic.pairs, critic.gradients)
     value = torch.tensor(float(total - math.log(_negatives(x, y))), dtype=critic.pairs.rows.dtype)
     return [value, *critic.results(critic.pairs.rows.dtype, column_factor)]
 
 
 def mean_softplus_with_gradient(
-    x: Tensor, y: Tensor, parameters: list[Tensor], needed: list[bool], positives: bool, log_mean_exp: bool, clip: float
+    x: Tensor,
+    y: Tensor,
+    parameters: list[Tensor],
+    needed: list[bool],
+    score: str,
+    positives: bool,
+    log_mean_exp: bool,
+    clip: float,
 ) -> list[Tensor]:
     """A loss, `log_mean_exp` of clamped negatives (NaN where unwanted), the mean of positives, the loss's gradients.
 
     The loss is the mean softplus of negatives, and with `positives` that of their negated scores beside it. All in the
     engine's dtype.
     """
-    critic, count = _Critic(x, y, parameters, needed=needed), _negatives(x, y)
+    critic, count = _Critic(x, y, parameters, score, needed=needed), _negatives(x, y)
     dtype = critic.pairs.rows.dtype
     state = np.zeros((softplus_sums.ROW_STATES, critic.pairs.rows.n))
     state[softplus_sums.CLIP] = clip

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from mibfast.kernels.autocast import without_autocast
-from mibfast.kernels.pairwise.reference import accumulation_dtype, inner_product
+from mibfast.kernels.pairwise import reference as pairwise
 
 
 @without_autocast
-def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def scores(x: Tensor, y: Tensor, parameters: Sequence[Tensor], score: str) -> Tensor:
     """Scores [N, N'] of x [N, d] and y [N', d].
 
-    Inner products without parameters; with a weight [h] and a bias, w . relu(x_i + y_j) + b; with W [g, h] and c [g]
-    too and a weight [g], w . relu(W relu(x_i + y_j) + c) + b.
+    Without parameters, the named score of two embeddings; with a weight [h] and a bias, w . relu(x_i + y_j) + b; with
+    W [g, h] and c [g] too and a weight [g], w . relu(W relu(x_i + y_j) + c) + b.
     """
     if not parameters:
-        return inner_product(x, y)
-    dtype = accumulation_dtype(x.dtype)
+        return pairwise.scores(score, x, y)
+    dtype = pairwise.accumulation_dtype(x.dtype)
     weight, bias, *hidden = (p.to(dtype) for p in parameters)
     units = torch.relu(x.to(dtype)[:, None] + y.to(dtype))
     if hidden:

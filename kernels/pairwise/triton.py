@@ -29,7 +29,15 @@ from mibfast.kernels.pairwise import dense_triton as dense
 from mibfast.kernels.pairwise import reductions, scores
 from mibfast.kernels.pairwise.flags import APART, POSITIVE_EXCLUDED, TOTALS, TWO_WAY
 from mibfast.kernels.pairwise.gradient_triton import Gradients, Wanted, Weights, gradient
-from mibfast.kernels.pairwise.pairs_triton import Pairs, Scalar, load_scalar, operand_dtype, rows_in_place
+from mibfast.kernels.pairwise.pairs_triton import (
+    ONE,
+    ZERO,
+    Pairs,
+    Scalar,
+    load_scalar,
+    operand_dtype,
+    rows_in_place,
+)
 from mibfast.kernels.pairwise.reduce_triton import States, reduce
 from mibfast.kernels.pairwise.reductions import log_sum_exp
 from mibfast.kernels.pairwise.scores import Score
@@ -216,7 +224,15 @@ def log_sum_exps_gradient(
 class Embeddings:
     """Pairs of two embeddings under a named score, and the embeddings' gradients from those of the pairs."""
 
-    def __init__(self, query: Tensor, key: Tensor, temperature: Tensor, score: str, offset: int) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        temperature: Tensor | None,
+        score: str,
+        offset: int,
+        bias: Scalar = ZERO,
+    ) -> None:
         self._query, self._key, self._temperature, self.score = query, key, temperature, scores.named(score)
         rows, columns = rows_in_place(query), rows_in_place(key)
         row_norms = column_norms = None
@@ -225,18 +241,23 @@ class Embeddings:
             dtype = operand_dtype(query.dtype)
             rows, columns = rows.to(dtype), columns.to(dtype)
             row_norms, column_norms = _squared_norms(rows), _squared_norms(columns)[None]
-        scale = Scalar.of(temperature.detach(), inverted=True)
+        scale = ONE if temperature is None else Scalar.of(temperature.detach(), inverted=True)
         self.pairs = Pairs(
-            rows, columns[None], scale, offset=offset, row_statistic=row_norms, column_statistics=column_norms
+            rows, columns[None], scale, bias, offset=offset, row_statistic=row_norms, column_statistics=column_norms
         )
 
     def wanted(self, needed: Sequence[bool], dtype: torch.dtype | None = None) -> Wanted:
         """What the engine must form for the gradients of query, key and temperature."""
         statistics = self.score.squared_norms
-        return Wanted(needed[0], needed[1], statistics=statistics, sums=int(needed[2]), dtype=dtype)
+        return Wanted(needed[0], needed[1], statistics=statistics, sums=int(any(needed[2:])), dtype=dtype)
 
     def results(self, gradients: Gradients, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of query, key and temperature; those that were not needed are empty."""
+        assert self._temperature is not None
+        return *self.embedding_results(gradients, dtype), temperature_gradient(gradients, self._temperature, factor)
+
+    def embedding_results(self, gradients: Gradients, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The gradients of query and key; one that was not needed is empty."""
         query, key = self._query, self._key
         grad_query = query.new_empty(query.shape, dtype=dtype)
         if gradients.rows is not None:
@@ -245,7 +266,7 @@ class Embeddings:
         if gradients.operands is not None:
             grad_norms = None if gradients.column_statistics is None else gradients.column_statistics[0]
             grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], grad_norms).to(dtype)
-        return grad_query, grad_key, temperature_gradient(gradients, self._temperature, factor)
+        return grad_query, grad_key
 
 
 def _squared_norms(x: Tensor) -> Tensor:

@@ -139,11 +139,11 @@ def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
 
         return of_volumes
     if score in scores.OF_EMBEDDINGS and scores.named(score).squared_norms:
-        named, one = scores.named(score), torch.ones(())
-        columns = pairwise.Embeddings(query[:1], query, one, score, 0).pairs
+        named = scores.named(score)
+        columns = pairwise.Embeddings(query[:1], query, None, score, 0).pairs
 
         def of_embeddings(candidates: Tensor, out: Tensor) -> None:
-            rows = pairwise.Embeddings(candidates, query[:1], one, score, 0).pairs
+            rows = pairwise.Embeddings(candidates, query[:1], None, score, 0).pairs
             dense.scores(named, replace(columns, rows=rows.rows, row_statistic=rows.row_statistic), out.T)
 
         return of_embeddings

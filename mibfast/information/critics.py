@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mibfast import _check
 from mibfast._modules import ResettableModule
 from mibfast._precision import at_least_float32, unit
+from mibfast.ops import _critic
+from mibfast.ops.info_nce import SCORES
 
 __all__ = ["BilinearCritic", "ConcatenatedCritic", "CosineCritic", "SeparableCritic"]
 
@@ -24,8 +26,8 @@ __all__ = ["BilinearCritic", "ConcatenatedCritic", "CosineCritic", "SeparableCri
 class Factors:
     """A critic's factors of N rows and N' columns; the score of a pair follows from one row of each.
 
-    Without a weight the score is the inner product of x [N, d] and y [N', d]. With w [h] it is
-    w . relu(x_i + y_j) + b, and with hidden (W, c) as well, w . relu(W relu(x_i + y_j) + c) + b.
+    Scores, and their parameters, are those of :func:`mibfast.functional.critic_log_sum_exp`: of two embeddings x [N, d]
+    and y [N', d] without parameters, or additive.
     """
 
     x: Tensor
@@ -33,23 +35,25 @@ class Factors:
     weight: Tensor | None = None
     bias: Tensor | None = None
     hidden: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def score(self) -> str:
-        """Return the name of the score in :func:`mibfast.functional.critic_log_sum_exp`."""
-        return "inner_product" if self.weight is None else "additive"
+    score: str = "inner_product"
 
     def in_float32(self) -> Factors:
         """Return the factors in float32 at least, as scores need."""
         wide = at_least_float32
         weight, bias = (None if x is None else wide(x) for x in (self.weight, self.bias))
         hidden = None if self.hidden is None else (wide(self.hidden[0]), wide(self.hidden[1]))
-        return Factors(wide(self.x), wide(self.y), weight, bias, hidden)
+        return Factors(wide(self.x), wide(self.y), weight, bias, hidden, self.score)
+
+    def scores(self) -> Tensor:
+        """Return the scores [N, N'] of all pairs."""
+        if self.weight is None:
+            return _critic.scores(self.score, self.x, self.y)
+        return replace(self, x=self.x[:, None]).pair_scores()
 
     def pair_scores(self) -> Tensor:
-        """Return the scores [...] of x [..., d] with y [..., d], which are broadcast."""
+        """Return the scores [N] of the rows of x with those of y; additive ones are broadcast."""
         if self.weight is None:
-            return (self.x * self.y).sum(-1)
+            return _critic.scores_of_rows(self.score, self.x, self.y)
         units = torch.relu(self.x + self.y)
         if self.hidden is not None:
             units = torch.relu(nn.functional.linear(units, *self.hidden))
@@ -68,9 +72,7 @@ class Critic(ResettableModule):
         """Return the scores [N, N'] of x [N, dx] with y [N', dy], in float32 at least, all of them in memory."""
         factors = self._checked(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            if factors.weight is None:
-                return factors.x @ factors.y.mT
-            return replace(factors, x=factors.x[:, None]).pair_scores()
+            return factors.scores()
 
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the scores [N] of the rows of x [N, dx] with those of y [N, dy], in float32 at least."""
@@ -115,9 +117,10 @@ def _fit(critic: nn.Module, x: Tensor, y: Tensor, x_features: int, y_features: i
 
 
 class SeparableCritic(Critic):
-    """The inner product of two networks' embeddings: s(x, y) = g(x) . h(y).
+    """The inner product of two networks' embeddings: s(x, y) = g(x) . h(y), or another score of them.
 
-    The cheapest over all pairs, a GEMM; an embedding of few features limits what it can tell apart.
+    The cheapest over all pairs, a GEMM; an embedding of few features limits what it can tell apart. Minus half the
+    squared distance, -|g(x) - h(y)|^2 / 2, is a Gaussian kernel's logarithm.
 
     Parameters
     ----------
@@ -131,11 +134,13 @@ class SeparableCritic(Critic):
         Number of linear layers of each network, >= 1.
     activation : callable
         Makes the module between two of them, such as `torch.nn.GELU`, which deep critics learn more with.
+    score : {"inner_product", "squared_distance", "lorentz"}
+        Of the embeddings, as in :func:`mibfast.functional.info_nce`.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are not positive integers, or an activation that makes no module.
+        For sizes that are not positive integers, an activation that makes no module, or an unknown score.
 
     Examples
     --------
@@ -153,6 +158,7 @@ class SeparableCritic(Critic):
         hidden_features: int = 256,
         depth: int = 2,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        score: str = "inner_product",
     ) -> None:
         super().__init__()
         _counts(
@@ -164,6 +170,7 @@ class SeparableCritic(Critic):
             depth=depth,
         )
         self.x_features, self.y_features = x_features, y_features
+        self.score = _check.choice(type(self).__name__, "score", score, SCORES)
         inner = [hidden_features] * (depth - 1)
         make = partial(_made_by, activation, type(self).__name__)
         self.x_network = _perceptron([x_features, *inner, embedding_features], make)
@@ -172,7 +179,7 @@ class SeparableCritic(Critic):
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the embeddings of x and of y."""
         _fit(self, x, y, self.x_features, self.y_features)
-        return Factors(self.x_network(x), self.y_network(y))
+        return Factors(self.x_network(x), self.y_network(y), score=self.score)
 
 
 class BilinearCritic(Critic):
@@ -314,6 +321,7 @@ class ConcatenatedCritic(Critic):
             self.last.weight[0],
             self.last.bias[0],
             hidden,
+            "additive",
         )
 
 

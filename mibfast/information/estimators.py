@@ -71,7 +71,7 @@ class _StreamedPairs:
     def info_nce(self, columns: bool) -> Tensor:
         if self.factors.weight is None:
             x, y = self.factors.x, self.factors.y
-            return F.info_nce(x, y, 1.0, symmetric=columns, backend=self.options["backend"])
+            return F.info_nce(x, y, 1.0, symmetric=columns, **self.options)
         positives, *sums = self.log_sum_exps(columns)
         return (torch.stack(sums).mean(0) - positives).mean()
 

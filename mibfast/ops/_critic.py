@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mibfast import _check
+from mibfast.kernels.critic import reference
+from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS, SCORES
 
 # What the launchers take.
 OPERANDS = "x y *parameters"
-_SCORES = ("inner_product", "additive")
+_SCORES = (*OF_EMBEDDINGS, "additive")
 # Backends whose sweep over all pairs forms the gradient of a mean with it.
 FUSED = ("cpu",)
 
@@ -38,10 +40,10 @@ def operands(
             f"{name}: the positive of row i is column i, so y must have as many rows as x or more, "
             f"got {_check.described(x)} and {_check.described(y)}"
         )
-    if score == "inner_product":
+    if score != "additive":
         for argument, given in (("weight", weight), ("bias", bias), ("hidden", hidden)):
             if given is not None:
-                raise ValueError(f"{name}: {argument} must be None for score='inner_product', got {_of(given)}")
+                raise ValueError(f"{name}: {argument} must be None for score={score!r}, got {_of(given)}")
         x, y = _check.promoted([x, y])
         return x, y, []
     if weight is None:
@@ -80,6 +82,23 @@ def _zero_dimensional(name: str, bias: Any) -> Tensor:
     return scalar
 
 
+def has_norms(score: str) -> bool:
+    """Whether a score depends on the embeddings' norms beside their inner product."""
+    return score in SCORES and SCORES[score].squared_norms
+
+
+def scores(score: str, x: Tensor, y: Tensor) -> Tensor:
+    """Return a score of two embeddings of all pairs, [N, N'], in memory."""
+    return reference.scores(x, y, (), score)
+
+
+def scores_of_rows(score: str, x: Tensor, y: Tensor) -> Tensor:
+    """Return a score of two embeddings [N] of each row of x [N, d] with the same of y [N, d]."""
+    if score == "inner_product":
+        return (x * y).sum(-1)
+    return reference.scores(x[:, None], y[:, None], (), score)[:, 0, 0]
+
+
 def bound(name: str, clip: float | None) -> float:
     """Return the bound of clamped scores, infinite without a clip."""
     limit = math.inf if clip is None else _check.number(name, "clip", clip, 0.0)
@@ -92,5 +111,5 @@ def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:
     """The backends with kernels of critics, and why one cannot take these arguments."""
     refused = None
     if x.dtype == torch.float64 and len(parameters) != 2:
-        refused = f"its kernels of {'two hidden layers' if parameters else 'inner products'} are not for float64"
+        refused = f"its kernels of {'two hidden layers' if parameters else 'two embeddings'} are not for float64"
     return {"cpu": None, "triton": refused}

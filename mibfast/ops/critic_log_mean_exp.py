@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def critic_log_mean_exp(
 
     Scores, and what is not stored, are those of :func:`critic_log_sum_exp`, whose log-sum-exps of rows give the same.
     Here the upstream gradient is one number, so on the CPU the gradient is formed in the sweep that finds the value,
-    without a clip: 3 GEMMs of the scores' shape in place of 4.
+    without a clip and of scores without norms: 3 GEMMs of the scores' shape in place of 4.
 
     Parameters
     ----------
@@ -63,14 +63,22 @@ def critic_log_mean_exp(
     _check.pairs(_NAME, y.shape[0])
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     _critic.bound(_NAME, clip)
-    if clip is None and chosen in _critic.FUSED and differentiated((x, y, *parameters)):
-        return _log_mean_exp(chosen, (x, y, *parameters))[0]
+    # A row's weight is known after its scores, and by then norms have had their gradients.
+    in_one_sweep = clip is None and not _critic.has_norms(score)
+    if in_one_sweep and chosen in _critic.FUSED and differentiated((x, y, *parameters)):
+        return _log_mean_exp(chosen, (x, y, *parameters), _Options(score))[0]
     _, rows = critic_log_sum_exp(x, y, weight, bias, hidden, score=score, clip=clip, backend=chosen)
     return torch.logsumexp(rows, 0) - math.log(x.shape[0] * (y.shape[0] - 1))
+
+
+class _Options(NamedTuple):
+    score: str
 
 
 def _value(x: Tensor, *_: Any) -> list[Tensor]:
     return [x.new_empty((), dtype=accumulation_dtype(x.dtype))]
 
 
-_log_mean_exp = OperationWithGradient(_NAME, "critic", _critic.OPERANDS, _value, launcher="log_mean_exp")
+_log_mean_exp = OperationWithGradient(
+    _NAME, "critic", _critic.OPERANDS, _value, options=_Options, launcher="log_mean_exp"
+)

@@ -37,12 +37,12 @@ def critic_log_sum_exp(
        R_i = \log \sum_{j} e^{\operatorname{clamp}(s_{ij}, -t, t)}, \qquad
        C_j = \log \sum_{i} e^{\operatorname{clamp}(s_{ij}, -t, t)}
 
-    over all pairs, or over all but the positives (`positive=False`). The score is an inner product, :math:`s_{ij} = x_i
-    \cdot y_j`, of separable and bilinear critics; or additive, :math:`s_{ij} = w \cdot \operatorname{relu}(x_i + y_j) +
-    b`, that of a concatenated critic whose first layer has been split by linearity, or :math:`w \cdot
-    \operatorname{relu}(W \operatorname{relu}(x_i + y_j) + c) + b` of one with two hidden layers. Poole et al. (2019,
-    arXiv 1905.06922), Eq. 7-10; the clamp: Song and Ermon (2020, arXiv 1910.06222), Eq. 7. Nothing of size N x N' is
-    stored, nor N x N' x h.
+    over all pairs, or over all but the positives (`positive=False`). The score is one of two embeddings, as in
+    :func:`info_nce`, such as the inner product :math:`s_{ij} = x_i \cdot y_j` of separable and bilinear critics; or
+    additive, :math:`s_{ij} = w \cdot \operatorname{relu}(x_i + y_j) + b`, that of a concatenated critic whose first
+    layer has been split by linearity, or :math:`w \cdot \operatorname{relu}(W \operatorname{relu}(x_i + y_j) + c) + b`
+    of one with two hidden layers. Poole et al. (2019, arXiv 1905.06922), Eq. 7-10; the clamp: Song and Ermon (2020,
+    arXiv 1910.06222), Eq. 7. Nothing of size N x N' is stored, nor N x N' x h.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def critic_log_sum_exp(
         b.
     hidden : tuple of Tensor [g, h] and Tensor [g], optional
         W and c.
-    score : {"inner_product", "additive"}
+    score : {"inner_product", "squared_distance", "lorentz", "additive"}
     positive : bool
         Whether positive pairs take part in the log-sum-exps.
     clip : float, optional
@@ -95,12 +95,13 @@ def critic_log_sum_exp(
     offset = _check.positives(_NAME, x, y, offset)
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
-        return reference.log_sum_exp(reference.scores(x, y, parameters), positive, bound, columns, offset)
-    results = _log_sum_exps(chosen, (x, y, *parameters), _Options(positive, bound, columns, offset))
+        return reference.log_sum_exp(reference.scores(x, y, parameters, score), positive, bound, columns, offset)
+    results = _log_sum_exps(chosen, (x, y, *parameters), _Options(score, positive, bound, columns, offset))
     return results if columns else results[:2]
 
 
 class _Options(NamedTuple):
+    score: str
     positive: bool
     clip: float
     columns: bool
@@ -108,7 +109,7 @@ class _Options(NamedTuple):
 
 
 def _results(
-    x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, clip: float, columns: bool, *_: Any
+    x: Tensor, y: Tensor, parameters: list[Tensor], score: str, positive: bool, clip: float, columns: bool, *_: Any
 ) -> list[Tensor]:
     """Positives, the log-sum-exps of rows and of columns, and these two in float64."""
     n, n_columns, dtype = x.shape[0], y.shape[0] if columns else 0, accumulation_dtype(x.dtype)

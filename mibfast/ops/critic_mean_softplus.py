@@ -84,7 +84,7 @@ def critic_mean_softplus(
         raise ValueError(f"{_NAME}: a clip is for log_mean_exp=True, got clip = {clip}")
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen in _critic.FUSED and differentiated((x, y, *parameters)):
-        options = _Options(positives, log_mean_exp, bound)
+        options = _Options(score, positives, log_mean_exp, bound)
         mean, value, of_positives = _mean_softplus(chosen, (x, y, *parameters), options)
         results = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
     else:
@@ -101,6 +101,7 @@ def critic_mean_softplus(
 
 
 class _Options(NamedTuple):
+    score: str
     positives: bool
     log_mean_exp: bool
     clip: float

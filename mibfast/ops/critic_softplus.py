@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -62,16 +62,17 @@ def critic_softplus(
     _check.boolean(_NAME, "positive", positive)
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen == "reference":
-        return reference.softplus(reference.scores(x, y, parameters), positive)
-    positives, sums = _softplus(chosen, (x, y, *parameters), _Options(positive))
+        return reference.softplus(reference.scores(x, y, parameters, score), positive)
+    positives, sums = _softplus(chosen, (x, y, *parameters), _Options(score, positive))
     return positives, sums
 
 
 class _Options(NamedTuple):
+    score: str
     positive: bool
 
 
-def _results(x: Tensor, y: Tensor, parameters: list[Tensor], positive: bool, backend: str) -> list[Tensor]:
+def _results(x: Tensor, *_: Any) -> list[Tensor]:
     return [x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype)) for _ in range(2)]
 
 

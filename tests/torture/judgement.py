@@ -22,8 +22,8 @@ def judged(results: Sequence[Tensor], outputs: int, reference: Run, share: float
     Allowed is three times the error of plain PyTorch in the same dtype, what rounding the inputs makes of the result,
     and a few roundings of the result, in the largest numbers of a tensor; and a `share` of the largest of all, since
     what cancels leaves nothing but roundings. Of outputs none of which is finite, gradients are no numbers to compare;
-    and where one is not, the plain formulas' gradients are NaN wherever 0 meets it, as of pairs that are left out, and 0
-    wherever a mask does, so that a NaN there is neither right nor wrong.
+    and where one is not, the plain formulas' gradients are NaN wherever 0 meets it, as of pairs that are left out, and
+    0 wherever a mask does, so that a NaN there is neither right nor wrong.
     """
     narrow = any(x.dtype.is_floating_point and x.dtype != torch.float64 for x in results)
     if narrow and share == BY_FLOOR:

@@ -43,8 +43,8 @@ class Score:
     # None for a score that only the CPU has.
     value: Callable[..., Any] | None
     grad: Callable[..., Any] | None
-    # Scores [N, N'] of queries [N, d] and keys [N', d]: of a score of two embeddings, which public functions take by
-    # name. It has one tile, q . k.
+    # Scores [..., N, N'] of queries [..., N, d] and keys [..., N', d]: of a score of two embeddings, which public
+    # functions take by name. It has one tile, q . k.
     formula: Callable[[Tensor, Tensor], Tensor] | None = None
     # Of two embeddings: whether |q|^2 and |k|^2 are its statistics.
     squared_norms: bool = False

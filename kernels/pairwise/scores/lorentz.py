@@ -29,7 +29,7 @@ from mibfast.kernels.pairwise.scores import Score
 
 def formula(query: Tensor, key: Tensor) -> Tensor:
     """-log(1 + delta + sqrt(delta (delta + 2)))."""
-    times = torch.sqrt(1 + squared_norms(query))[:, None] * torch.sqrt(1 + squared_norms(key))
+    times = torch.sqrt(1 + squared_norms(query))[..., None] * torch.sqrt(1 + squared_norms(key))[..., None, :]
     delta = times - inner_product(query, key) - 1
     near = delta <= 0
     delta = delta.masked_fill(near, 1.0)

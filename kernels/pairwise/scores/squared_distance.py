@@ -14,7 +14,7 @@ from mibfast.kernels.pairwise.scores import Score
 
 def formula(query: Tensor, key: Tensor) -> Tensor:
     """q . k - |q|^2 / 2 - |k|^2 / 2."""
-    return inner_product(query, key) - 0.5 * squared_norms(query)[:, None] - 0.5 * squared_norms(key)
+    return inner_product(query, key) - 0.5 * squared_norms(query)[..., None] - 0.5 * squared_norms(key)[..., None, :]
 
 
 @cpu
