@@ -148,6 +148,7 @@ def edit(path: Path, *keys: Any, to: Any) -> None:
         ("clip", "metrics.json", ("epochs",), "abc"),
         ("clip", "metrics.json", ("epochs",), [1, 2]),
         ("clip", "metrics.json", ("epochs",), [{"validation_loss": "low"}]),
+        ("clip", "metrics.json", ("epochs", 0, "train_loss"), 0.5),
         ("clip", "metrics.json", ("weights_sha256",), None),
         ("clip", "metrics.json", ("weights_sha256",), ["x"]),
     ],
@@ -190,12 +191,13 @@ def reweighted(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str,
     """Write other weights with their own, valid checksum."""
     weights = path / "weights.safetensors"
     save_file(change(load_file(weights)), weights)
-    edit(path / "metrics.json", "weights_sha256", to=hashlib.sha256(weights.read_bytes()).hexdigest())
+    rewritten(path, weights.read_bytes())
 
 
 def rewritten(path: Path, content: bytes) -> None:
     (path / "weights.safetensors").write_bytes(content)
-    edit(path / "metrics.json", "weights_sha256", to=hashlib.sha256(content).hexdigest())
+    folder = RunFolder(path)
+    folder.write_metrics({**folder.read_metrics(), "weights_sha256": hashlib.sha256(content).hexdigest()})
 
 
 def header(text: str, body: bytes = b"") -> bytes:
@@ -269,6 +271,7 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "epochs without a loss": lambda state: {**state, "epochs": [{"epoch": 1}]},
     "too many epochs": lambda state: {**state, "epochs": state["epochs"] * 50},
     "a loss of text": lambda state: {**state, "epochs": [{**state["epochs"][0], "validation_loss": "low"}]},
+    "a term that is a tensor": lambda state: {**state, "epochs": [{**state["epochs"][0], "term": torch.zeros(2)}]},
     "no sums": lambda state: {**state, "means": {"count": 1}},
     "sums of text": lambda state: {**state, "means": {"sums": {"loss": "x"}, "count": 2}},
     "a negative count": lambda state: {**state, "means": {"sums": {"loss": 1.0}, "count": -1}, "skipped": 3},

@@ -32,13 +32,18 @@ from torch import Tensor
 from mibfast.data.file_names import TEMPORARY, why_no_file_name
 from mibfast.data.opening import open_regular, read_bytes
 from mibfast.train.errors import RunError
-from mibfast.train.json_files import NUMBER, check_form, read_json
+from mibfast.train.json_files import NUMBER, check_form, read_json, sha256
 
 FORMAT = 1
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
 STEPS_TABLE, BETA, PLAN = "steps.csv", "beta.json", "plan.json"
-_METRICS = {"epochs": [{"train_loss": NUMBER, "validation_loss": NUMBER}], "best_epoch": int, "weights_sha256": str}
+_METRICS = {
+    "epochs": [{"train_loss": NUMBER, "validation_loss": NUMBER}],
+    "best_epoch": int,
+    "weights_sha256": str,
+    "sha256": str,
+}
 
 
 class RunFolder:
@@ -160,6 +165,10 @@ class RunFolder:
         """Write JSON; see :meth:`write`."""
         self.write(name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
 
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write `metrics.json` with a checksum of its own; see :meth:`write`."""
+        self.write_json(METRICS, {**metrics, "sha256": sha256(metrics)})
+
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as CSV, empty where a row has no such key; see :meth:`write`."""
         text = io.StringIO()
@@ -207,6 +216,8 @@ class RunFolder:
         if not 1 <= metrics["best_epoch"] <= len(metrics["epochs"]):
             best = f"{metrics['best_epoch']} of {len(metrics['epochs'])}"
             raise RunError(f"{self.path / METRICS} is damaged: the best epoch is {best}")
+        if metrics.pop("sha256") != sha256(metrics):
+            raise RunError(f"{self.path / METRICS} is damaged: its numbers are not those that were written")
         return metrics
 
     def read_json(self, name: str, form: Any) -> Any:
@@ -223,7 +234,7 @@ class RunFolder:
             raise RunError(f"{self.path / name} is damaged: {error}") from error
         return content
 
-    def read_weights(self, sha256: str | None = None) -> dict[str, Tensor]:
+    def read_weights(self, checksum: str | None = None) -> dict[str, Tensor]:
         """Return the weights; RunError where they are not there, or damaged: of another SHA-256."""
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -233,7 +244,7 @@ class RunFolder:
             raise RunError(f"{self.path} has no {WEIGHTS}: the run has not ended, or the file was removed")
         try:
             content = read_bytes(path)
-            if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
                 raise RunError(f"{path} is damaged: its bytes are not those that were written")
             weights: dict[str, Tensor] = load(content)
         except OSError as error:

@@ -118,6 +118,8 @@ def _weights(path: Path, rng: random.Random) -> str:
     import torch
     from safetensors.torch import load_file, save
 
+    from mibfast.train.folder import RunFolder
+
     tensors = load_file(path)
     name = rng.choice(list(tensors))
     changes: dict[str, Callable[[], Any]] = {
@@ -132,10 +134,8 @@ def _weights(path: Path, rng: random.Random) -> str:
     change = rng.choice(list(changes))
     changes[change]()
     path.write_bytes(save(tensors))
-    metrics = path.with_name("metrics.json")
-    found = json.loads(metrics.read_text())
-    found["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    metrics.write_text(json.dumps(found))
+    folder = RunFolder(path.parent)
+    folder.write_metrics({**folder.read_metrics(), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     return f"{name} {change}"
 
 

@@ -248,6 +248,7 @@ class Recording(Checkpoint):
             epochs, step = state["epochs"], state["step"]
             stages = (str,) if len(self._stages) > 1 else (str, type(None))
             check_form([row.get("stage") for row in epochs], [stages], "its stages")
+            check_form(epochs, [{str: (*NUMBER, str, type(None))}], "its epochs")
             done = state["means"]["count"] + state["skipped"]
             if divmod(step, batches) != (len(epochs), done) or min(state["means"]["count"], state["skipped"]) < 0:
                 raise ValueError(f"step {step} is not {len(epochs)} epochs of {batches} batches and {done}")

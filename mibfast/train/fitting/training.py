@@ -36,7 +36,7 @@ from mibfast.train.fitting.requirements import (
 )
 from mibfast.train.fitting.run import EMBEDDED_ROWS, Run
 from mibfast.train.fitting.targets import class_notes
-from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS, METRICS_TABLE, RESUME, STEPS_TABLE, RunFolder
+from mibfast.train.folder import BETA, CONFIG, FORMAT, METRICS_TABLE, RESUME, STEPS_TABLE, RunFolder
 from mibfast.train.methods import Alignment, Fusion, method
 from mibfast.train.pictures import draw_embeddings, draw_learning_curves, draw_modality_weights
 from mibfast.train.progress import Report, Task, reported
@@ -318,7 +318,7 @@ class _Fitting:
                 # A picture that fails must not cost a run.
                 self.report.say(f"no picture: {error}")
         metrics = {"best_epoch": run.best_epoch, "weights_sha256": checksum, "epochs": list(run.epochs)}
-        folder.write_json(METRICS, metrics)
+        folder.write_metrics(metrics)
         folder.remove_state()
 
     def _draw(self, folder: RunFolder, run: Run, recording: Recording) -> None:
