@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ import torch
 from mibfast import functional as F
 from mibfast import losses
 from mibfast.kernels.pairwise import scores
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_files_of_scores_import_neither_compiler() -> None:
@@ -75,3 +81,43 @@ def test_an_unknown_score_is_named_with_those_there_are() -> None:
     ):
         with pytest.raises(ValueError, match="score must be one of 'inner_product', 'squared_distance', 'lorentz'"):
             call()
+
+
+def _walk_through() -> str:
+    """The code of the section on scores, block by block."""
+    section = (ROOT / "docs" / "architecture.md").read_text().split("## Adding a score\n")[1].split("\n## ")[0]
+    return "\n\n\n".join(re.findall(r"```python\n(.*?)\n```", section, re.DOTALL)) + "\n"
+
+
+def test_the_walk_through_adds_a_score(tmp_path) -> None:
+    """The document's blocks are the lines of a score, and in a checkout of one's own they make another one."""
+    assert _walk_through() == (ROOT / "kernels" / "pairwise" / "scores" / "squared_distance.py").read_text()
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("mibfast", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
+    folder = tmp_path / "kernels" / "pairwise" / "scores"
+    (folder / "walked_through.py").write_text(_walk_through())
+    listed = re.sub(
+        r"( +)squared_distance,\n", r"\1squared_distance,\n\1walked_through,\n", (folder / "__init__.py").read_text()
+    )
+    (folder / "__init__.py").write_text(listed)
+    code = """
+import importlib.util
+import torch
+from mibfast import functional as F, information, losses
+
+q, k = (torch.randn(7, 4, requires_grad=True) for _ in range(2))
+for backend in ("cpu", "reference", *["triton"] * (importlib.util.find_spec("triton") is not None)):
+    results = []
+    for score in ("squared_distance", "walked_through"):
+        loss = F.info_nce(q, k, 0.5, score=score, symmetric=True, backend=backend)
+        results.append((loss, *torch.autograd.grad(loss, (q, k))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), backend
+assert losses.InfoNCELoss(score="walked_through")(q, k).isfinite()
+assert information.SeparableCritic(4, 4, score="walked_through")(q, k).shape == (7, 7)
+print("in", F.__file__)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"in {tmp_path / 'mibfast' / 'functional.py'}"

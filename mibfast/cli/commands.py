@@ -53,7 +53,7 @@ _with_bottlenecks = command_with(
     {
         "Methods": "mibfast.train.experiments.bottlenecks:BOTTLENECKS",
         "Critics": "mibfast.information.critics:CRITICS",
-        "Estimators": "mibfast.information.estimators:ESTIMATORS",
+        "Estimators": "mibfast.ops.mutual_information:ESTIMATORS",
     }
 )
 for _command, _kind in (

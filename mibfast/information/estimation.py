@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mibfast import _check
 from mibfast.information.critics import CRITICS, BilinearCritic
-from mibfast.information.estimators import ESTIMATORS, MutualInformation
-from mibfast.ops.mutual_information import check_options
+from mibfast.information.estimators import MutualInformation
+from mibfast.ops.mutual_information import ESTIMATORS, check_options
 
 _NAME = "estimate"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,42 +13,8 @@ from mibfast import _check
 from mibfast import functional as F
 from mibfast._modules import ResettableModule
 from mibfast.information.critics import Critic, Factors
-from mibfast.ops.mutual_information import OBJECTIVES, check_options
+from mibfast.ops.mutual_information import ESTIMATORS, check_options
 from mibfast.ops.mutual_information import estimate as estimate_of_pairs
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """An estimator of :func:`mibfast.functional.mutual_information`, which has its formula.
-
-    Attributes
-    ----------
-    title, help : str
-        Its name in tables and messages, and one line about it.
-    capped : bool
-        Whether it is at most ln N: it compares each positive with all pairs of its row, and needs all of them.
-    exponential : bool
-        Whether a single pair with a large score can make up its whole gradient.
-    """
-
-    title: str
-    help: str
-    capped: bool = False
-    exponential: bool = False
-
-
-ESTIMATORS = {
-    "smile": Estimator("SMILE", "Donsker-Varadhan with clamped negatives; steady, and not capped."),
-    "infonce": Estimator("InfoNCE", "A bound of little variance, at most ln N.", capped=True),
-    "clip": Estimator("CLIP", "InfoNCE in both directions, at most ln N.", capped=True),
-    "dv": Estimator("Donsker-Varadhan", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "nwj": Estimator("NWJ", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "tuba": Estimator("TUBA", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "mine": Estimator("MINE", "Donsker-Varadhan, trained with a moving average.", exponential=True),
-    "js_tuba": Estimator("JS-TUBA", "The value of TUBA, trained by the Jensen-Shannon objective."),
-    "js": Estimator("JS", "The value of NWJ, trained by the Jensen-Shannon objective: 1 / e low at its optimum."),
-    "js_fgan": Estimator("JS-fGAN", "The Jensen-Shannon objective itself, at most 0: no estimate of information."),
-}
 
 
 class _StreamedPairs:
@@ -206,7 +171,7 @@ class MutualInformation(ResettableModule):
 
         For "smile", "js" and "js_tuba" that is the value of "js_fgan", else the estimate.
         """
-        return self._estimate(x, y, OBJECTIVES.get(self.estimator, self.estimator), permutations)
+        return self._estimate(x, y, ESTIMATORS[self.estimator].objective or self.estimator, permutations)
 
     def _estimate(self, x: Tensor, y: Tensor, estimator: str, permutations: Tensor | None) -> Tensor:
         name = type(self).__name__

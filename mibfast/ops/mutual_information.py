@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,11 +16,51 @@ from mibfast.ops._boundary import accumulation_dtype
 __all__ = ["mutual_information"]
 
 _NAME = "mutual_information"
-ESTIMATORS = ("infonce", "nwj", "tuba", "dv", "mine", "smile", "js_fgan", "js", "js_tuba", "clip")
-# What the gradient maximises, where that is not the value.
-OBJECTIVES = {"smile": "js_fgan", "js": "js_fgan", "js_tuba": "js_fgan"}
 # The released floor of MINE's moving average.
 _LEAST_LOG_AVERAGE = math.log(1e-4)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator of :func:`mibfast.functional.mutual_information`, which has its formula.
+
+    Attributes
+    ----------
+    title, help : str
+        Its name in tables and messages, and one line about it.
+    capped : bool
+        Whether it is at most ln N: it compares each positive with all pairs of its row, and needs all of them.
+    exponential : bool
+        Whether a single pair with a large score can make up its whole gradient.
+    objective : str, optional
+        The estimator that its gradient maximises, where that is not its value.
+    """
+
+    title: str
+    help: str
+    capped: bool = False
+    exponential: bool = False
+    objective: str | None = None
+
+
+ESTIMATORS = {
+    "smile": Estimator(
+        "SMILE", "Donsker-Varadhan with clamped negatives; steady, and not capped.", objective="js_fgan"
+    ),
+    "infonce": Estimator("InfoNCE", "A bound of little variance, at most ln N.", capped=True),
+    "clip": Estimator("CLIP", "InfoNCE in both directions, at most ln N.", capped=True),
+    "dv": Estimator("Donsker-Varadhan", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "nwj": Estimator("NWJ", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "tuba": Estimator("TUBA", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "mine": Estimator("MINE", "Donsker-Varadhan, trained with a moving average.", exponential=True),
+    "js_tuba": Estimator("JS-TUBA", "The value of TUBA, trained by the Jensen-Shannon objective.", objective="js_fgan"),
+    "js": Estimator(
+        "JS",
+        "The value of NWJ, trained by the Jensen-Shannon objective: 1 / e low at its optimum.",
+        objective="js_fgan",
+    ),
+    "js_fgan": Estimator("JS-fGAN", "The Jensen-Shannon objective itself, at most 0: no estimate of information."),
+}
 
 
 def mutual_information(
@@ -102,7 +143,7 @@ def mutual_information(
     tensor(4.)
     """
     _check.tensor(_NAME, "scores", scores, "N N")
-    _check.choice(_NAME, "estimator", estimator, ESTIMATORS)
+    _check.choice(_NAME, "estimator", estimator, tuple(ESTIMATORS))
     if scores.shape[0] != scores.shape[1]:
         raise ValueError(f"{_NAME}: scores must be square, [N, N], got {_check.described(scores)}")
     _check.pairs(_NAME, scores.shape[0])
@@ -198,7 +239,7 @@ def estimate(
         return math.log(count) - pairs.info_nce(columns=estimator == "clip")
     if estimator == "js_fgan":
         return -pairs.logistic_loss()
-    if estimator in OBJECTIVES:
+    if ESTIMATORS[estimator].objective is not None:
         loss, log_mean, mean = pairs.logistic_loss_and_value(clip if estimator == "smile" else None)
         if estimator == "smile":
             value = mean - log_mean

@@ -20,7 +20,7 @@ from mibfast.data.multimodal import FRACTIONS, SPLITS
 from mibfast.data.opening import read_bytes
 from mibfast.data.sources import absolute_name
 from mibfast.information.critics import CRITICS
-from mibfast.information.estimators import ESTIMATORS
+from mibfast.ops.mutual_information import ESTIMATORS
 from mibfast.train import checks
 from mibfast.train.errors import DivergedError, RunError
 from mibfast.train.evaluation.probes import linear_svm
