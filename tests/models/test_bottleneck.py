@@ -17,7 +17,7 @@ from mibfast import information
 from mibfast._check import InputError
 from mibfast.bottleneck import Bottleneck, BottleneckLoss, GaussianEncoder, methods
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "golden.json").read_text())["goldens"]
 LINEAR = torch.nn.Linear
 
 

@@ -12,7 +12,7 @@ from mibfast.information.critics import CRITICS
 from mibfast.nn import fusion
 from mibfast.ops.mutual_information import ESTIMATORS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NUMBERS = {8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve", 13: "thirteen"}
 
 

@@ -150,7 +150,7 @@ def test_verify_passes_and_notices_what_is_wrong(capsys, monkeypatch) -> None:
 
 
 def test_bench_refuses_unknown_rows() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "benches.gate", "--rows", "all"], cwd=root, capture_output=True, text=True, check=False
     )

@@ -10,7 +10,7 @@ import torch
 from mibfast import functional as F
 from mibfast import losses
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "golden.json").read_text())["goldens"]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 pytestmark = [
     pytest.mark.parametrize("backend", ["reference", "cpu"]),

@@ -21,7 +21,7 @@ from mibfast.nn import fusion
 from mibfast.nn.fusion.cross_attention import FUSIONS
 from mibfast.omib import bounds
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "golden.json").read_text())["goldens"]
 RATIOS = ("ratio_of_means", "mean_of_ratios")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # The benches are no part of the package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 try:
     from benches import gate
 finally:

@@ -31,12 +31,12 @@ OPERATIONS = (
     "gaussian_kl, prior",
 )
 TESTS = [
-    "test_vector_math.py",
-    "test_extremes.py::test_siglip_of_every_scale_and_bias",
-    "test_extremes.py::test_both_ways_with_rows_and_columns_far_from_the_others[64-torch.float32]",
-    "test_extremes.py::test_nearly_aligned_modalities_project_exactly_in_float32",
-    "test_extremes.py::test_divergences_overflow_where_they_are_beyond_float32_and_not_before[gaussian_kl-cpu]",
-    *(f"test_agreement.py::test_error_is_that_of_plain_pytorch[{name}-torch.float32]" for name in OPERATIONS),
+    "kernels/test_vector_math.py",
+    "ops/test_extremes.py::test_siglip_of_every_scale_and_bias",
+    "ops/test_extremes.py::test_both_ways_with_rows_and_columns_far_from_the_others[64-torch.float32]",
+    "ops/test_extremes.py::test_nearly_aligned_modalities_project_exactly_in_float32",
+    "ops/test_extremes.py::test_divergences_overflow_where_they_are_beyond_float32_and_not_before[gaussian_kl-cpu]",
+    *(f"ops/test_agreement.py::test_error_is_that_of_plain_pytorch[{name}-torch.float32]" for name in OPERATIONS),
 ]
 
 
@@ -49,10 +49,10 @@ def test_the_numerical_tests_pass_on_code_for(processor) -> None:
     if not _has(processor.lower()):
         pytest.skip(f"this processor has no {processor}")
     here = Path(__file__)
-    tests = [f"{here}::test_code_is_for_the_processor_that_is_asked_for", *(f"{here.parent}/{test}" for test in TESTS)]
+    tests = [f"{here}::test_code_is_for_the_processor_that_is_asked_for", *(f"{here.parents[1]}/{test}" for test in TESTS)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests],
-        cwd=here.parents[1],
+        cwd=here.parents[2],
         env=os.environ | PROCESSORS[processor],
         capture_output=True,
         text=True,

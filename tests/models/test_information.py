@@ -19,7 +19,7 @@ from mibfast import functional as F
 from mibfast import information
 from mibfast.information import MutualInformation
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "golden.json").read_text())["goldens"]
 ESTIMATORS = ("infonce", "nwj", "tuba", "dv", "mine", "smile", "js_fgan", "js", "js_tuba", "clip")
 NAMES = pytest.mark.parametrize("estimator", ESTIMATORS)
 RELEASED = {

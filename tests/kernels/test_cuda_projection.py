@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mibfast.kernels.projection import cpu, reference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RIDGE = 1e-8
 
 

@@ -16,7 +16,7 @@ from mibfast import functional as F
 from mibfast import losses
 from mibfast.kernels.pairwise import scores
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_files_of_scores_import_neither_compiler() -> None:
@@ -84,9 +84,9 @@ def test_an_unknown_score_is_named_with_those_there_are() -> None:
 
 
 def _walk_through() -> str:
-    """The code of the section on scores, block by block."""
+    """The code of the section on scores, block by block: marked `py`, since `python` marks examples."""
     section = (ROOT / "docs" / "architecture.md").read_text().split("## Adding a score\n")[1].split("\n## ")[0]
-    return "\n\n\n".join(re.findall(r"```python\n(.*?)\n```", section, re.DOTALL)) + "\n"
+    return "\n\n\n".join(re.findall(r"```py\n(.*?)\n```", section, re.DOTALL)) + "\n"
 
 
 def test_the_walk_through_adds_a_score(tmp_path) -> None:

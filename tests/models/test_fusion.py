@@ -18,7 +18,7 @@ from mibfast.nn.fusion import METHODS, AnomalyDetection, Classification, Regress
 
 # Some released modules ran in float32.
 FLOAT32 = 1e-6
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "golden.json").read_text())["goldens"]
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "golden.json").read_text())["goldens"]
 STOCHASTIC = (fusion.EMIB, fusion.LMIB, fusion.CMIB, fusion.DeepIB, fusion.MMIBCui, fusion.MMIBZhang)
 NAMES = ("image", "text", "audio")
 TASKS = {

@@ -16,7 +16,7 @@ import mibfast
 from mibfast import _backend
 from mibfast.ops import leave_one_out_projection
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPU = torch.device("cuda", 0)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")

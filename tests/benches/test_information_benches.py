@@ -8,7 +8,7 @@ import pytest
 import torch
 
 # The benches are no part of the package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 try:
     from benches import estimator_bias, known_information
 finally:
