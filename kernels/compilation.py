@@ -170,7 +170,7 @@ def _not_cached_where_it_fails() -> Iterator[None]:
             _failed = True
             warnings.warn(
                 f"mibfast: the cache of compiled CPU kernels fails ({type(error).__name__}: {error}); what it lacks is "
-                "compiled anew. If this happens again, set NUMBA_CACHE_DIR to a folder that can be written.",
+                "compiled again. If this happens again, set NUMBA_CACHE_DIR to a folder that can be written.",
                 RuntimeWarning,
                 stacklevel=2,
             )

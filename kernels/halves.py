@@ -53,11 +53,11 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 @functools.cache
-def _namespace(module: str, of_triton: bool) -> dict[str, Any]:
+def _namespace(module: str, for_triton: bool) -> dict[str, Any]:
     """The globals of a file in which the marked functions of one backend are compiled."""
     source = vars(sys.modules[module])
     names = dict(source)
-    if of_triton:
+    if for_triton:
         import triton
         import triton.language
 

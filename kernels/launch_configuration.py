@@ -6,7 +6,7 @@ for sm_80 and sm_90, which the tests see to by asking the compiler; not yet meas
 
 With `MIBFAST_AUTOTUNE=1` a kernel is measured where it is first launched, and the fastest tile is kept. Keys are the
 device's name and powers of two that hold d, N and N', the last two from 2^8 to 2^14: a batch of another size measures
-nothing anew. The search changes one number of the table's tile at a time, by a factor of two or a stage, and goes on
+nothing again. The search changes one number of the table's tile at a time, by a factor of two or a stage, and goes on
 from a change that wins 2%; a tile that does not compile or asks too much memory loses. Nothing is measured while a CUDA
 graph is captured: there the table serves what was not measured before. Tiles decide the order of sums, and so the last
 bits of results.
@@ -451,7 +451,7 @@ def _checked(key: str, numbers: list[int]) -> Tile:
     kernel = key.split(",")[0]
     if kernel not in _TABLE:
         raise ValueError(f"{key!r} is of no kernel")
-    rows = [row.tile for of_arithmetic in _TABLE[kernel].values() for row in of_arithmetic]
+    rows = [row.tile for by_capability in _TABLE[kernel].values() for row in by_capability]
     for field, (least, most) in _limits(kernel).items():
         number = getattr(tile, field)
         measured = least <= number <= most and (field == "stages" or number & (number - 1) == 0)
@@ -469,10 +469,10 @@ def _read() -> dict[str, Tile]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        _warn_once(f"mibfast: {path} cannot be read ({error}); what was measured before is measured anew")
+        _warn_once(f"mibfast: {path} cannot be read ({error}); what was measured before is measured again")
         return {}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        _warn_once(f"mibfast: {path} is no table of tiles ({error}); it is passed over, and written anew")
+        _warn_once(f"mibfast: {path} is no table of tiles ({error}); it is passed over, and written again")
         return {}
     return choices
 
@@ -493,7 +493,7 @@ def _keep(key: str, tile: Tile) -> Tile:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         _warn_once(
-            f"mibfast: measured tiles cannot be kept ({error}); each process measures them anew. "
+            f"mibfast: measured tiles cannot be kept ({error}); each process measures them again. "
             "Set TRITON_CACHE_DIR to a folder that can be written."
         )
     return tile

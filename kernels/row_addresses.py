@@ -1,7 +1,7 @@
 """Any number of matrices for one compiled kernel: addresses and strides in place of arrays.
 
-Numba compiles a kernel anew for every number, layout and order of its array arguments. A kernel over M modalities takes
-two integer arrays instead and compiles once.
+Numba compiles a kernel again for every number, layout and order of its array arguments. A kernel over M modalities
+takes two integer arrays instead and compiles once.
 """
 
 from __future__ import annotations

@@ -65,11 +65,11 @@ def _add_units(u: Any, negated: Any, weight: Any, offsets: Any, begin: int, end:
     h, n = negated.shape
     for start in range(0, n, _COLUMNS):
         stop = min(start + _COLUMNS, n)
-        of_columns = offsets[start:stop]
+        column_offsets = offsets[start:stop]
         for i in range(begin, end):
             s = out[i, start:stop]
             for j in range(s.size):
-                s[j] = of_columns[j]
+                s[j] = column_offsets[j]
         for k in range(0, h - _TOGETHER + 1, _TOGETHER):
             n0, n1, n2, n3 = (
                 negated[k, start:stop],
@@ -114,7 +114,7 @@ def _apply_factors(g: Any, factors: Any, begin: int, end: int, sums: Any) -> Non
 
 
 @kernel
-def _add_where_active(u: Any, negated: Any, g: Any, begin: int, end: int, of_rows: Any, of_columns: Any) -> None:
+def _add_where_active(u: Any, negated: Any, g: Any, begin: int, end: int, row_sums: Any, column_sums: Any) -> None:
     """Of units begin to end: A_ik = sum_j g_ij D_ijk, and B_kj += sum_i g_ij D_ijk.
 
     At a tie D is 0, the derivative that torch gives; a NaN is no reason to leave a gradient out.
@@ -123,19 +123,19 @@ def _add_where_active(u: Any, negated: Any, g: Any, begin: int, end: int, of_row
     zero = g.dtype.type(0.0)
     for i in range(count):
         for k in range(begin, end):
-            of_rows[i, k] = zero
+            row_sums[i, k] = zero
     for start in range(0, n, _COLUMNS):
         stop = min(start + _COLUMNS, n)
         for i in range(0, count - _TOGETHER + 1, _TOGETHER):
             g0, g1, g2, g3 = g[i, start:stop], g[i + 1, start:stop], g[i + 2, start:stop], g[i + 3, start:stop]
             g4, g5, g6, g7 = g[i + 4, start:stop], g[i + 5, start:stop], g[i + 6, start:stop], g[i + 7, start:stop]
             for k in range(begin, end):
-                of_unit, b = negated[k, start:stop], of_columns[k, start:stop]
+                negated_unit, b = negated[k, start:stop], column_sums[k, start:stop]
                 u0, u1, u2, u3 = u[i, k], u[i + 1, k], u[i + 2, k], u[i + 3, k]
                 u4, u5, u6, u7 = u[i + 4, k], u[i + 5, k], u[i + 6, k], u[i + 7, k]
                 a0, a1, a2, a3, a4, a5, a6, a7 = zero, zero, zero, zero, zero, zero, zero, zero
                 for j in range(b.size):
-                    x = of_unit[j]
+                    x = negated_unit[j]
                     t0, t1 = zero if u0 <= x else g0[j], zero if u1 <= x else g1[j]
                     t2, t3 = zero if u2 <= x else g2[j], zero if u3 <= x else g3[j]
                     t4, t5 = zero if u4 <= x else g4[j], zero if u5 <= x else g5[j]
@@ -149,23 +149,23 @@ def _add_where_active(u: Any, negated: Any, g: Any, begin: int, end: int, of_row
                     a6 += t6
                     a7 += t7
                     b[j] += ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7))
-                of_rows[i, k] += a0
-                of_rows[i + 1, k] += a1
-                of_rows[i + 2, k] += a2
-                of_rows[i + 3, k] += a3
-                of_rows[i + 4, k] += a4
-                of_rows[i + 5, k] += a5
-                of_rows[i + 6, k] += a6
-                of_rows[i + 7, k] += a7
+                row_sums[i, k] += a0
+                row_sums[i + 1, k] += a1
+                row_sums[i + 2, k] += a2
+                row_sums[i + 3, k] += a3
+                row_sums[i + 4, k] += a4
+                row_sums[i + 5, k] += a5
+                row_sums[i + 6, k] += a6
+                row_sums[i + 7, k] += a7
         for i in range(count - count % _TOGETHER, count):
             g0 = g[i, start:stop]
             for k in range(begin, end):
-                of_unit, b, u0, a0 = negated[k, start:stop], of_columns[k, start:stop], u[i, k], zero
+                negated_unit, b, u0, a0 = negated[k, start:stop], column_sums[k, start:stop], u[i, k], zero
                 for j in range(b.size):
-                    t0 = zero if u0 <= of_unit[j] else g0[j]
+                    t0 = zero if u0 <= negated_unit[j] else g0[j]
                     a0 += t0
                     b[j] += t0
-                of_rows[i, k] += a0
+                row_sums[i, k] += a0
 
 
 @kernel
@@ -203,8 +203,8 @@ def _second_layer_gradient(
     begin: int,
     end: int,
     columns: int,
-    of_weight: Any,
-    of_offset: Any,
+    grad_weight: Any,
+    grad_offset: Any,
 ) -> None:
     """Replace z_p by dL/dz_p = g w 1[z_p + c > 0], and add g relu(z_p + c) and dL/dz_p to sums of their own."""
     zero = z.dtype.type(0.0)
@@ -212,23 +212,31 @@ def _second_layer_gradient(
         units, upstream = z[p], g[p // columns, first + p % columns]
         for k in range(units.size):
             x = units[k] + offset[k]
-            of_weight[k] += zero if x <= zero else upstream * x
+            grad_weight[k] += zero if x <= zero else upstream * x
             t = zero if x <= zero else upstream * weight[k]
-            of_offset[k] += t
+            grad_offset[k] += t
             units[k] = t
 
 
 @kernel
 def _first_layer_gradient(
-    units: Any, gradient: Any, rows: int, columns: int, first: int, begin: int, end: int, of_rows: Any, of_columns: Any
+    units: Any,
+    gradient: Any,
+    rows: int,
+    columns: int,
+    first: int,
+    begin: int,
+    end: int,
+    grad_rows: Any,
+    grad_columns: Any,
 ) -> None:
     """Add dL/dunits, where a unit is active, to its row and to its column, of units begin to end."""
     zero = gradient.dtype.type(0.0)
     for i in range(rows):
-        a = of_rows[i, begin:end]
+        a = grad_rows[i, begin:end]
         for j in range(columns):
             x, g = units[i * columns + j, begin:end], gradient[i * columns + j, begin:end]
-            b = of_columns[first + j, begin:end]
+            b = grad_columns[first + j, begin:end]
             for k in range(a.size):
                 # A unit of NaN is active.
                 t = zero if x[k] == zero else g[k]
@@ -341,14 +349,14 @@ class _DeepColumns:
 
     def gradients(self) -> list[Tensor]:
         """Of v, weight, bias, W and c, after a sweep."""
-        of_weight, of_offset = torch.from_numpy(self.unit_gradients)
-        of_v = torch.from_numpy(self.column_gradient)
+        grad_weight, grad_offset = torch.from_numpy(self.unit_gradients)
+        grad_v = torch.from_numpy(self.column_gradient)
         return [
-            of_v,
-            of_weight,
+            grad_v,
+            grad_weight,
             torch.tensor(float(self.bias_gradient), dtype=torch.float64),
             self.matrix_gradient,
-            of_offset,
+            grad_offset,
         ]
 
 
@@ -417,9 +425,9 @@ class _DeepTiles(Tiles):
         self.each_slot(lambda _, begin, end, __: _apply_factors(g, self.factors, begin, end, self._sums), first, count)
         own.bias_gradient += self._sums[:count].sum()
         for i, rows, j, columns in self._blocks(count):
-            of_rows = self._backward_block(u[i : i + rows], g[i : i + rows], j, columns)
+            grad_rows = self._backward_block(u[i : i + rows], g[i : i + rows], j, columns)
             if gradients.rows is not None:
-                gradients.rows[first + i : first + i + rows] += torch.from_numpy(of_rows)
+                gradients.rows[first + i : first + i + rows] += torch.from_numpy(grad_rows)
 
     def _backward_block(self, u: np.ndarray, g: np.ndarray, first: int, columns: int) -> np.ndarray:
         own, rows = self._own, u.shape[0]
@@ -427,25 +435,27 @@ class _DeepTiles(Tiles):
         # In float64: tens of thousands of pairs are added one by one.
         z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size))
 
-        def weigh(share: int) -> None:
-            of_weight, of_offset = sums[share]
-            _second_layer_gradient(z, own.offset, own.weight, g, first, *shares[share], columns, of_weight, of_offset)
+        def grad_second_layer(share: int) -> None:
+            grad_weight, grad_offset = sums[share]
+            _second_layer_gradient(
+                z, own.offset, own.weight, g, first, *shares[share], columns, grad_weight, grad_offset
+            )
 
-        parallel(weigh, len(shares))
+        parallel(grad_second_layer, len(shares))
         own.unit_gradients += sums.sum(0)
         own.matrix_gradient.addmm_(second.T, units)
-        of_units = torch.mm(second, own.matrix, out=self._unit_gradient[: rows * columns]).numpy()
-        of_rows, active = self._row_gradient[:rows], units.numpy()
-        of_rows.fill(0.0)
+        grad_units = torch.mm(second, own.matrix, out=self._unit_gradient[: rows * columns]).numpy()
+        grad_rows, active = self._row_gradient[:rows], units.numpy()
+        grad_rows.fill(0.0)
         unit_shares = _shares(units.shape[1], rows * columns)
 
         def add(share: int) -> None:
             _first_layer_gradient(
-                active, of_units, rows, columns, first, *unit_shares[share], of_rows, own.column_gradient
+                active, grad_units, rows, columns, first, *unit_shares[share], grad_rows, own.column_gradient
             )
 
         parallel(add, len(unit_shares))
-        return of_rows
+        return grad_rows
 
     def finish(self, gradients: Gradients) -> None:
         pass

@@ -206,8 +206,8 @@ class Operands:
 
         Positives are of rows; those of columns that have one, where transposed.
         """
-        of_rows, of_columns = self.sides()
-        sides = [(of_rows, self.row_offsets, self.rows), (of_columns, self.column_offsets, self.columns)]
+        row_side, column_side = self.sides()
+        sides = [(row_side, self.row_offsets, self.rows), (column_side, self.column_offsets, self.columns)]
         (u, row_offsets, rows), (n, column_offsets, columns) = reversed(sides) if transposed else sides
         if transposed:
             objective = objective._replace(offset=-objective.offset)

@@ -102,21 +102,21 @@ def grad_scores(
     """dL/ds, zero where there is no pair. Of softplus sums there are no log-sum-exps, and one way no columns."""
     grad_positives, grad_rows, grad_columns, row_lse, column_lse = upstream
     in_rows, in_columns = row < rows, column < columns
-    of_row = tl.load(grad_rows + row, mask=in_rows, other=0.0)
+    row_upstream = tl.load(grad_rows + row, mask=in_rows, other=0.0)
     if SOFTPLUS:
-        gradient = of_row[:, None] / (1.0 + tl.exp(-s))
+        gradient = row_upstream[:, None] / (1.0 + tl.exp(-s))
     else:
         high, low = _parts(tl.load(row_lse + row, mask=in_rows, other=0.0), s.dtype)
-        gradient = of_row[:, None] * tl.exp((s - high[:, None]) - low[:, None])
+        gradient = row_upstream[:, None] * tl.exp((s - high[:, None]) - low[:, None])
         if column_lse is not None:
             high, low = _parts(tl.load(column_lse + column, mask=in_columns, other=0.0), s.dtype)
-            of_column = tl.load(grad_columns + column, mask=in_columns, other=0.0)
-            gradient += of_column[None, :] * tl.exp((s - high[None, :]) - low[None, :])
+            column_upstream = tl.load(grad_columns + column, mask=in_columns, other=0.0)
+            gradient += column_upstream[None, :] * tl.exp((s - high[None, :]) - low[None, :])
     positive = row[:, None] + offset == column[None, :]
     if CLIPPED:
         gradient = tl.where(tl.abs(s) > clip, 0.0, gradient)
     if not POSITIVE:
         gradient = tl.where(positive, 0.0, gradient)
-    of_positive = tl.load(grad_positives + row, mask=in_rows, other=0.0)
-    gradient += tl.where(positive, of_positive[:, None], 0.0)
+    positive_upstream = tl.load(grad_positives + row, mask=in_rows, other=0.0)
+    gradient += tl.where(positive, positive_upstream[:, None], 0.0)
     return tl.where(in_rows[:, None] & in_columns[None, :], gradient, 0.0)

@@ -77,7 +77,7 @@ def log_sum_exp_backward(
     offset: int,
 ) -> list[Tensor]:
     """As `cpu.log_sum_exp_backward`; all gradients are formed of additive scores."""
-    of_columns = {"grad_columns": grad_columns if columns else None, "column_lse": column_lse if columns else None}
+    column_upstream = {"grad_columns": grad_columns if columns else None, "column_lse": column_lse if columns else None}
     if not parameters:
         embeddings = _embeddings(x, y, score, clip, offset)
         gradients = pairwise.log_sum_exps_gradient(
@@ -88,10 +88,10 @@ def log_sum_exp_backward(
             grad_positives=grad_positives,
             grad_rows=grad_rows,
             row_lse=row_lse,
-            **of_columns,
+            **column_upstream,
         )
         return [*embeddings.embedding_results(gradients, x.dtype)]
-    upstream = Upstream(grad_positives, grad_rows, row_lse=row_lse, **of_columns)
+    upstream = Upstream(grad_positives, grad_rows, row_lse=row_lse, **column_upstream)
     objective = Objective(False, positive, clip, offset)
     return _operands(x, y, parameters).gradients(upstream, objective, (x, y, *parameters))
 

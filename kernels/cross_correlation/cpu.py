@@ -123,11 +123,11 @@ def _sum_of_products(x: np.ndarray, y: np.ndarray) -> float:
     count = slots(x.shape[0], max(1, _GRAIN // x.shape[1]))
     partial: dict[int, float] = {}
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = x.shape[0] * slot // count, x.shape[0] * (slot + 1) // count
         partial[slot] = _inner_product(x, y, begin, end)
 
-    parallel(of_slot, count)
+    parallel(work, count)
     return sum(partial[slot] for slot in sorted(partial))
 
 
@@ -135,10 +135,10 @@ def _standardised(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     source = RowAddresses([x])
     z, inverse = source.empty(source.n, source.d), np.empty(source.d)
 
-    def of_columns(begin: int, end: int) -> None:
+    def work(begin: int, end: int) -> None:
         _standardise(int(source.addresses[0]), int(source.strides[0]), begin, end, EPS, z, inverse)
 
-    _by_columns(source.d, of_columns)
+    _by_columns(source.d, work)
     return z, inverse
 
 
@@ -187,12 +187,12 @@ def barlow_twins_backward(
 ) -> list[Tensor]:
     """Gradients of `barlow_twins` for an upstream gradient [2], in the dtype of Za; empty where not needed."""
     n, d = za.shape
-    of_invariance, of_redundancy = upstream.double().tolist()
-    along = 2.0 * of_invariance * (diagonal - 1.0) / n
-    factor = 2.0 * of_redundancy / n**2
+    grad_invariance, grad_redundancy = upstream.double().tolist()
+    along = 2.0 * grad_invariance * (diagonal - 1.0) / n
+    factor = 2.0 * grad_redundancy / n**2
     if n < d:
         # The inner products hold the diagonal too.
-        along -= 2.0 * of_redundancy * diagonal / n
+        along -= 2.0 * grad_redundancy * diagonal / n
     weights = along.to(za.dtype).numpy()
     results = []
     for side, (z, other) in enumerate(((za, zb), (zb, za))):
@@ -202,10 +202,10 @@ def barlow_twins_backward(
         gradient = _gemm(second if side == 0 else first, z) if n < d else _gemm(other, first.T if side == 0 else first)
         arrays = (z.numpy(), other.numpy(), weights, inverses[side].numpy(), gradient.numpy())
 
-        def of_columns(begin: int, end: int, arrays: Any = arrays) -> None:
+        def work(begin: int, end: int, arrays: Any = arrays) -> None:
             x, y, t, inverse, g = arrays
             _standardise_backward(x, y, begin, end, factor, t, inverse, g)
 
-        _by_columns(d, of_columns)
+        _by_columns(d, work)
         results.append(gradient)
     return results

@@ -102,11 +102,11 @@ def _standardise(
     squares = tl.zeros((COLUMNS,), tl.float64)
     for part in range(ranges):
         place = partial + part * d + column
-        of_part = tl.load(place, mask=column < d, other=0.0)
+        part_mean = tl.load(place, mask=column < d, other=0.0)
         before = (part * range_size).to(tl.float64)
         size = tl.minimum(range_size, n - part * range_size).to(tl.float64)
         share = size / (before + size)
-        difference = of_part - mean
+        difference = part_mean - mean
         squares += tl.load(place + ranges * d, mask=column < d, other=0.0) + difference * difference * before * share
         mean += difference * share
     factor = 1.0 / tl.sqrt(squares / n + _EPS)

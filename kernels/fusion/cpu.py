@@ -87,8 +87,8 @@ def _samples_backward(
     h (e^logvar - 1) / 2, dnoise = g std. Beyond a bound dlogvar is kept only where descent along it leads back.
     """
     m = addresses.size // 3
-    of_dtype = divergence_upstream.dtype.type
-    half, zero = of_dtype(0.5), of_dtype(0.0)
+    number = divergence_upstream.dtype.type
+    half, zero = number(0.5), number(0.0)
     for i in range(begin, end):
         for k in range(m):
             h = divergence_upstream[k, i]
@@ -106,8 +106,8 @@ def _samples_backward(
                 x = half * (high if above else x)
                 deviation, e, _ = exp_and_remainders(x)
                 # A divergence that nothing is made of, h = 0, adds nothing where it is infinite.
-                of_divergence = zero if h == zero else h * (half_square(e) + e)
-                gradient = half * g[j] * noise[j] * deviation + of_divergence
+                divergence_part = zero if h == zero else h * (half_square(e) + e)
+                gradient = half * g[j] * noise[j] * deviation + divergence_part
                 gradient = zero if below and gradient > zero else gradient
                 d_logvar[j] = zero if above and gradient < zero else gradient
             if gradients.size == 3 * m:
@@ -325,11 +325,11 @@ def samples_backward(
     high: float,
 ) -> list[Tensor | None]:
     """Gradients of `samples` in the order of its tensors, those of the noises where any is needed."""
-    of_noise = any(needed[len(tensors) // 3 * 2 :])
+    wants_noise = any(needed[len(tensors) // 3 * 2 :])
     sources, upstream = RowAddresses(_matrices(tensors)), RowAddresses(_matrices([sample_upstream]))
     m = sources.m // 3
     h = divergence_upstream.to(sources.torch_dtype).reshape(m, -1).contiguous().numpy()
-    arrays, addresses = _fresh(sources, (3 if of_noise else 2) * m)
+    arrays, addresses = _fresh(sources, (3 if wants_noise else 2) * m)
     run(
         _samples_backward_on_threads,
         _slots(sources.n, m * sources.d),
@@ -342,7 +342,7 @@ def samples_backward(
         gradients=addresses,
         gradient_count=len(arrays),
     )
-    return [*_tensors(arrays, tensors), *([] if of_noise else [None] * m)]
+    return [*_tensors(arrays, tensors), *([] if wants_noise else [None] * m)]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -234,10 +234,10 @@ def kl(tensors: Sequence[Tensor]) -> Tensor:
     sources = RowAddresses(_matrices(tensors))
     out = sources.empty(sources.n)
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         _kl(sources.addresses, sources.strides, begin, end, sources.d, out)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     return torch.from_numpy(out).view(tensors[0].shape[:-1])
 
 
@@ -247,10 +247,10 @@ def kl_backward(upstream: Tensor, tensors: Sequence[Tensor], needed: Sequence[bo
     g = upstream.to(sources.torch_dtype).reshape(-1).contiguous().numpy()
     arrays, addresses = _fresh(sources, len(tensors))
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         _kl_backward(sources.addresses, sources.strides, begin, end, sources.d, g, addresses)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     return _tensors(arrays, tensors)
 
 
@@ -259,10 +259,10 @@ def product(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     sources = RowAddresses(tensors)
     mean, logvar = sources.empty(sources.n, sources.d), sources.empty(sources.n, sources.d)
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         _product(sources.addresses, sources.strides, begin, end, sources.d, mean, logvar)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     return torch.from_numpy(mean).to(tensors[0].dtype), torch.from_numpy(logvar).to(tensors[0].dtype)
 
 
@@ -275,11 +275,11 @@ def product_backward(
     mean, logvar = sources.empty(sources.n, sources.d), sources.empty(sources.n, sources.d)
     arrays, addresses = _fresh(sources, len(tensors))
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         _product(sources.addresses, sources.strides, begin, end, sources.d, mean, logvar)
         _product_backward(sources.addresses, sources.strides, begin, end, mean, logvar, g, h, addresses)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     return _tensors(arrays, tensors)
 
 
@@ -288,11 +288,11 @@ def minimality(z: Sequence[Tensor]) -> Tensor:
     sources = RowAddresses(z)
     partial: dict[int, float] = {}
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         scratch = sources.empty(sources.d)
         partial[slot] = _minimality(sources.addresses, sources.strides, begin, end, sources.d, scratch)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     m = len(z)
     total = sum(partial[slot] for slot in sorted(partial))
     return torch.tensor(float(total * m / ((m - 1) ** 2 * sources.n)), dtype=sources.torch_dtype)
@@ -305,9 +305,9 @@ def minimality_backward(upstream: Tensor, z: Sequence[Tensor], needed: Sequence[
     factor = float(upstream) * 2.0 * m / ((m - 1) ** 2 * sources.n)
     arrays, addresses = _fresh(sources, m)
 
-    def of_slot(slot: int, begin: int, end: int) -> None:
+    def work(slot: int, begin: int, end: int) -> None:
         scratch = sources.empty(sources.d)
         _minimality_backward(sources.addresses, sources.strides, begin, end, sources.d, scratch, factor, addresses)
 
-    _by_slot(sources, of_slot)
+    _by_slot(sources, work)
     return _tensors(arrays, z)

@@ -105,7 +105,7 @@ def _multiply(
 
 
 @kernel
-def _bring_back(
+def _product_backward(
     addresses: Any,
     strides: Any,
     n: int,
@@ -194,7 +194,7 @@ def _reduce_columns(tile: Any, begin: int, end: int, maxima: Any, sums: Any) -> 
 
 
 @kernel
-def _weigh_rows(
+def _grad_rows(
     tile: Any,
     first: int,
     begin: int,
@@ -232,7 +232,7 @@ def _weigh_rows(
 
 
 @kernel
-def _weigh_kept_rows(
+def _grad_kept_rows(
     tile: Any,
     first: int,
     begin: int,
@@ -360,15 +360,15 @@ class _LogSumExps:
             references.fill(-np.inf)
         highest = maxima.max(0)
         finite = np.where(highest == -np.inf, 0.0, highest)
-        of_rows = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
+        row_lse = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
         unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
         above_reference = np.log(whole[COLUMN_SUM]) - unscaled
-        of_columns = above_reference + reference
+        column_lse = above_reference + reference
         # One reference for all columns leaves those far below it to the floor of the exponential. NaN is no sign of it.
         if np.nanmin(above_reference, initial=np.inf) < -_DEEPEST_COLUMN[sweep.dtype]:
-            of_columns = _columns_exactly(sweep)
+            column_lse = _columns_exactly(sweep)
             self.kept = False
-        self.values = np.concatenate([of_rows, of_columns[None]])
+        self.values = np.concatenate([row_lse, column_lse[None]])
 
 
 @_QUIET
@@ -456,9 +456,9 @@ def _add_gradients(
             tile = sweep.scores(first, count)
             products = torch.from_numpy(sweep._products[:count])
 
-        def weigh(begin: int, end: int, slot: int, tile: np.ndarray = tile, first: int = first) -> None:
+        def grad_scores(begin: int, end: int, slot: int, tile: np.ndarray = tile, first: int = first) -> None:
             if kept:
-                _weigh_kept_rows(
+                _grad_kept_rows(
                     tile,
                     first,
                     begin,
@@ -472,7 +472,7 @@ def _add_gradients(
                     column_weights[GRAD_COLUMN_LSE],
                 )
             else:
-                _weigh_rows(
+                _grad_rows(
                     tile,
                     first,
                     begin,
@@ -487,7 +487,7 @@ def _add_gradients(
                     column_weights,
                 )
 
-        sweep.each_slot(weigh, count)
+        sweep.each_slot(grad_scores, count)
         weights = torch.from_numpy(tile)
         if wants_columns:
             assert products is not None
@@ -496,10 +496,10 @@ def _add_gradients(
             product_gradient = sweep._products[:count]
             torch.mm(weights, sweep.columns, out=torch.from_numpy(product_gradient))
 
-            def bring_back(
+            def backward(
                 begin: int, end: int, slot: int, first: int = first, gradient: np.ndarray = product_gradient
             ) -> None:
-                _bring_back(
+                _product_backward(
                     sweep.rows.addresses,
                     sweep.rows.strides,
                     sweep.n,
@@ -512,10 +512,10 @@ def _add_gradients(
                     by_slot[slot],
                 )
 
-            sweep.each_slot(bring_back, count)
+            sweep.each_slot(backward, count)
     if wants_rows:
-        for gradient, of_slots in zip(gradients, by_slot.transpose(1, 0, 2, 3), strict=False):
-            torch.sum(torch.from_numpy(of_slots), 0, out=gradient)
+        for gradient, each_slot in zip(gradients, by_slot.transpose(1, 0, 2, 3), strict=False):
+            torch.sum(torch.from_numpy(each_slot), 0, out=gradient)
     if sweep.dtype == torch.float32:
         for gradient in gradients:
             gradient.mul_(2.0**-WEIGHT_EXPONENT)

@@ -408,15 +408,15 @@ def _log_sum_exps(sweep: _Sweep, tile: Tile) -> Tensor:
             ADD=LOG_SUM_EXP.triton[0],
             FLAGS=TWO_WAY,
         )
-        of_rows, of_columns = (
+        row_lse, column_lse = (
             factor * maxima.double() + sums.double().log()
             for maxima, sums in (row_states.unbind(), column_states.unbind())
         )
-        add(m - 1, 0, n, of_columns.logsumexp(0))
-        add(m - 2, 0, n, of_rows.flatten(0, -2).logsumexp(0))
-        of_groups = of_rows.logsumexp(-1)
+        add(m - 1, 0, n, column_lse.logsumexp(0))
+        add(m - 2, 0, n, row_lse.flatten(0, -2).logsumexp(0))
+        group_lse = row_lse.logsumexp(-1)
         for k, (begin, end) in enumerate(block.ranges):
-            add(k, begin, end, of_groups.movedim(k, 0).flatten(1).logsumexp(1) if m > 3 else of_groups)
+            add(k, begin, end, group_lse.movedim(k, 0).flatten(1).logsumexp(1) if m > 3 else group_lse)
     return lse
 
 
@@ -433,9 +433,9 @@ def symile_with_gradient(z: Sequence[Tensor], scale: Tensor, needed: Sequence[bo
         if not any(needed):
             return [loss, *results]
         # A scale given as a Python number is a CPU tensor here, and needs no gradient.
-        of_scale = needed[m] and scale.device == sweep.device
+        wants_scale = needed[m] and scale.device == sweep.device
         gradients, along = launched(
-            "multilinear.gradient", sweep.problem(), lambda tile: _gradients(sweep, lse, needed[:m], of_scale, tile)
+            "multilinear.gradient", sweep.problem(), lambda tile: _gradients(sweep, lse, needed[:m], wants_scale, tile)
         )
         share = 1.0 / (m * sweep.n)
         lift = _lift(sweep)
@@ -453,14 +453,14 @@ def _lift(sweep: _Sweep) -> float:
 
 
 def _gradients(
-    sweep: _Sweep, lse: Tensor, needed: Sequence[bool], of_scale: bool, tile: Tile
+    sweep: _Sweep, lse: Tensor, needed: Sequence[bool], wants_scale: bool, tile: Tile
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients [N, d] of lifted weights for modalities, float32, and the sum of weights times scores, float64."""
     n, d, m, device, dtype = sweep.n, sweep.d, sweep.m, sweep.device, sweep.z[0].dtype
     wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
     gradients = [torch.zeros(n, d, **wide) if need else None for need in needed]
     wants_rows, grad_columns = any(needed[: m - 1]), gradients[m - 1]
-    along = torch.zeros((), dtype=torch.float64, device=device) if of_scale else None
+    along = torch.zeros((), dtype=torch.float64, device=device) if wants_scale else None
     # A leading dimension of whole 128 bytes is what cuBLAS reads fastest.
     stride = triton.cdiv(n, 64) * 64
     row_bytes = stride * dtype.itemsize + d * (dtype.itemsize + 4)
@@ -471,7 +471,7 @@ def _gradients(
             # The first block is the largest.
             weights = torch.empty(block.count * n, stride, dtype=dtype, device=device)
         tiles = block.count * triton.cdiv(n, tile.rows) * triton.cdiv(n, tile.columns)
-        sums = torch.empty(tiles, **wide) if of_scale else None
+        sums = torch.empty(tiles, **wide) if wants_scale else None
         (begin, end), *rest = block.ranges
         lead_lse = lse[0, begin:end]
         for k, (other_begin, other_end) in enumerate(rest, start=1):
@@ -561,7 +561,7 @@ def negatives_log_sum_exp_backward(
     weights = Weights(upstream.float().contiguous(), 1.0, lse, lse.new_empty(0), 1.0)
     wanted = Wanted(needed[0], needed[1])
     gradients = pairwise.losses_gradient(INNER_PRODUCT, _pairs(query, key), POSITIVE_EXCLUDED, weights, wanted)
-    return gradients.of_rows_and_columns(query, key)
+    return gradients.embedding_gradients(query, key)
 
 
 def _pairs(query: Tensor, key: Tensor) -> Pairs:

@@ -135,7 +135,7 @@ def _gradients(
 ) -> list[Tensor]:
     into = _zeros(z)
 
-    def of_modality(m: int) -> Tensor:
+    def add_gradients(m: int) -> Tensor:
         # A function of its own, so that one modality's keys are gone before the next one's are made.
         modality = _Modality(z, m, temperature, ridge, inverse, wants_temperature)
         gradients = modality.gradients(into)
@@ -143,4 +143,4 @@ def _gradients(
         modality.backward(gradients, into)
         return pairwise.temperature_gradient(modality.pairs, temperature)
 
-    return [*into, torch.stack([of_modality(m) for m in range(len(z))]).sum(0)]
+    return [*into, torch.stack([add_gradients(m) for m in range(len(z))]).sum(0)]

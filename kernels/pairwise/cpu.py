@@ -169,7 +169,7 @@ def _sum_both_ways_with_gradient(
     if engine.fits_one_tile(pairs) and (n == count or not objective.label_smoothing):
         positives = columns_of_positives(pairs)
 
-        def weigh_columns(results: engine.Results) -> np.ndarray | None:
+        def make_column_weights(results: engine.Results) -> np.ndarray | None:
             sums, reference = results.columns[lse.COLUMN_SUM, positives], results.reference
             # NaN, infinities and columns far below the others fail the comparison.
             if not (-np.inf < reference < np.inf and _log_of_weights(sums, dtype).min() >= -_LARGEST_EXCESS[dtype]):
@@ -185,7 +185,7 @@ def _sum_both_ways_with_gradient(
             objective.flags,
             upstream=weight,
             label_smoothing=objective.label_smoothing,
-            weigh_columns=weigh_columns,
+            make_column_weights=make_column_weights,
             gradients=gradients,
         )
         if done:
@@ -294,7 +294,7 @@ def log_sum_exp_of_all_with_gradient(pairs: engine.Pairs, gradients: Gradients) 
     level, scale = -math.inf, 2.0**WEIGHT_EXPONENT if rows.dtype == torch.float32 else 1.0
     levels = np.zeros(rows.n)
 
-    def weigh_block(row_state: np.ndarray, factors: np.ndarray, first: int, count: int) -> float:
+    def update_factors(row_state: np.ndarray, factors: np.ndarray, first: int, count: int) -> float:
         nonlocal level
         row_lse = row_state[lse.LSE, first : first + count]
         # A NaN is no level, and comes out of the exponential.
@@ -309,7 +309,7 @@ def log_sum_exp_of_all_with_gradient(pairs: engine.Pairs, gradients: Gradients) 
         POSITIVE_EXCLUDED | WITHOUT_TARGET,
         upstream=1.0,
         gradients=gradients,
-        weigh_block=weigh_block,
+        update_factors=update_factors,
     )
     total = log_sum_exp_of_rows(row_state[lse.LSE])
     if gradients.rows is not None:

@@ -72,10 +72,10 @@ def _score(
         EVEN=EVEN,
         PRECISION=PRECISION,
     )
-    of_row, of_columns = load_statistics(
+    row_value, column_values = load_statistics(
         row_statistic, column_statistics, row_index, tl.minimum(column, n_columns - 1), n_columns, S
     )
-    s = SCORE(tiles, of_row, of_columns)
+    s = SCORE(tiles, row_value, column_values)
     if positives is not None:
         s = tl.where(row + offset == column, tl.load(positives + row_index), s)
     s = s * load_scalar(scale, SCALE) + load_scalar(bias, BIAS)

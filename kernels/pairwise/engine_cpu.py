@@ -175,9 +175,9 @@ class Pairs:
         """dL/dscale."""
         return self.rows.grad_scale if self._by_rows else self._grad_scale
 
-    def add_grad_scale(self, of_rows: np.ndarray) -> None:
+    def add_grad_scale(self, by_row: np.ndarray) -> None:
         """Add what rows [B] gave for dL/dscale."""
-        self._grad_scale += float(of_rows.sum())
+        self._grad_scale += float(by_row.sum())
 
     def tiles(self) -> Tiles:
         """Begin a sweep."""
@@ -349,14 +349,14 @@ def reduce_with_gradient(
     gradients: Gradients,
     label_smoothing: float = 0.0,
     row_state: np.ndarray | None = None,
-    weigh_block: Callable[[np.ndarray, np.ndarray, int, int], float] | None = None,
+    update_factors: Callable[[np.ndarray, np.ndarray, int, int], float] | None = None,
 ) -> np.ndarray:
     """Reduce rows and form the gradients of `upstream` times their losses' sum in one sweep: the row state [R, N].
 
     `row_state` as in :func:`reduce`. Where rows have weights that are known only from their results,
-    `weigh_block(row_state, factors, first, count)` gets those of each block in turn, multiplies the factors [B] of its
-    rows, and returns what to multiply the columns' gradients so far by; for scores without statistics, and without the
-    scale's gradient.
+    `update_factors(row_state, factors, first, count)` gets those of each block in turn, multiplies the factors [B] of
+    its rows, and returns what to multiply the columns' gradients so far by; for scores without statistics, and without
+    the scale's gradient.
     """
     tiles = pairs.tiles()
     sweep = _Sweep(
@@ -372,8 +372,8 @@ def reduce_with_gradient(
     def after_tile(first: int, count: int) -> None:
         sweep.states.merge()
         sweep.add_grad_scale(first, count)
-        if weigh_block is not None:
-            factor = weigh_block(sweep.row_state, tiles.factors, first, count)
+        if update_factors is not None:
+            factor = update_factors(sweep.row_state, tiles.factors, first, count)
             if first and factor != 1.0:
                 tiles.scale_columns(factor, gradients)
 
@@ -396,13 +396,13 @@ def reduce_both_ways_with_gradient(
     *,
     upstream: float,
     label_smoothing: float,
-    weigh_columns: Callable[[Results], np.ndarray | None],
+    make_column_weights: Callable[[Results], np.ndarray | None],
     gradients: Gradients,
 ) -> tuple[Results, bool]:
     """Reduce rows and columns and form gradients from one tile: 3 GEMMs, where more tiles need 4.
 
-    `weigh_columns` gets the results and gives the column weights [3, N'], or None where the tile cannot serve: then no
-    gradient is formed, as the second result says.
+    `make_column_weights` gets the results and gives the column weights [3, N'], or None where the tile cannot serve:
+    then no gradient is formed, as the second result says.
     """
     n = pairs.rows.n
     tiles = ProductTiles(pairs.score, pairs.rows, pairs.product_columns, n)
@@ -419,7 +419,7 @@ def reduce_both_ways_with_gradient(
     tiles.each_slot(sweep.function(_REDUCE), 0, n)
     sweep.states.merge()
     results = sweep.results()
-    weights = weigh_columns(results)
+    weights = make_column_weights(results)
     if weights is None:
         return results, False
     sweep.column_weights = weights

@@ -80,8 +80,8 @@ def _tile_gradients(
     scale, bias, multiple = numbers
     upstream, upstream_stride, row_lse, column_lse, smoothing = weights
     n, n_columns, offset = sizes
-    of_row, of_columns = load_statistics(statistics[0], statistics[1], rows, columns, n_columns, S)
-    s = SCORE(tiles, of_row, of_columns)
+    row_value, column_values = load_statistics(statistics[0], statistics[1], rows, columns, n_columns, S)
+    s = SCORE(tiles, row_value, column_values)
     positive = (rows + offset == columns) & valid
     if positives is not None:
         s = tl.where(positive, tl.load(positives + rows), s)
@@ -110,7 +110,7 @@ def _tile_gradients(
     if positives is not None:
         tl.store(grad_positives + rows + 0 * columns, grad_score, mask=positive)
         grad_score = tl.where(positive, 0.0, grad_score)
-    grad_tiles, grad_row, grad_columns = SCORE_GRADIENT(tiles, of_row, of_columns, grad_score)
+    grad_tiles, grad_row, grad_columns = SCORE_GRADIENT(tiles, row_value, column_values, grad_score)
     return grad_tiles, grad_row, grad_columns, times_score, w, losses
 
 
@@ -201,7 +201,7 @@ def _grad_chunk(
     )
     valid = (row < last_row)[:, None] & (column < last_column)[None, :]
     # Everything beyond the edge is masked by `valid`, so one way through serves all tiles: the GEMM hides it.
-    of_tiles, of_row, of_columns, times_score, w, losses = _tile_gradients(
+    tile_gradients, grad_row, grad_columns, times_score, w, losses = _tile_gradients(
         tiles,
         tl.minimum(row, last_row - 1)[:, None],
         tl.minimum(column, last_column - 1)[None, :],
@@ -223,14 +223,14 @@ def _grad_chunk(
         addresses = grad_tiles + (local_row[:, None] * grad_tiles_stride + local_column[None, :])
         plane_size = (last_row - first_row).to(tl.int64) * grad_tiles_stride
         for k in tl.static_range(K):
-            tl.store(addresses + k * plane_size, of_tiles[k].to(grad_tiles.dtype.element_ty), mask=valid)
+            tl.store(addresses + k * plane_size, tile_gradients[k].to(grad_tiles.dtype.element_ty), mask=valid)
     if grad_row_statistic is not None:
         place = column_block * (last_row - first_row) + local_row
-        tl.store(grad_row_statistic + place, tl.sum(of_row, 1), mask=row < last_row)
+        tl.store(grad_row_statistic + place, tl.sum(grad_row, 1), mask=row < last_row)
     if grad_column_statistics is not None:
         for number in tl.static_range(S):
             place = (number * row_blocks + row_block) * (last_column - first_column) + local_column
-            tl.store(grad_column_statistics + place, tl.sum(of_columns[number], 0), mask=column < last_column)
+            tl.store(grad_column_statistics + place, tl.sum(grad_columns[number], 0), mask=column < last_column)
     _store_sums(sums, sums_size, first_sum + program, times_score, w, losses, SUMS)
 
 
@@ -299,7 +299,7 @@ def _recompute(
             rows, columns = other_index[None, :], own_index[:, None]
         else:
             rows, columns = own_index[:, None], other_index[None, :]
-        of_tiles, _row, _columns, times_score, w, losses = _tile_gradients(
+        tile_gradients, _row, _columns, times_score, w, losses = _tile_gradients(
             (tile,),
             rows,
             columns,
@@ -316,7 +316,7 @@ def _recompute(
             GRAD=GRAD,
             FLAGS=FLAGS,
         )
-        gradient = tl.dot(of_tiles[0].to(right.dtype), right, gradient, input_precision=PRECISION)
+        gradient = tl.dot(tile_gradients[0].to(right.dtype), right, gradient, input_precision=PRECISION)
         if SUMS != _NO_SUMS:
             sum_times_score += tl.sum(times_score, 1)
         if SUMS == _ALL_SUMS:
@@ -366,7 +366,7 @@ class Gradients(NamedTuple):
     positives: Tensor | None  # [N], float32
     sums: Tensor | None  # [1 or 3]
 
-    def of_rows_and_columns(
+    def embedding_gradients(
         self, rows: Tensor, columns: Tensor, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
         """The gradients of the rows and of the only operand; one that was not wanted is empty, of a dtype or theirs."""

@@ -88,13 +88,13 @@ def inner_products(
 @triton.jit
 def load_statistics(row_statistic, column_statistics, rows, columns, n_columns, S: tl.constexpr):
     """The row's statistic, 0 where it has none, in the shape of `rows`, and S of the columns, a tuple."""
-    of_row = 0.0
+    row_value = 0.0
     if row_statistic is not None:
-        of_row = tl.load(row_statistic + rows)
-    of_columns = ()
+        row_value = tl.load(row_statistic + rows)
+    column_values = ()
     for number in tl.static_range(S):
-        of_columns = of_columns + (tl.load(column_statistics + number * n_columns + columns),)
-    return of_row, of_columns
+        column_values = column_values + (tl.load(column_statistics + number * n_columns + columns),)
+    return row_value, column_values
 
 
 @triton.jit

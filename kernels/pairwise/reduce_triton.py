@@ -108,10 +108,10 @@ def _reduce(
                 EVEN=EVEN,
                 PRECISION=PRECISION,
             )
-            of_row, of_columns = load_statistics(
+            row_value, column_values = load_statistics(
                 row_statistic, column_statistics, row_index[:, None], column_index[None, :], n_columns, S
             )
-            s = SCORE(tiles, of_row, of_columns)
+            s = SCORE(tiles, row_value, column_values)
             states = column_states + group.to(tl.int64) * n_columns + column
             plane_size = groups.to(tl.int64) * n_columns
             column_state = ()

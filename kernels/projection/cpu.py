@@ -463,7 +463,7 @@ def _run_project(
 ) -> None:
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         scratch = np.empty((m, d)), np.empty(d), np.empty((2 * m + 1, m))
         begin, end = _bounds(sources.n, count, slot)
         _project(
@@ -481,7 +481,7 @@ def _run_project(
             scratch,
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
 
 
 def leave_one_out(z: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:
@@ -525,7 +525,7 @@ def _run_backward(
     array = upstream.to(sources.torch_dtype).contiguous().numpy()
     addresses = np.array([x.data_ptr() for x in gradients], np.int64)
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = _bounds(sources.n, count, slot)
         _project_backward(
             sources.addresses,
@@ -542,7 +542,7 @@ def _run_backward(
             (np.empty((m, d)), np.empty((last - first, d)), np.empty(d), np.empty((2 * m + 3, m))),
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
 
 
 def unit_leave_one_out_backward(
@@ -572,7 +572,7 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Te
     m, d, n, count = sources.m, sources.d, sources.n, slots(sources.n, _GRAIN)
     bases, grams, largest = sources.empty(m, n, d), sources.empty(m * (m + 1) // 2, n), np.zeros(count)
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = _bounds(n, count, slot)
         largest[slot] = _whiten(
             sources.addresses,
@@ -586,7 +586,7 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float) -> tuple[Tensor, Te
             np.empty((3 * m + 2, m)),
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
     return torch.from_numpy(bases), torch.from_numpy(grams), float(largest.max())
 
 
@@ -602,9 +602,9 @@ def whitened_bases_backward(
     m, d, n, count = sources.m, sources.d, sources.n, slots(sources.n, _GRAIN)
     addresses = np.array([x.data_ptr() for x in gradients], np.int64)
     zeros = (m * (m + 1) // 2, n)
-    of_grams = np.zeros(zeros, sources.dtype) if grams_gradient is None else grams_gradient.numpy()
+    grad_grams = np.zeros(zeros, sources.dtype) if grams_gradient is None else grams_gradient.numpy()
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = _bounds(n, count, slot)
         _whiten_backward(
             sources.addresses,
@@ -613,7 +613,7 @@ def whitened_bases_backward(
             end,
             ridge,
             bases_gradient.numpy(),
-            of_grams,
+            grad_grams,
             addresses,
             np.empty((m, d)),
             np.empty((m, d)),
@@ -621,7 +621,7 @@ def whitened_bases_backward(
             np.empty((5 * m + 1, m)),
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
 
 
 def _target_and_basis(target: Tensor, basis: Tensor) -> RowAddresses:
@@ -635,7 +635,7 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
     m, d, count = sources.m, sources.d, slots(sources.n, _GRAIN)
     out = sources.empty(sources.n, d)
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = _bounds(sources.n, count, slot)
         _project_target(
             sources.addresses,
@@ -648,7 +648,7 @@ def ridge_projection(target: Tensor, basis: Tensor, ridge: float) -> Tensor:
             np.empty((3 * m, m - 1)),
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
     return torch.from_numpy(out).to(target.dtype).view(target.shape)
 
 
@@ -661,7 +661,7 @@ def ridge_projection_backward(
     array = upstream.to(sources.torch_dtype).reshape(-1, d).contiguous().numpy()
     d_target, d_basis = sources.empty(sources.n, d), sources.empty(sources.n, m - 1, d)
 
-    def of_slot(slot: int) -> None:
+    def work(slot: int) -> None:
         begin, end = _bounds(sources.n, count, slot)
         _project_target_backward(
             sources.addresses,
@@ -677,6 +677,6 @@ def ridge_projection_backward(
             np.empty((3 * m, m - 1)),
         )
 
-    parallel(of_slot, count)
+    parallel(work, count)
     gradient_of_target = torch.from_numpy(d_target).to(target.dtype).view(target.shape)
     return gradient_of_target, torch.from_numpy(d_basis).to(basis.dtype).view(basis.shape)

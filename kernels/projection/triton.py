@@ -263,10 +263,10 @@ def _ridge_projection_backward(
     results = grad_basis + sample * (K * D) + index * D
     for start in range(0, D, COLUMNS):
         a = load_tile(begin, start, K, D, ROWS, COLUMNS)
-        of_g = tl.sum(e * a, 0, keep_dims=True)
+        grad_part = tl.sum(e * a, 0, keep_dims=True)
         column = start + tl.arange(0, COLUMNS)[None, :]
-        tl.store(grad_target + sample * D + column, of_g.to(grad_target.dtype.element_ty), mask=column < D)
-        g_rest = _load_vector(g_begin, start, D, COLUMNS) - of_g
+        tl.store(grad_target + sample * D + column, grad_part.to(grad_target.dtype.element_ty), mask=column < D)
+        g_rest = _load_vector(g_begin, start, D, COLUMNS) - grad_part
         z_rest = _load_vector(z_begin, start, D, COLUMNS) - tl.sum(c * a, 0, keep_dims=True)
         store_tile(results, start, c * g_rest + e * z_rest, K, D, ROWS, COLUMNS)
 

@@ -132,30 +132,30 @@ def _scored_by(score: str, query: Tensor, ridge: float) -> _ScoreBlock:
     if score in _VOLUMES:
         named, columns = volume.columns(_VOLUMES[score], [_unit(x) for x in query.unbind(1)], -1.0)
 
-        def of_volumes(candidates: Tensor, out: Tensor) -> None:
+        def volumes(candidates: Tensor, out: Tensor) -> None:
             rows = _unit(candidates)
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square().float()
             dense.scores(named, replace(columns, rows=rows, row_statistic=norms), out.T)
 
-        return of_volumes
+        return volumes
     if score in scores.OF_EMBEDDINGS and scores.named(score).squared_norms:
         named = scores.named(score)
         columns = pairwise.Embeddings(query[:1], query, None, score, 0).pairs
 
-        def of_embeddings(candidates: Tensor, out: Tensor) -> None:
+        def scores_of_embeddings(candidates: Tensor, out: Tensor) -> None:
             rows = pairwise.Embeddings(candidates, query[:1], None, score, 0).pairs
             dense.scores(named, replace(columns, rows=rows.rows, row_statistic=rows.row_statistic), out.T)
 
-        return of_embeddings
+        return scores_of_embeddings
     if score == "ridge_projection":
         contexts = pairwise.cosines(query[:, 0], query.unbind(1), ridge, ONE)
 
-        def of_projections(candidates: Tensor, out: Tensor) -> None:
+        def projections(candidates: Tensor, out: Tensor) -> None:
             rows = rows_in_place(candidates.to(contexts.rows.dtype))
             pairs = replace(contexts, rows=rows, row_statistic=_inverse_norms(rows))
             dense.scores(scores.named("ridge_projection"), pairs, out.T)
 
-        return of_projections
+        return projections
     return lambda candidates, out: matrix_product(query, candidates.to(query.dtype).T, out)
 
 

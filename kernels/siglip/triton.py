@@ -55,7 +55,7 @@ def siglip_backward(
         return [None, None, *grad_numbers]
     weights, wanted = Weights(upstream.contiguous()), Wanted(needed[0], needed[1])
     gradients = gradient(INNER_PRODUCT, _SIGMOID_LOSS, _pairs(query, key, scale, bias, offset), 0, weights, wanted)
-    return [*gradients.of_rows_and_columns(query, key), *grad_numbers]
+    return [*gradients.embedding_gradients(query, key), *grad_numbers]
 
 
 def siglip_with_gradient(
@@ -72,4 +72,4 @@ def siglip_with_gradient(
         by.to(x.dtype) if x.device == query.device else x.new_empty(())
         for by, x in ((by_scale, scale), (by_bias, bias))
     )
-    return (loss.float(), *gradients.of_rows_and_columns(query, key, torch.float32), *grad_numbers)
+    return (loss.float(), *gradients.embedding_gradients(query, key, torch.float32), *grad_numbers)

@@ -301,15 +301,15 @@ def _triangle_factors_backward(
         if length == 0.0:
             _clear(others_gradient, i)
             continue
-        of_direction, of_point = others_gradient[0, i], others_gradient[1, i]
+        grad_direction, grad_point = others_gradient[0, i], others_gradient[1, i]
         along, foot, squared_edge, direction_along, point_along = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(d):
             x = np.float64(a[j]) - np.float64(b[j])
             along += w[j] * (np.float64(b[j]) - origin[j])
             foot += w[j] * x
             squared_edge += x * x
-            direction_along += w[j] * np.float64(of_direction[j])
-            point_along += w[j] * np.float64(of_point[j])
+            direction_along += w[j] * np.float64(grad_direction[j])
+            point_along += w[j] * np.float64(grad_point[j])
         twice = 2.0 * points_gradient[i]
         w_along = direction_along - 2.0 * along * point_along
         inverse, stretch, normal, share = 1.0 / length, sides_gradient[i], 0.0, foot / length
@@ -323,12 +323,12 @@ def _triangle_factors_backward(
         for j in range(d):
             bj, wj = np.float64(b[j]) - origin[j], w[j]
             across = normal * ((np.float64(a[j]) - np.float64(b[j])) - foot * wj)
-            dp = np.float64(of_point[j]) + twice * (bj - along * wj)
-            dw = np.float64(of_direction[j]) - along * dp - point_along * bj
+            dp = np.float64(grad_point[j]) + twice * (bj - along * wj)
+            dw = np.float64(grad_direction[j]) - along * dp - point_along * bj
             # The foot of the height moves with c by its share of the side; the side grows along w.
             moved = (dw - w_along * wj) * inverse + stretch * wj - share * across
-            of_direction[j] = (dp - point_along * wj) - across - moved
-            of_point[j] = moved
+            grad_direction[j] = (dp - point_along * wj) - across - moved
+            grad_point[j] = moved
 
 
 def _bounds(n: int, count: int, slot: int) -> tuple[int, int]:
@@ -364,7 +364,7 @@ class _Volumes:
         self._sizes, self._own = np.empty(count), np.empty(min(n, count))
         statistics = self._sources.empty(1 if kind == GRAM else 2, count)
 
-        def of_slot(slot: int) -> None:
+        def work(slot: int) -> None:
             places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), operands)
             if kind == GRAM:
                 z, q, r = np.empty((k + 1, d)), np.empty((k + 1, d)), np.empty((k + 1, k + 1))
@@ -372,7 +372,7 @@ class _Volumes:
             else:
                 _triangle_factors(*places, statistics[1], self._sizes, self._own, self._origin, np.empty(d))
 
-        parallel(of_slot, self._slots)
+        parallel(work, self._slots)
         with np.errstate(all="ignore"):
             statistics[0] = self._factors()
             positives = self._own_volumes()
@@ -416,7 +416,7 @@ class _Volumes:
                 sizes, own = self._sizes * sizes, self._own * own
         anchor, count, (k, _, d) = gradients.rows.numpy(), self._count, lines.shape
 
-        def of_slot(slot: int) -> None:
+        def work(slot: int) -> None:
             places = (self._sources.addresses, self._sources.strides, *_bounds(count, self._slots, slot), lines)
             if self._kind == GRAM:
                 (z, q, g), r = np.empty((3, k + 1, d)), np.empty((k + 1, k + 1))
@@ -424,7 +424,7 @@ class _Volumes:
             else:
                 _triangle_factors_backward(*places, statistics[1], sizes, own, anchor, self._origin, np.empty(d))
 
-        parallel(of_slot, self._slots)
+        parallel(work, self._slots)
         # A tensor each of its own: results of an operation share no storage.
         return [gradients.rows, *(torch.from_numpy(x) for x in lines)]
 

@@ -144,8 +144,10 @@ class BottleneckLoss(ResettableModule):
                 terms[term.name] = self.estimators[term.name](sources, samples[term.target], **drawn)
             else:
                 likelihood = b.likelihoods[term.target]
-                of_samples = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
-                terms[term.name] = of_samples(self.decoders[term.target](sources), observed[term.target]).mean()
+                negative_log_likelihood = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
+                terms[term.name] = negative_log_likelihood(
+                    self.decoders[term.target](sources), observed[term.target]
+                ).mean()
         return terms
 
     def encode(self, **observed: Tensor) -> dict[str, Tensor]:

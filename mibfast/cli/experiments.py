@@ -71,7 +71,7 @@ def experiment(
 ) -> None:
     """Compare bottlenecks of two views by a linear SVM.
 
-    Each seed makes and splits the data anew, and trains every method for every value of the sweep. A linear SVM is
+    Each seed makes and splits the data again, and trains every method for every value of the sweep. A linear SVM is
     fitted to the latents' means, its C chosen by the validation split, and scored on the test split.
     """
     from rich.markdown import Markdown

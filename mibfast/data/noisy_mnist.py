@@ -187,8 +187,8 @@ def perlin_noise(count: int, size: int, generator: np.random.Generator) -> NDArr
             for right in (0, 1):
                 vectors = lattice[cells[:, :, None] + down, cells[:, None, :] + right]
                 corner = vectors[..., 0] * (offsets - down)[:, :, None] + vectors[..., 1] * (offsets - right)[:, None]
-                of_rows = weights if down else 1 - weights
-                of_columns = weights if right else 1 - weights
-                blended += of_rows[:, :, None] * of_columns[:, None] * corner
+                row_weights = weights if down else 1 - weights
+                column_weights = weights if right else 1 - weights
+                blended += row_weights[:, :, None] * column_weights[:, None] * corner
         result[start : start + _CHUNK] = blended
     return result

@@ -531,7 +531,7 @@ def _scores_all_alike(critic: nn.Module, pairs: tuple[Tensor, Tensor]) -> bool:
 
 
 def _mean(
-    of_batch: Callable[[Tensor, Tensor], Tensor], pairs: tuple[Tensor, Tensor], data: _Data, model: nn.Module
+    value: Callable[[Tensor, Tensor], Tensor], pairs: tuple[Tensor, Tensor], data: _Data, model: nn.Module
 ) -> float:
     """Return the mean over batches of evaluation, each weighted by its size."""
     model.eval()
@@ -539,5 +539,5 @@ def _mean(
     with torch.no_grad():
         for rows in _batches(torch.arange(len(pairs[0])), data.evaluation_batch_size):
             x, y = (z[rows.to(z.device)] for z in pairs)
-            total += len(rows) * float(of_batch(x, y))
+            total += len(rows) * float(value(x, y))
     return total / len(pairs[0])

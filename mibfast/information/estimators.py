@@ -58,10 +58,10 @@ class _ShuffledPairs:
     """N negatives for N positives, each of a row x_i and a column y_j, both drawn without replacement."""
 
     def __init__(self, positives: Tensor, negatives: Tensor) -> None:
-        self.of_positives, self.negatives = positives, negatives
+        self.positive_scores, self.negatives = positives, negatives
 
     def positives(self) -> Tensor:
-        return self.of_positives
+        return self.positive_scores
 
     def info_nce(self, columns: bool) -> Tensor:
         raise NotImplementedError
@@ -71,11 +71,11 @@ class _ShuffledPairs:
         return torch.logsumexp(scores, 0) - math.log(scores.shape[0])
 
     def logistic_loss(self) -> Tensor:
-        right = nn.functional.logsigmoid(self.of_positives).mean() + nn.functional.logsigmoid(-self.negatives).mean()
+        right = nn.functional.logsigmoid(self.positive_scores).mean() + nn.functional.logsigmoid(-self.negatives).mean()
         return -right
 
     def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.logistic_loss(), self.log_mean_exp(clip).detach(), self.of_positives.detach().mean()
+        return self.logistic_loss(), self.log_mean_exp(clip).detach(), self.positive_scores.detach().mean()
 
 
 class MutualInformation(ResettableModule):
@@ -154,7 +154,7 @@ class MutualInformation(ResettableModule):
         self.backend = backend
 
     def reset_parameters(self) -> None:
-        """Give the critic initial parameters, and begin the moving average anew."""
+        """Give the critic initial parameters, and begin the moving average again."""
         super().reset_parameters()
         if self.log_average is not None:
             nn.init.zeros_(self.log_average)

@@ -174,7 +174,7 @@ class OMIB(FusionModel):
     r"""Optimal multimodal information bottleneck: a fusion xi with all that modalities know of the task, and no more.
 
     Training has two stages. In "warm-up" (algorithm 1) each modality's encoder and its task-relevance branch learn the
-    task alone, from the representation beside noise that is drawn anew each step. In "main" (algorithm 2)
+    task alone, from the representation beside noise that is drawn again each step. In "main" (algorithm 2)
     representations become Gaussian latents, a sample of each is fused to xi, xi takes the noise's place in the
     branches, and everything is trained on one loss,
 

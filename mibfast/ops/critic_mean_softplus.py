@@ -85,8 +85,8 @@ def critic_mean_softplus(
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     if chosen in _critic.FUSED and differentiated((x, y, *parameters)):
         options = _Options(score, positives, log_mean_exp, bound)
-        mean, value, of_positives = _mean_softplus(chosen, (x, y, *parameters), options)
-        results = [mean, *([value] if log_mean_exp else []), *([of_positives] if positives else [])]
+        mean, value, mean_positive = _mean_softplus(chosen, (x, y, *parameters), options)
+        results = [mean, *([value] if log_mean_exp else []), *([mean_positive] if positives else [])]
     else:
         arguments: tuple[Any, ...] = (x, y, weight, bias, hidden)
         own, sums = critic_softplus(*arguments, score=score, backend=chosen)

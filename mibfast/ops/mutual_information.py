@@ -117,7 +117,7 @@ def mutual_information(
         Of "smile": clamp positives, and the scores that the gradient is of, as well, as NeuralMI does.
     buffer : 0-d Tensor, optional
         Of "mine": the logarithm of the moving average of :math:`e^\ell`, updated in place unless the batch gives none
-        that is finite; zero to begin with, as the released code begins. Without one, every batch begins anew.
+        that is finite; zero to begin with, as the released code begins. Without one, every batch begins again.
     momentum : float
         Of "mine": the weight of the average so far, in [0, 1).
 

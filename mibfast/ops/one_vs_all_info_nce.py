@@ -181,7 +181,7 @@ def _of_those_present(
         for m, rows in taken.items():
             if m in losses:
                 continue
-            of_all = one_vs_all_info_nce(
+            whole = one_vs_all_info_nce(
                 [x.index_select(0, rows) for x in z],
                 temperature,
                 ridge,
@@ -191,7 +191,7 @@ def _of_those_present(
                 backend=backend,
             )
             alike = [k for k, others in taken.items() if torch.equal(others, rows)]
-            losses.update({k: reduced(of_all[k], reduction) for k in alike})
+            losses.update({k: reduced(whole[k], reduction) for k in alike})
     if reduction != "none":
         return reduced(torch.stack(list(losses.values())), reduction)
     nothing = next(iter(losses.values())).new_zeros(len(presence))

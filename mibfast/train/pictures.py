@@ -287,12 +287,12 @@ def draw_accuracies(
         sharey="row",
         layout="constrained",
     )
-    for column, (view, of_methods) in enumerate(accuracies.items()):
+    for column, (view, by_method) in enumerate(accuracies.items()):
         for axes, error in zip(panels[:, column], (False, True), strict=False):
-            for position, (method, of_values) in enumerate(of_methods.items()):
-                _draw_method(axes, method, of_values, error, position)
+            for position, (method, by_value) in enumerate(by_method.items()):
+                _draw_method(axes, method, by_value, error, position)
             axes.set_xscale("log")
-            swept = sorted({value for of_values in of_methods.values() for value in of_values if value is not None})
+            swept = sorted({value for by_value in by_method.values() for value in by_value if value is not None})
             axes.set_xticks(swept, [f"{value:g}" for value in swept])
             axes.minorticks_off()
             if error:
@@ -311,13 +311,13 @@ def draw_accuracies(
 
 
 def _draw_method(
-    axes: Any, method: str, of_values: Mapping[float | None, Sequence[float]], error: bool, position: int
+    axes: Any, method: str, by_value: Mapping[float | None, Sequence[float]], error: bool, position: int
 ) -> None:
     colour, marker = f"C{position}", _MARKERS[position % len(_MARKERS)]
     # A logarithmic axis cannot show an error of zero.
     percent = {
         value: 100 * (np.maximum(1 - np.array(accuracies), 1e-4) if error else np.array(accuracies))
-        for value, accuracies in of_values.items()
+        for value, accuracies in by_value.items()
     }
     if None in percent:
         mean, spread = percent[None].mean(), _spread(percent[None])

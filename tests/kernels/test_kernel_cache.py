@@ -68,7 +68,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def warned_once(compiled: Callable[..., Compiled], said: str) -> None:
-    """Compile anew, with one warning that names the reason; another failure is not said."""
+    """Compile again, with one warning that names the reason; another failure is not said."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         assert compiled() == (42, 0)
@@ -101,7 +101,7 @@ def _flipped(position: float) -> Callable[[bytes], bytes]:
 
 @contextmanager
 def _rewritten(path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Write the entry anew, as what was patched makes of it, under the name that it had."""
+    """Write the entry again, as what was patched makes of it, under the name that it had."""
     path.unlink()
     with pytest.MonkeyPatch.context() as patch:
         yield patch
@@ -154,7 +154,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_compiled_anew_and_replaced(compiled, damage, tmp_path) -> None:
+def test_a_damaged_file_is_compiled_again_and_replaced(compiled, damage, tmp_path) -> None:
     assert compiled() == (42, 0)
     (path,) = files(tmp_path)
     harm, said = DAMAGES[damage]

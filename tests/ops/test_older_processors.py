@@ -49,7 +49,10 @@ def test_the_numerical_tests_pass_on_code_for(processor) -> None:
     if not _has(processor.lower()):
         pytest.skip(f"this processor has no {processor}")
     here = Path(__file__)
-    tests = [f"{here}::test_code_is_for_the_processor_that_is_asked_for", *(f"{here.parents[1]}/{test}" for test in TESTS)]
+    tests = [
+        f"{here}::test_code_is_for_the_processor_that_is_asked_for",
+        *(f"{here.parents[1]}/{test}" for test in TESTS),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests],
         cwd=here.parents[2],

@@ -360,30 +360,30 @@ def _add(row_state, column_state, s, scale, bias, valid, positive, FLAGS: tl.con
         s = tl.where(valid, s, -float("inf"))
         if POSITIVE_EXCLUDED & FLAGS:
             s = tl.where(positive, -float("inf"), s)
-    of_rows = tl.max(s, 1)
+    row_top = tl.max(s, 1)
     new_columns = ()
     if TWO_WAY & FLAGS:
-        of_columns = tl.max(s, 0)
-        top = tl.max(of_rows, 0)
-        lowest = tl.minimum(tl.min(of_rows, 0), tl.min(of_columns, 0))
+        column_top = tl.max(s, 0)
+        top = tl.max(row_top, 0)
+        lowest = tl.minimum(tl.min(row_top, 0), tl.min(column_top, 0))
         if ((lowest - top) * c >= -_DEEPEST) & (top > -float("inf")) & (top < float("inf")):
             e = tl.exp2((s - top) * c)
-            row_maximum, row_sum = _raised(row_state[MAXIMUM], row_state[SUM], of_rows, tl.sum(e, 1), top, c)
+            row_maximum, row_sum = _raised(row_state[MAXIMUM], row_state[SUM], row_top, tl.sum(e, 1), top, c)
             column_maximum, column_sum = _raised(
-                column_state[MAXIMUM], column_state[SUM], of_columns, tl.sum(e, 0), top, c
+                column_state[MAXIMUM], column_state[SUM], column_top, tl.sum(e, 0), top, c
             )
         else:
-            level = finite(of_rows)
+            level = finite(row_top)
             added = tl.sum(tl.exp2((s - level[:, None]) * c), 1)
-            row_maximum, row_sum = _raised(row_state[MAXIMUM], row_state[SUM], of_rows, added, level, c)
-            level = finite(of_columns)
+            row_maximum, row_sum = _raised(row_state[MAXIMUM], row_state[SUM], row_top, added, level, c)
+            level = finite(column_top)
             added = tl.sum(tl.exp2((s - level[None, :]) * c), 0)
-            column_maximum, column_sum = _raised(column_state[MAXIMUM], column_state[SUM], of_columns, added, level, c)
+            column_maximum, column_sum = _raised(column_state[MAXIMUM], column_state[SUM], column_top, added, level, c)
         new_columns = (column_maximum, column_sum)
         if TOTALS & FLAGS:
             new_columns = new_columns + (column_state[TOTAL] + tl.sum(counted, 0),)
     else:
-        row_maximum = tl.maximum(row_state[MAXIMUM], of_rows)
+        row_maximum = tl.maximum(row_state[MAXIMUM], row_top)
         level = finite(row_maximum)
         row_sum = row_state[SUM] * tl.exp2((row_state[MAXIMUM] - level) * c) + tl.sum(
             tl.exp2((s - level[:, None]) * c), 1
@@ -431,7 +431,7 @@ def _grad(
     """
     c = scale * LOG2_E
     inverse_scale = 1.0 / tl.cast(scale, tl.float64)
-    of_row, high, low = _saved(row_lse, rows, inverse_scale)
+    row_level, high, low = _saved(row_lse, rows, inverse_scale)
     half: tl.constexpr = 0.5 if TWO_WAY & FLAGS and not APART & FLAGS else 1.0
     g = half if upstream is None else half * tl.load(upstream + rows)
     if CLAMPED & FLAGS:
@@ -439,7 +439,7 @@ def _grad(
         s = _clamped(s, bias)
     e = tl.exp2((s - high) * c - low * c)
     if TWO_WAY & FLAGS:
-        of_column, column_high, column_low = _saved(column_lse, columns, inverse_scale)
+        column_level, column_high, column_low = _saved(column_lse, columns, inverse_scale)
         if APART & FLAGS:
             b = tl.load(upstream + 2 * tl.cast(upstream_stride, tl.int64) + columns)
         else:
@@ -448,8 +448,8 @@ def _grad(
         lowest = tl.min(tl.min(column_high, 0), 0)
         if (highest - lowest) * c <= _LARGEST_EXCESS:
             middle = (0.5 * (highest + lowest)).to(tl.float64)
-            of_columns = b * tl.exp2((middle - of_column).to(tl.float32) * c)
-            w = e * (g + tl.exp2((of_row - middle).to(tl.float32) * c) * of_columns)
+            column_factor = b * tl.exp2((middle - column_level).to(tl.float32) * c)
+            w = e * (g + tl.exp2((row_level - middle).to(tl.float32) * c) * column_factor)
         else:
             w = e * g + tl.exp2((s - column_high) * c - column_low * c) * b
     else:

@@ -122,19 +122,19 @@ def grad(tiles, row_statistic, column_statistics, weights):
     u = times(c, r)
     h = weights * (w * r)
     g = h * r
-    of_tiles = ()
-    of_statistics = ()
-    of_row = 0.0
+    grad_tiles = ()
+    grad_statistics = ()
+    grad_row_statistic = 0.0
     for k in tl.static_range(len(tiles)):
-        of_c = 2.0 * weights * u[k]
+        grad_c = 2.0 * weights * u[k]
         for other in tl.static_range(k):
-            of_c -= g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * u[other]
+            grad_c -= g * column_statistics[other * len(tiles) - other * (other - 1) // 2 + k - other] * u[other]
         for other in tl.static_range(k, len(tiles)):
-            of_c -= g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * u[other]
-            of_statistics = of_statistics + ((-0.5 if other == k else -1.0) * h * u[k] * u[other],)
-        of_row += of_c * tiles[k]
-        of_tiles = of_tiles + (of_c * row_statistic,)
-    return of_tiles, of_row, of_statistics
+            grad_c -= g * column_statistics[k * len(tiles) - k * (k - 1) // 2 + other - k] * u[other]
+            grad_statistics = grad_statistics + ((-0.5 if other == k else -1.0) * h * u[k] * u[other],)
+        grad_row_statistic += grad_c * tiles[k]
+        grad_tiles = grad_tiles + (grad_c * row_statistic,)
+    return grad_tiles, grad_row_statistic, grad_statistics
 
 
 SCORE = Score(row, grad_row, value, grad, homogeneous=True)

@@ -98,17 +98,20 @@ class DMIB(FusionModel):
         """Return the loss and the four terms that it weighs."""
         hidden = self._hidden(self.encode(views))
         joint = torch.cat(hidden, dim=1)
-        of_bottleneck, of_input = self.predictor(self.bottleneck(joint)), self.observation_predictor(joint)
+        bottleneck_output, observation_output = (
+            self.predictor(self.bottleneck(joint)),
+            self.observation_predictor(joint),
+        )
         if self.released:
-            sufficiency = losses.self_distillation(of_bottleneck, of_input, released=True)
+            sufficiency = losses.self_distillation(bottleneck_output, observation_output, released=True)
         else:
-            sufficiency = self.task.divergence(of_bottleneck, of_input.detach()).mean()
-        of_modalities = [predict(x) for predict, x in zip(self.modality_predictors, hidden, strict=True)]
+            sufficiency = self.task.divergence(bottleneck_output, observation_output.detach()).mean()
+        modality_outputs = [predict(x) for predict, x in zip(self.modality_predictors, hidden, strict=True)]
         terms = {
-            "task": self.task.loss(of_bottleneck, target).mean(),
-            "observation_task": self.task.loss(of_input, target).mean(),
+            "task": self.task.loss(bottleneck_output, target).mean(),
+            "observation_task": self.task.loss(observation_output, target).mean(),
             "sufficiency": sufficiency,
-            "modality_task": torch.stack([self.task.loss(x, target).mean() for x in of_modalities]).sum(),
+            "modality_task": torch.stack([self.task.loss(x, target).mean() for x in modality_outputs]).sum(),
         }
         loss = terms["task"] + terms["observation_task"] + self.sufficiency_weight * sufficiency
         return {"loss": loss + self.modality_weight * terms["modality_task"], **terms}

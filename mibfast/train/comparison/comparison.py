@@ -157,8 +157,10 @@ def _notes(
     """Check the first seed's data and every variant's settings; return what cannot be trained or scored."""
     target = None
     for name, options in variants.values():
-        of_run, loss = split_settings(options)
-        own = RunConfig(**{**_settings_of(name, settings), **of_run, "method": name, "data": config.data, "loss": loss})
+        run_settings, loss = split_settings(options)
+        own = RunConfig(
+            **{**_settings_of(name, settings), **run_settings, "method": name, "data": config.data, "loss": loss}
+        )
         refuse_settings(own)
         target = fitting_target(own, data)
     if target is not None:

@@ -50,8 +50,8 @@ class Runner:
         path = self._path(loss, seed)
         if RunFolder(path).ended:
             return open_run(path, encoders=self._settings.get("encoders"))
-        of_run, options = split_settings(loss)
-        settings = {**self._settings, **of_run}
+        run_settings, options = split_settings(loss)
+        settings = {**self._settings, **run_settings}
         chosen = method(self._name)
         if isinstance(chosen, Fusion) and chosen.needs_beta(options):
             named = {"method": self._name, "data": absolute_name(self._data), "seed": seed}

@@ -91,8 +91,8 @@ def warms_up(chosen: Method) -> bool:
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of the run, and the arguments of the loss."""
-    of_run = {name: value for name, value in settings.items() if name in _OF_RUN}
-    return of_run, {name: value for name, value in settings.items() if name not in of_run}
+    run_settings = {name: value for name, value in settings.items() if name in _OF_RUN}
+    return run_settings, {name: value for name, value in settings.items() if name not in run_settings}
 
 
 def run_name(name: str, settings: Mapping[str, Any], seed: int) -> str:

@@ -348,7 +348,7 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
         queries = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:_QUERIES].sort().values
         classes = _classes(run, chosen)
         given = [embeddings[name][at[queries]] for name in context]
-        of_samples = None if classes is None else (classes[queries], classes)
+        sample_classes = None if classes is None else (classes[queries], classes)
         assert isinstance(run.module, AlignmentModule)
         assert isinstance(run.method, Alignment)
         retrieve, loss = run.method.retrieve, run.module.loss
@@ -359,7 +359,7 @@ def _retrieved(run: Run, pool: int, split: str, which: str) -> Iterator[tuple[tu
             with torch.no_grad():
                 given = [loss.predict(run.module.modalities.index(missing), given)]
             retrieve = by_cosines
-        yield key, retrieved(retrieve, embeddings[missing][at], given, queries, of_samples)
+        yield key, retrieved(retrieve, embeddings[missing][at], given, queries, sample_classes)
 
 
 def _classes(run: Run, samples: Tensor) -> Tensor | None:

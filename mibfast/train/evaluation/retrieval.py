@@ -51,8 +51,8 @@ def retrieved(
     values = {f"R@{k}": _each_query(RetrievalRecall, is_own[:, :k]) for k in _HITS}
     values["MRR"] = _each_query(RetrievalMRR, is_own)
     if classes is not None:
-        of_queries, of_candidates = classes
-        values["mAP"] = _each_query(RetrievalMAP, of_candidates[ranked] == of_queries[:, None])
+        query_classes, candidate_classes = classes
+        values["mAP"] = _each_query(RetrievalMAP, candidate_classes[ranked] == query_classes[:, None])
     return Probed({name: (value, np.ones(len(value))) for name, value in values.items()})
 
 

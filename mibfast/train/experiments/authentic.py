@@ -92,7 +92,7 @@ def classify_authentic_features(
     output : str or Path
         Folder: `accuracies.csv`, `accuracies.md`, and a file for each classifier.
     seeds : int
-        From 0; each draws the data anew, as :func:`mibfast.train.fit` does, and the weights.
+        From 0; each draws the data again, as :func:`mibfast.train.fit` does, and the weights.
     samples : int
     epochs, patience, batch_size, learning_rate, features, depth, dropout
         See :class:`mibfast.train.RunConfig`.
@@ -131,13 +131,13 @@ def classify_authentic_features(
     with folder.locked(), report.task(f"classifying {data}", seeds * len(ROWS)) as task:
         for seed in range(seeds):
             features_of, labels, split = authentic_features(data, samples, seed)
-            of_split = {part: torch.from_numpy((split == part).nonzero()[0]) for part in SPLITS}
+            indices = {part: torch.from_numpy((split == part).nonzero()[0]) for part in SPLITS}
             for name in ROWS:
                 file = f"{name},seed={seed}.json"
                 if not os.path.lexists(folder.path / file):
                     x, y = torch.from_numpy(features_of[name]), torch.from_numpy(labels)
                     with isolate_rng():
-                        cell = _classified(x, y, of_split, seed, learning_rate, dropout, **settings)
+                        cell = _classified(x, y, indices, seed, learning_rate, dropout, **settings)
                     folder.write_json(file, {"features": name, "seed": seed, **cell})
                 cells.append(folder.read_json(file, _CELL))
                 task.advance(1, f"{name}, seed {seed}")
@@ -150,7 +150,7 @@ def classify_authentic_features(
 def _classified(
     x: Tensor,
     y: Tensor,
-    of_split: Mapping[str, Tensor],
+    indices: Mapping[str, Tensor],
     seed: int,
     learning_rate: float,
     dropout: float,
@@ -162,7 +162,7 @@ def _classified(
 ) -> dict[str, Any]:
     """Train a classifier of x [N, d], and score the weights of its best epoch."""
     torch.manual_seed(seed)
-    train = x[of_split["train"]]
+    train = x[indices["train"]]
     model = nn.Sequential(
         Standardisation(train.mean(0), train.std(0, correction=0)),
         MLPEncoder(x.shape[1], features, depth=depth, dropout=dropout),
@@ -173,7 +173,7 @@ def _classified(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     lowest, kept = float("inf"), {"epoch": 0, "validation_accuracy": 0.0, "accuracy": 0.0}
     for epoch in range(1, epochs + 1):
-        order = shuffled(of_split["train"], seed, epoch)
+        order = shuffled(indices["train"], seed, epoch)
         model.train()
         for rows in torch.split(order[: len(order) // batch_size * batch_size], batch_size):
             optimizer.zero_grad()
@@ -181,11 +181,11 @@ def _classified(
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            logits = {part: model(x[of_split[part]]) for part in ("validation", "test")}
-        loss = nn.functional.cross_entropy(logits["validation"], y[of_split["validation"]]).item()
+            logits = {part: model(x[indices[part]]) for part in ("validation", "test")}
+        loss = nn.functional.cross_entropy(logits["validation"], y[indices["validation"]]).item()
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss became {loss} in epoch {epoch}; a lower learning_rate may help")
-        accuracies = {part: (z.argmax(1) == y[of_split[part]]).float().mean().item() for part, z in logits.items()}
+        accuracies = {part: (z.argmax(1) == y[indices[part]]).float().mean().item() for part, z in logits.items()}
         if loss < lowest:
             lowest = loss
             kept = {

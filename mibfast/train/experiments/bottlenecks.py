@@ -87,9 +87,10 @@ def experiment(
 ) -> Experiment:
     """Compare bottlenecks of two views; a call with the same arguments goes on where an earlier one was interrupted.
 
-    Each seed makes and splits the data anew. A method whose graphs have a latent for each view is trained once on both;
-    one with a latent of X alone is trained twice, each view once as X. A linear SVM is fitted to the latents' means of
-    the training samples, its C out of logspace(-3, 2, 11) chosen by the validation split, and scored on the test split.
+    Each seed makes and splits the data again. A method whose graphs have a latent for each view is trained once on
+    both; one with a latent of X alone is trained twice, each view once as X. A linear SVM is fitted to the latents'
+    means of the training samples, its C out of logspace(-3, 2, 11) chosen by the validation split, and scored on the
+    test split.
 
     Parameters
     ----------
@@ -290,7 +291,7 @@ def _read_cells(folder: RunFolder, due: Sequence[_Key]) -> dict[_Key, dict[str, 
         except ValueError:
             damaged = True
         if damaged:
-            raise RunError(f"{path} is damaged in line {number}; without that line the cell is measured anew")
+            raise RunError(f"{path} is damaged in line {number}; without that line the cell is measured again")
         cells[key] = cell
     return cells
 
@@ -339,15 +340,15 @@ def _cell(
     scores: dict[str, dict[str, Any]] = {}
     # A latent for each view, or one of X alone, for which each view is X in turn.
     symmetric = "ZY" in BOTTLENECKS[method](beta).latents
-    for of_x, of_y in ((x, y),) if symmetric else ((x, y), (y, x)):
-        variables = {split: {"X": parts[split][of_x], "Y": parts[split][of_y]} for split in SPLITS}
+    for x_view, y_view in ((x, y),) if symmetric else ((x, y), (y, x)):
+        variables = {split: {"X": parts[split][x_view], "Y": parts[split][y_view]} for split in SPLITS}
         bottleneck = BOTTLENECKS[method](beta)
         observed = {split: {name: each[name] for name in bottleneck.observed} for split, each in variables.items()}
         fitted = fit_bottleneck(
             bottleneck, observed["train"], observed["validation"], int(latent), seed=seed, **training
         )
         terms = _validation_terms(fitted.loss, observed["validation"])
-        for view, name, latents in ((of_x, "X", ("ZX", "Z")), (of_y, "Y", ("ZY",))):
+        for view, name, latents in ((x_view, "X", ("ZX", "Z")), (y_view, "Y", ("ZY",))):
             read = [each for each in latents if each in bottleneck.latents]
             if not read:
                 continue

@@ -400,13 +400,13 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
     except Exception as error:
         # What torch raises depends on what is wrong.
         raise ValueError(f"its optimizer: {str(error) or type(error).__name__}") from error
-    for group, of_group in zip(optimizer.param_groups, settings, strict=True):
-        for key, value in of_group.items():
+    for group, saved in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in saved.items():
             if group.get(key, value) != value:
                 raise ValueError(f"its optimizer's {key} is {group[key]} and not {value}")
-    for parameter, of_parameter in optimizer.state.items():
-        check_form(of_parameter, {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}, "its optimizer's state")
-        for key, x in of_parameter.items():
+    for parameter, saved in optimizer.state.items():
+        check_form(saved, {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}, "its optimizer's state")
+        for key, x in saved.items():
             if x.shape != (torch.Size() if key == "step" else parameter.shape):
                 raise ValueError(f"its optimizer's {key} is {list(x.shape)} for weights {list(parameter.shape)}")
 

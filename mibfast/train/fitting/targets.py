@@ -212,14 +212,14 @@ def target_of(data: MultimodalData, task: str = "auto", normal_class: Any = None
         raise DataError(f"{data.name}: {error}") from error
     parts = {split: labels[_complete(data, split).numpy()] for split in SPLITS}
     if kind == "regression":
-        of_training = parts["train"].astype(np.float64).reshape(len(parts["train"]), -1)
-        if not len(of_training) or (np.ptp(of_training, axis=0) == 0).any():
+        training = parts["train"].astype(np.float64).reshape(len(parts["train"]), -1)
+        if not len(training) or (np.ptp(training, axis=0) == 0).any():
             raise DataError(f"{data.name}: a target does not vary in the training split")
         return Target(
             "regression",
-            mean=tuple(of_training.mean(0).tolist()),
-            deviation=tuple(of_training.std(0).tolist()),
-            sentiment=bool(of_training.shape[1] == 1 and -3 <= labels.min() < 0 < labels.max() <= 3),
+            mean=tuple(training.mean(0).tolist()),
+            deviation=tuple(training.std(0).tolist()),
+            sentiment=bool(training.shape[1] == 1 and -3 <= labels.min() < 0 < labels.max() <= 3),
         )
     classes = np.unique(labels)
     if task != "anomaly-detection":
