@@ -271,6 +271,11 @@ OPERATIONS: dict[str, Operation] = {
 NAMES = list(OPERATIONS)
 
 
+def refusing(name: str) -> str:
+    """The operation that an error about derivatives of a case names: of scores with norms one is made of another."""
+    return "critic_log_sum_exp" if name.startswith("critic_log_mean_exp, squared") else name.split(",")[0]
+
+
 def inputs(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
     """Four tensors [n, d] and a temperature, all needing gradients."""
     generator = torch.Generator().manual_seed(seed)

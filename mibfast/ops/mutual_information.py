@@ -44,22 +44,22 @@ class Estimator:
 
 
 ESTIMATORS = {
+    "infonce": Estimator("InfoNCE", "A bound of little variance, at most ln N.", capped=True),
+    "nwj": Estimator("NWJ", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "tuba": Estimator("TUBA", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "dv": Estimator("Donsker-Varadhan", "A bound for few nats: its variance grows exponentially.", exponential=True),
+    "mine": Estimator("MINE", "Donsker-Varadhan, trained with a moving average.", exponential=True),
     "smile": Estimator(
         "SMILE", "Donsker-Varadhan with clamped negatives; steady, and not capped.", objective="js_fgan"
     ),
-    "infonce": Estimator("InfoNCE", "A bound of little variance, at most ln N.", capped=True),
-    "clip": Estimator("CLIP", "InfoNCE in both directions, at most ln N.", capped=True),
-    "dv": Estimator("Donsker-Varadhan", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "nwj": Estimator("NWJ", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "tuba": Estimator("TUBA", "A bound for few nats: its variance grows exponentially.", exponential=True),
-    "mine": Estimator("MINE", "Donsker-Varadhan, trained with a moving average.", exponential=True),
-    "js_tuba": Estimator("JS-TUBA", "The value of TUBA, trained by the Jensen-Shannon objective.", objective="js_fgan"),
+    "js_fgan": Estimator("JS-fGAN", "The Jensen-Shannon objective itself, at most 0: no estimate of information."),
     "js": Estimator(
         "JS",
         "The value of NWJ, trained by the Jensen-Shannon objective: 1 / e low at its optimum.",
         objective="js_fgan",
     ),
-    "js_fgan": Estimator("JS-fGAN", "The Jensen-Shannon objective itself, at most 0: no estimate of information."),
+    "js_tuba": Estimator("JS-TUBA", "The value of TUBA, trained by the Jensen-Shannon objective.", objective="js_fgan"),
+    "clip": Estimator("CLIP", "InfoNCE in both directions, at most ln N.", capped=True),
 }
 
 
