@@ -6,10 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.up-to-date
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu torture bench lint format clean
+.PHONY: help setup demo test test-fast test-gpu torture bench lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
@@ -32,6 +32,10 @@ demo: $(STAMP)  ## train on a small data set and show what the losses do
 
 test: $(STAMP)  ## run the tests and the examples in docstrings
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: $(STAMP)  ## run the tests of arithmetic, without Triton, training and processes: two minutes on two cores
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow' -k 'not triton' \
+		tests/kernels tests/ops tests/losses tests/models tests/data
 
 test-gpu: $(STAMP)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

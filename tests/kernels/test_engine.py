@@ -39,6 +39,7 @@ def _grad_negative_excess(tiles, squared_norm, statistics, weights, factor, grad
     return tiles.dtype.type(0.0)
 
 
+@pytest.mark.slow
 def test_a_score_is_added_without_touching_the_loop(monkeypatch) -> None:
     score = scores.Score(_negative_excess, _grad_negative_excess, None, None)
     monkeypatch.setattr(scores, "NUMBERED", (*scores.NUMBERED, score))

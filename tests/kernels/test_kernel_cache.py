@@ -278,12 +278,14 @@ def ended(process: subprocess.Popen[str]) -> list[str]:
     return out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_one_warning_a_process(tmp_path) -> None:
     """A limit on the size of files stands in for it."""
     assert ended(start(tmp_path, "full", "float32")) == ["8.0 8.0 64.0", "warnings 1"]
     assert files(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_the_same_time_keep_each_its_own(tmp_path) -> None:
     for process in [start(tmp_path, "", dtype) for dtype in ("float32", "float64")]:
         assert ended(process) == ["8.0 8.0 64.0", "warnings 0"]

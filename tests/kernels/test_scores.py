@@ -89,6 +89,7 @@ def _walk_through() -> str:
     return "\n\n\n".join(re.findall(r"```py\n(.*?)\n```", section, re.DOTALL)) + "\n"
 
 
+@pytest.mark.slow
 def test_the_walk_through_adds_a_score(tmp_path) -> None:
     """The document's blocks are the lines of a score, and in a checkout of one's own they make another one."""
     assert _walk_through() == (ROOT / "kernels" / "pairwise" / "scores" / "squared_distance.py").read_text()

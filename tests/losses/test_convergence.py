@@ -11,6 +11,8 @@ from torch import nn
 
 from mibfast import losses
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCHES, N, D = 200, 4, 16, 16
 
 OBJECTIVES = {

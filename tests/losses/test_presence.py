@@ -384,6 +384,7 @@ def test_nan_that_is_present_stays() -> None:
         assert loss(views, presence).isnan()
 
 
+@pytest.mark.slow
 def test_torch_compile_breaks_its_graph_and_gives_the_same() -> None:
     views, presence = _batch(12, 0.7, 0, 3)
     for loss in (losses.OVAIBLoss(), losses.PairwiseCLIPLoss()):

@@ -116,6 +116,7 @@ GROUPS = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_availabl
 
 
 @GROUPS
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 12), (20, 6)])
 def test_a_gathered_batch_has_the_gradient_of_a_single_process(shape, tmp_path) -> None:
     """Under the mean over processes that DistributedDataParallel takes, with different data on each."""
@@ -166,6 +167,7 @@ def _unequal_process(rank: int, port: int, folder: str) -> None:
 
 
 @GROUPS
+@pytest.mark.slow
 def test_unequal_batches_are_refused_on_every_process(tmp_path) -> None:
     """And one sample on each of two processes is a batch of two."""
     mp.spawn(_unequal_process, (_free_port(), str(tmp_path)), nprocs=2)

@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mibfast import functional as F
 from mibfast import losses
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "name",

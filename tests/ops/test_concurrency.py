@@ -103,6 +103,7 @@ def test_slots_are_never_smaller_than_the_grain() -> None:
         assert 1 <= _threads.slots(work, 6) <= work // 6
 
 
+@pytest.mark.slow
 def test_a_process_that_compiles_and_one_that_does_not_give_the_same_bits(tmp_path) -> None:
     """A kernel that calls another one, not inlined, runs another copy of it where it was just compiled."""
     program = (

@@ -44,6 +44,7 @@ def _has(feature: str) -> bool:
     return platform.machine() in ("x86_64", "AMD64") and bool(llvm.get_host_cpu_features().get(feature))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_numerical_tests_pass_on_code_for(processor) -> None:
     if not _has(processor.lower()):
