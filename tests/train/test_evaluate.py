@@ -473,19 +473,15 @@ def test_a_sample_that_is_not_finite_is_not_embedded(runs, tmp_path) -> None:
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("modalities", "depth", "least"),
-    [(("fou", "fac", "kar"), 1, 0.97), (("fou", "fac", "kar", "pix", "zer", "mor"), 2, 0.985)],
-    ids=["three views", "six views"],
-)
-def test_the_uci_archive_is_probed_as_well_as_documented(modalities, depth, least) -> None:
+def test_the_uci_archive_is_probed_as_well_as_documented() -> None:
     """The settings of docs/own-data.md, which the validation split chose; a quarter is held out, three seeds."""
     root = os.environ.get("MIBFAST_DATA")
     if root is None:
         pytest.skip("MIBFAST_DATA names no folder of real data")
-    settings = {"modalities": modalities, "split": (0.7, 0.05, 0.25), "batch_size": 128, "depth": depth}
+    views = ("fou", "fac", "kar", "pix", "zer", "mor")
+    settings = {"modalities": views, "split": (0.7, 0.05, 0.25), "batch_size": 128, "depth": 2}
     loss = {"temperature": 0.1, "beta": 0.1}
     settings = {**settings, "loss": loss, "progress": False}
     runs = [train.fit("ova-ib", f"mfeat:{root}/mfeat", seed=seed, **settings) for seed in range(3)]
     found = evaluate(runs, probes=["linear"], retrieval=False, combinations="whole", **QUIET)
-    assert found.value("linear probe", "accuracy") >= least
+    assert found.value("linear probe", "accuracy") >= 0.985
