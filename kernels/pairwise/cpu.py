@@ -95,8 +95,9 @@ def log_sum_exps(pairs: engine.Pairs, objective: Objective) -> tuple[engine.Resu
     if objective.symmetric:
         above_reference = _log_of_weights(results.columns[lse.COLUMN_SUM], pairs.rows.dtype)
         column_lse = above_reference + results.reference
-        # A NaN is no sign of a column far below the reference.
-        if np.nanmin(above_reference, initial=np.inf) < -_DEEPEST_COLUMN[pairs.rows.dtype]:
+        # A NaN is no sign of a column far below the reference, but next to an infinite one all others are.
+        deepest = np.nanmin(above_reference, initial=np.inf)
+        if results.reference == np.inf or deepest < -_DEEPEST_COLUMN[pairs.rows.dtype]:
             column_lse = _column_lse_exactly(pairs, objective)
     return results, column_lse
 

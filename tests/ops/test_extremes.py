@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -125,6 +126,15 @@ def test_rows_whose_squares_a_dtype_does_not_hold_keep_their_directions(name, dt
             expected = torch.autograd.grad(truth, leaves, upstream, retain_graph=True)
             for a, b in zip(torch.autograd.grad(found, scaled[: len(leaves)], upstream), expected, strict=True):
                 torch.testing.assert_close(a * powers, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=interpreted)])
+@pytest.mark.parametrize("function", [F.partial_lse, partial(F.critic_log_sum_exp, positive=True, columns=True)])
+def test_an_infinite_score_leaves_other_columns_what_they_are(function, backend) -> None:
+    """Scores [[inf, -inf], [0.5, -1]]: the second column's log-sum-exp is -1."""
+    rows, columns = torch.tensor([[torch.inf], [0.5]]), torch.tensor([[1.0], [-2.0]])
+    *_, column_lse = function(rows, columns, backend=backend)
+    assert abs(column_lse[1].item() + 1.0) < 1e-6
 
 
 def test_rows_of_infinity_and_nan_are_not_made_finite() -> None:
