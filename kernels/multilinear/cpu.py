@@ -32,6 +32,7 @@ from mibfast.kernels.halves import compiled
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise.engine_cpu import log_of_weight_scale
 from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, SEPARATE_EXPONENTIALS, TWO_WAY
 from mibfast.kernels.pairwise.reductions import rows as row_functions
 from mibfast.kernels.pairwise.reductions.log_sum_exp import (
@@ -361,7 +362,7 @@ class _LogSumExps:
         highest = maxima.max(0)
         finite = np.where(highest == -np.inf, 0.0, highest)
         row_lse = highest + np.log((sums * np.exp(maxima - finite)).sum(0))
-        unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
+        unscaled = log_of_weight_scale(sweep.dtype)
         above_reference = np.log(whole[COLUMN_SUM]) - unscaled
         column_lse = above_reference + reference
         # One reference for all columns leaves those far below it to the floor of the exponential. NaN is no sign of it.
@@ -391,7 +392,7 @@ def _columns_exactly(sweep: _Sweep) -> np.ndarray:
             finite = np.where(higher == -np.inf, 0.0, higher)
             sums[:] = sums * np.exp(maxima - finite) + state[1] * np.exp(state[0] - finite)
             maxima[:] = higher
-    unscaled = WEIGHT_EXPONENT * math.log(2.0) if sweep.dtype == torch.float32 else 0.0
+    unscaled = log_of_weight_scale(sweep.dtype)
     lse: np.ndarray = maxima + np.log(sums) - unscaled
     return lse
 

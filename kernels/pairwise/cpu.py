@@ -132,8 +132,7 @@ def _losses(pairs: engine.Pairs, results: engine.Results, column_lse: np.ndarray
 @_QUIET
 def _log_of_weights(sums: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """The logarithms of sums of weights: log-sum-exps above the reference, whose own digits may not hold them."""
-    scale = WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
-    logarithms: np.ndarray = np.log(sums) - scale
+    logarithms: np.ndarray = np.log(sums) - engine.log_of_weight_scale(dtype)
     return logarithms
 
 
@@ -187,6 +186,7 @@ def _sum_both_ways_with_gradient(
             upstream=weight,
             label_smoothing=objective.label_smoothing,
             make_column_weights=make_column_weights,
+            deepest=-_LARGEST_EXCESS[dtype],
             gradients=gradients,
         )
         if done:

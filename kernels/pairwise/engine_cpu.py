@@ -16,133 +16,36 @@ temperature is the scale of the pairs: scores are multiplied by it here, or thei
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mibfast import _buffers
-from mibfast.kernels.compilation import kernel
-from mibfast.kernels.halves import compiled
-from mibfast.kernels.pairwise import reductions, scores
+from mibfast.kernels.pairwise import one_tile_cpu, reductions, row_pass_cpu, scores
 from mibfast.kernels.pairwise.flags import POSITIVE_EXCLUDED, TOTALS, TWO_WAY
 from mibfast.kernels.pairwise.reductions import Reduction, log_sum_exp
-from mibfast.kernels.pairwise.reductions import rows as row_functions
-from mibfast.kernels.pairwise.rows_by_code_cpu import (
-    add_row,
-    grad_added_row,
-    grad_merged_row,
-    grad_row,
-    grad_score_row,
-    score_row,
-)
 from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.pairwise.tiles_cpu import MOST_ROWS, AnyColumns, Columns, Gradients, ProductTiles, Tiles
-from mibfast.kernels.vector_math import dot
+from mibfast.kernels.vector_math import WEIGHT_EXPONENT
 
 # Where a tile is only read once, what a taller one wins in the GEMM (3%) is more than what it loses in cache.
 _MOST_ROWS_OF_BLOCKS = 3072
 # One tile for all pairs saves a quarter of the GEMMs, and may be this large.
 _ONE_TILE_BYTES = 16 * 2**20
 
-# What the row kernel does with a row of scores: adds it to the reduction's state; forms its gradient in the same pass;
-# forms the gradient from an earlier pass, or from what adding left, once all rows of the only tile are merged; keeps
-# the scores; brings given gradients of scores back; finds the columns' maxima, and sums relative to them.
-_REDUCE, _REDUCE_AND_GRADIENT, _GRADIENT, _MERGED_GRADIENT, _KEEP, _KEPT_GRADIENT, _MAXIMA, _SUMS = range(8)
 # In place of what a sweep has no use for, by the bytes of a number.
 _NOTHING: dict[int, np.ndarray] = {4: np.empty((0, 0), np.float32), 8: np.empty((0, 0))}
 _NO_NUMBERS: dict[int, np.ndarray] = {4: np.empty(0, np.float32), 8: np.empty(0)}
-_clamp, _set_positive = compiled(row_functions.clamp), compiled(row_functions.set_positive)
-_raise_maxima, _add_to_sums = compiled(row_functions.raise_maxima), compiled(row_functions.add_to_sums)
 
 
-@functools.cache
-def _row_kernel(stage: int, score: int, reduction: int) -> Callable[..., None]:
-    """The kernel of a block's rows at a stage, of a score's number and a reduction's code. Arrays come in tuples."""
-
-    @kernel
-    def row_kernel(
-        first: int,  # row of the embeddings that the tile begins with
-        begin: int,  # rows of the tile, from ...
-        end: int,  # ... to
-        asked: Any,  # offset, flags, scale; of gradients upstream and label smoothing, of columns' maxima the clip
-        operands: Any,  # tile [B, K, N'], squared norms [B], statistics [S, N'], scores of positives [P], scratch
-        state: Any,  # row_state [R, N], column_state [2, N'], reference [1]
-        weights: Any,  # row_weights [W, N], column_weights [3, N']
-        kept: Any,  # [B or 0, N']; [N, N'] at the stages of kept scores
-        # factors [B]; gradients of statistics [S, N'], squared norms [B], positives [P], scale [B]; room [N' or 0]
-        gradients: Any,
-    ) -> None:
-        offset, flags, scale, upstream, label_smoothing, clip = asked
-        tile, squared_norms, statistics, positives, scratch = operands
-        row_state, column_state, reference = state
-        row_weights, column_weights = weights
-        factors, grad_statistics, grad_squared_norms, grad_positives, grad_scale, unscaled = gradients
-        for local in range(begin, end):
-            row, tiles, squared_norm = first + local, tile[local], squared_norms[local]
-            positive = row + offset
-            if stage == _MERGED_GRADIENT:
-                s = kept[local] if kept.size > 0 else tiles[0]
-            else:
-                s = score_row(score, tiles, squared_norm, statistics, scratch)
-                # Of positives whose scores are known better than from the tiles.
-                if row < positives.size:
-                    s[positive] = positives[row]
-                if unscaled.size > 0:
-                    unscaled[:] = s
-                if scale != 1.0:
-                    number = tile.dtype.type(scale)
-                    for j in range(s.size):
-                        s[j] *= number
-            if stage == _KEEP:
-                kept[row, :] = s
-            elif stage >= _MAXIMA:
-                _clamp(s, tile.dtype.type(clip))
-                if flags != 0:
-                    _set_positive(s, positive, -np.inf)
-                if stage == _MAXIMA:
-                    _raise_maxima(s, column_state[0])
-                else:
-                    _add_to_sums(s, column_state[0], column_state[1])
-            elif stage == _REDUCE:
-                add_row(reduction, s, row, positive, flags, row_state, column_state, reference)
-                if kept.size > 0:
-                    kept[local, :] = s
-            else:
-                factor = 1.0
-                if stage == _REDUCE_AND_GRADIENT:
-                    total = add_row(reduction, s, row, positive, flags, row_state, column_state, reference)
-                    factor = grad_added_row(reduction, s, positive, flags, total, upstream, label_smoothing)
-                elif stage == _GRADIENT:
-                    factor = grad_row(reduction, s, row, positive, flags, row_weights, column_weights)
-                elif stage == _MERGED_GRADIENT:
-                    factor = grad_merged_row(
-                        reduction, s, row, positive, flags, row_state, column_weights, upstream, label_smoothing
-                    )
-                    if unscaled.size > 0:
-                        unscaled[:] = score_row(score, tiles, squared_norm, statistics, scratch)
-                        if row < positives.size:
-                            unscaled[positive] = positives[row]
-                else:
-                    s[:] = kept[row]
-                if unscaled.size > 0:
-                    grad_scale[local] = factor * dot(s, unscaled)
-                factor *= scale
-                factors[local] = factor
-                if row < grad_positives.size:
-                    grad_positives[row] = factor * s[positive]
-                    s[positive] = 0.0
-                grad_squared_norms[local] = grad_score_row(
-                    score, tiles, squared_norm, statistics, s, tile.dtype.type(factor), grad_statistics, scratch
-                )
-
-    return row_kernel
+def log_of_weight_scale(dtype: torch.dtype) -> float:
+    """The logarithm of what sums of weights are multiplied by: see `exp_weight`."""
+    return WEIGHT_EXPONENT * math.log(2.0) if dtype == torch.float32 else 0.0
 
 
 class Pairs:
@@ -175,9 +78,12 @@ class Pairs:
         """dL/dscale."""
         return self.rows.grad_scale if self._by_rows else self._grad_scale
 
-    def add_grad_scale(self, by_row: np.ndarray) -> None:
-        """Add what rows [B] gave for dL/dscale."""
-        self._grad_scale += float(by_row.sum())
+    def add_grad_scale(self, gradient: float) -> None:
+        """Add to dL/dscale."""
+        if self._by_rows:
+            self.rows.grad_scale += gradient
+        else:
+            self._grad_scale += gradient
 
     def tiles(self) -> Tiles:
         """Begin a sweep."""
@@ -260,7 +166,7 @@ class _Sweep:
 
         `column_state` [slots, 2, N'] takes the place of the reduction's.
         """
-        row_kernel = _row_kernel(stage, self._score, self._code)
+        row_kernel = row_pass_cpu.row_kernel(stage, self._score, self._code)
         tiles, sums, rows = self._tiles, self.states, self._pairs.rows
         state = sums.slots if column_state is None else column_state
         asked = (
@@ -297,7 +203,7 @@ class _Sweep:
     def add_grad_scale(self, first: int, count: int) -> None:
         """Add what the rows of a tile gave for dL/dscale."""
         if self._unscaled is not None:
-            self._pairs.add_grad_scale(self._grad_scale[:count])
+            self._pairs.add_grad_scale(float(self._grad_scale[:count].sum()))
 
     def results(self) -> Results:
         return Results(self.row_state, self.states.whole, self.states.reference)
@@ -307,7 +213,7 @@ def reduce(pairs: Pairs, reduction: Reduction, flags: int, row_state: np.ndarray
     """Reduce all pairs. A reduction that is given something for each row finds it in `row_state`, zeros otherwise."""
     tiles = pairs.tiles()
     sweep = _Sweep(pairs, tiles, flags, reduction=reduction, row_state=row_state)
-    tiles.run(sweep.function(_REDUCE), after_tile=sweep.states.merge)
+    tiles.run(sweep.function(row_pass_cpu.REDUCE), after_tile=sweep.states.merge)
     return sweep.results()
 
 
@@ -320,7 +226,7 @@ def reduce_columns(pairs: Pairs, excluded: bool, clip: float = math.inf) -> tupl
     states = np.empty((tiles.slots, 2, pairs.columns.count), tiles.factors.dtype)
     maxima, sums = np.full(pairs.columns.count, -np.inf), np.zeros(pairs.columns.count)
     sweep = _Sweep(pairs, tiles, POSITIVE_EXCLUDED if excluded else 0, clip=clip)
-    find_maxima, add = sweep.function(_MAXIMA, states), sweep.function(_SUMS, states)
+    find_maxima, add = sweep.function(row_pass_cpu.MAXIMA, states), sweep.function(row_pass_cpu.SUMS, states)
 
     def find_both(first: int, begin: int, end: int, slot: int) -> None:
         states[slot, 0], states[slot, 1] = -np.inf, 0.0
@@ -358,6 +264,9 @@ def reduce_with_gradient(
     its rows, and returns what to multiply the columns' gradients so far by; for scores without statistics, and without
     the scale's gradient.
     """
+    if update_factors is None and one_tile_cpu.serves(pairs.rows, pairs.columns):
+        results, _ = _in_one_tile(pairs, reduction, flags, row_state, upstream, label_smoothing, gradients)
+        return results.rows
     tiles = pairs.tiles()
     sweep = _Sweep(
         pairs,
@@ -377,8 +286,39 @@ def reduce_with_gradient(
             if first and factor != 1.0:
                 tiles.scale_columns(factor, gradients)
 
-    tiles.run(sweep.function(_REDUCE_AND_GRADIENT), gradients, after_tile)
+    tiles.run(sweep.function(row_pass_cpu.REDUCE_AND_GRADIENT), gradients, after_tile)
     return sweep.row_state
+
+
+def _in_one_tile(
+    pairs: Pairs,
+    reduction: Reduction,
+    flags: int,
+    row_state: np.ndarray | None,
+    upstream: float,
+    label_smoothing: float,
+    gradients: Gradients,
+    deepest: float | None = None,
+) -> tuple[Results, bool]:
+    """The results of a few pairs, and whether gradients were formed: both ways those of columns not below `deepest`."""
+    rows, columns = pairs.rows, pairs.product_columns
+    if row_state is None:
+        row_state = np.zeros((reduction.row_states, rows.n))
+    done, column_state, reference, grad_scale = one_tile_cpu.sweep(
+        pairs.score,
+        rows,
+        columns,
+        reductions.code(reduction, flags),
+        (pairs.offset, flags, float(pairs.scale), float(upstream), float(label_smoothing), math.inf),
+        row_state,
+        gradients,
+        two_way=deepest is not None,
+        wants_grad_scale=pairs.wants_grad_scale,
+        deepest=0.0 if deepest is None else deepest,
+        log_of_weight_scale=log_of_weight_scale(rows.dtype),
+    )
+    pairs.add_grad_scale(grad_scale)
+    return Results(row_state, column_state.astype(np.float64), reference), done
 
 
 def fits_one_tile(pairs: Pairs) -> bool:
@@ -397,13 +337,17 @@ def reduce_both_ways_with_gradient(
     upstream: float,
     label_smoothing: float,
     make_column_weights: Callable[[Results], np.ndarray | None],
+    deepest: float,
     gradients: Gradients,
 ) -> tuple[Results, bool]:
     """Reduce rows and columns and form gradients from one tile: 3 GEMMs, where more tiles need 4.
 
     `make_column_weights` gets the results and gives the column weights [3, N'], or None where the tile cannot serve:
-    then no gradient is formed, as the second result says.
+    then no gradient is formed, as the second result says. It cannot where a column's log-sum-exp is below `deepest`
+    next to their reference.
     """
+    if one_tile_cpu.serves(pairs.rows, pairs.columns):
+        return _in_one_tile(pairs, reduction, flags, None, upstream, label_smoothing, gradients, deepest)
     n = pairs.rows.n
     tiles = ProductTiles(pairs.score, pairs.rows, pairs.product_columns, n)
     sweep = _Sweep(
@@ -416,14 +360,14 @@ def reduce_both_ways_with_gradient(
         label_smoothing=label_smoothing,
     )
     tiles.load(0, n)
-    tiles.each_slot(sweep.function(_REDUCE), 0, n)
+    tiles.each_slot(sweep.function(row_pass_cpu.REDUCE), 0, n)
     sweep.states.merge()
     results = sweep.results()
     weights = make_column_weights(results)
     if weights is None:
         return results, False
     sweep.column_weights = weights
-    tiles.each_slot(sweep.function(_MERGED_GRADIENT), 0, n)
+    tiles.each_slot(sweep.function(row_pass_cpu.MERGED_GRADIENT), 0, n)
     sweep.add_grad_scale(0, n)
     tiles.backward(0, n, gradients)
     tiles.finish(gradients)
@@ -442,7 +386,7 @@ def gradient(
     """Form gradients from the results of an earlier reduction: `row_weights` [W, N], `column_weights` [3, N']."""
     tiles = pairs.tiles()
     sweep = _Sweep(pairs, tiles, flags, reduction=reduction, row_weights=row_weights, column_weights=column_weights)
-    tiles.run(sweep.function(_GRADIENT), gradients, sweep.add_grad_scale)
+    tiles.run(sweep.function(row_pass_cpu.GRADIENT), gradients, sweep.add_grad_scale)
 
 
 def blocks(pairs: Pairs) -> Iterator[tuple[int, np.ndarray]]:
@@ -456,7 +400,7 @@ def blocks(pairs: Pairs) -> Iterator[tuple[int, np.ndarray]]:
     if not untouched:
         out = _buffers.empty((tiles.size, pairs.columns.count), tiles.factors.dtype)
     sweep = _Sweep(pairs, tiles, kept=out)
-    keep = sweep.function(_KEEP)
+    keep = sweep.function(row_pass_cpu.KEEP)
     for first in range(0, tiles.n, tiles.size):
         count = min(tiles.size, tiles.n - first)
         tiles.load(first, count)
@@ -470,7 +414,7 @@ def dense(pairs: Pairs) -> Tensor:
     """All scores [N, N'] of the engine's dtype: the one function whose result is N x N'."""
     tiles = pairs.tiles()
     out = _buffers.empty((tiles.n, pairs.columns.count), tiles.factors.dtype)
-    tiles.run(_Sweep(pairs, tiles, kept=out).function(_KEEP))
+    tiles.run(_Sweep(pairs, tiles, kept=out).function(row_pass_cpu.KEEP))
     return torch.from_numpy(out)
 
 
@@ -479,4 +423,4 @@ def dense_gradient(pairs: Pairs, upstream: Tensor, gradients: Gradients) -> None
     tiles = pairs.tiles()
     given = upstream.to(pairs.rows.dtype).contiguous().numpy()
     sweep = _Sweep(pairs, tiles, kept=given)
-    tiles.run(sweep.function(_KEPT_GRADIENT), gradients, sweep.add_grad_scale)
+    tiles.run(sweep.function(row_pass_cpu.KEPT_GRADIENT), gradients, sweep.add_grad_scale)

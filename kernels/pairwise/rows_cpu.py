@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mibfast.kernels.compilation import kernel
+from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 
 
-@kernel
-def _load(
+@inline
+def load_rows(
     address: int,
     stride: int,
     first: int,
@@ -49,8 +49,8 @@ def _load(
             row[j] = x[j] * factor
 
 
-@kernel
-def _add_gradient(
+@inline
+def add_gradient(
     block: Any,
     gradient: Any,
     factors: Any,
@@ -93,6 +93,53 @@ def _add_gradient(
     return along_scale
 
 
+@kernel
+def _load(
+    address: int,
+    stride: int,
+    first: int,
+    count: int,
+    scale: float,
+    unit: bool,
+    block: Any,
+    inverse: Any,
+    wants_norms: bool,
+    squared_norms: Any,
+) -> None:
+    load_rows(address, stride, first, count, scale, unit, block, inverse, wants_norms, squared_norms)
+
+
+@kernel
+def _add_gradient(
+    block: Any,
+    gradient: Any,
+    factors: Any,
+    inverse: Any,
+    first: int,
+    count: int,
+    scale: float,
+    unit: bool,
+    scaled: bool,
+    has_norms: bool,
+    squared_norm_gradient: Any,
+    into: Any,
+) -> float:
+    return add_gradient(  # type: ignore[no-any-return]
+        block,
+        gradient,
+        factors,
+        inverse,
+        first,
+        count,
+        scale,
+        unit,
+        scaled,
+        has_norms,
+        squared_norm_gradient,
+        into,
+    )
+
+
 class Rows:
     """The rows of a score: embeddings [N, d] of any dtype and strides, made unit where asked, times a scale.
 
@@ -121,6 +168,11 @@ class Rows:
     def multiply(self, scale: float, wants_gradient: bool = False) -> None:
         """Let rows be times a scale, whose gradient, where it is wanted, is collected in `grad_scale`."""
         self.scale, self._wants_grad_scale, self.grad_scale = scale, wants_gradient, 0.0
+
+    @property
+    def whole(self) -> tuple[int, int, float, bool, bool, bool]:
+        """All rows for a kernel that takes them at once: where they lie, and what is done to and asked of them."""
+        return self._address, self._stride, self.scale, self._unit, self._wants_norms, self._wants_grad_scale
 
     @property
     def wants_gradient(self) -> bool:

@@ -64,6 +64,13 @@ def tile_rows(row_bytes: int, most: int = MOST_ROWS) -> int:
     return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
 
 
+def one_thread_serves(n: int, columns: Columns) -> bool:
+    """Whether a tile of all rows is no more than one thread does in a while, so that no slots are cut."""
+    k, count, _ = columns.operands.shape
+    rows = tile_rows(k * count * columns.operands.dtype.itemsize)
+    return n <= rows and slots(n, max(1, _GRAIN // (count * k))) == 1
+
+
 class Tiles:
     """The blocks of a sweep, and the slots that their rows are cut into; how a tile comes about is a subclass's matter.
 
