@@ -169,6 +169,12 @@ OPERATIONS: dict[str, Operation] = {
         _info_nce, symmetric=True, positive_in_denominator=False, reduction="none"
     ),
     "info_nce, symmetric, smoothed, each": partial(_info_nce, symmetric=True, label_smoothing=0.2, reduction="none"),
+    "info_nce, normalize": partial(_info_nce, normalize=True),
+    "info_nce, normalize, symmetric, smoothed": partial(_info_nce, normalize=True, symmetric=True, label_smoothing=0.2),
+    "info_nce, normalize, lorentz, symmetric, each": partial(
+        _info_nce, normalize=True, score="lorentz", symmetric=True, reduction="none"
+    ),
+    "siglip, normalize": partial(_siglip, normalize=True),
     "info_nce, squared_distance": partial(_info_nce, score="squared_distance"),
     "info_nce, squared_distance, symmetric, smoothed, each": partial(
         _info_nce, score="squared_distance", symmetric=True, label_smoothing=0.2, reduction="none"

@@ -38,7 +38,7 @@ from mibfast._threads import parallel, slots
 from mibfast.kernels.compilation import kernel
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions, scores
+from mibfast.kernels.pairwise import reductions
 from mibfast.kernels.pairwise.flags import LOG_SUM_EXP_BESIDE, POSITIVE_EXCLUDED, POSITIVE_LOGISTIC
 from mibfast.kernels.pairwise.reductions import softplus as softplus_sums
 from mibfast.kernels.pairwise.rows_cpu import Rows
@@ -475,28 +475,28 @@ class _Critic:
         needed: Sequence[bool] = (False, False),
     ) -> None:
         self._x, self._y, self._parameters = x, y, parameters
-        # Additive scores are what their tiles hold.
-        named = pairwise.INNER_PRODUCT if parameters else scores.named(score)
-        rows = Rows(x.detach(), wants_norms=named.squared_norms)
-        self._columns: Any = None
         if not parameters:
-            self._columns = pairwise.embedding_columns(y, rows.dtype, named)
-        elif len(parameters) == 2:
-            self._columns = _AdditiveColumns(rows.dtype, y, *parameters)
-        else:
-            self._columns = _DeepColumns(rows.dtype, y, *parameters)
-        self.pairs = engine.Pairs(named, rows, self._columns, offset=offset)
-        wants_columns = needed[1] and not parameters
-        self.gradients = pairwise.embedding_gradients(x, y, rows, named, (needed[0], wants_columns))
+            self._embeddings = pairwise.Embeddings(x, y, None, score, offset, needed)
+            self.pairs, self.gradients = self._embeddings.pairs, self._embeddings.gradients
+            return
+        rows = Rows(x.detach())
+        additive = _AdditiveColumns if len(parameters) == 2 else _DeepColumns
+        self._columns: _AdditiveColumns | _DeepColumns = additive(rows.dtype, y, *parameters)
+        # The tiles are the scores.
+        self.pairs = engine.Pairs(pairwise.INNER_PRODUCT, rows, self._columns, offset=offset)
+        self.gradients = Gradients(pairwise.zeros(x.shape, rows) if needed[0] else None, None, None)
 
     def results(self, dtype: torch.dtype | None = None, column_factor: float = 1.0) -> list[Tensor]:
         """The gradients of x, y and the parameters in a dtype, or each in its own; all but x's times a factor.
 
         One of x or y that was not needed is empty.
         """
-        x, y = self._x, self._y
-        grad_x, grad_y = pairwise.embedding_results(self.gradients, x, y, self.pairs.rows.dtype)
-        others = self._columns.gradients() if self._parameters else [grad_y]
+        x, y, others = self._x, self._y, []
+        if self._parameters:
+            grad_x = x.new_empty(x.shape) if self.gradients.rows is None else self.gradients.rows
+            others = self._columns.gradients()
+        else:
+            grad_x, *others = self._embeddings.embedding_results(self.pairs.rows.dtype)
         if column_factor != 1.0:
             others = [g.mul_(column_factor) for g in others]
         pairs = zip([grad_x, *others], (x, y, *self._parameters), strict=True)

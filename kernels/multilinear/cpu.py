@@ -52,7 +52,6 @@ from mibfast.kernels.pairwise.reductions.log_sum_exp import (
     merge_columns,
 )
 from mibfast.kernels.pairwise.rows_by_code_cpu import add_row, grad_row
-from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 from mibfast.kernels.vector_math import WEIGHT_EXPONENT, exp, weight_scale
 
@@ -524,7 +523,9 @@ def _add_gradients(
 
 def negatives_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
     """Log-sum-exp over j != i of q_i . k_j: [N], float64."""
-    results = engine.reduce(_pairs(query, key), pairwise.LOG_SUM_EXP, POSITIVE_EXCLUDED)
+    results = engine.reduce(
+        pairwise.Embeddings(query, key, None, "inner_product", 0).pairs, pairwise.LOG_SUM_EXP, POSITIVE_EXCLUDED
+    )
     return torch.from_numpy(results.rows[LSE].copy())
 
 
@@ -533,21 +534,15 @@ def negatives_log_sum_exp_backward(
     upstream: Tensor, query: Tensor, key: Tensor, lse: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `negatives_log_sum_exp`, those that are needed; the others are empty."""
-    pairs = _pairs(query, key)
-    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    embeddings = pairwise.Embeddings(query, key, None, "inner_product", 0, needed)
     pairwise.log_sum_exps_gradient(
-        pairs,
+        embeddings.pairs,
         pairwise.Objective(positive_in_denominator=False),
         row_lse=lse.numpy(),
         column_lse=np.empty(0),
         grad_rows=upstream.double().numpy(),
         grad_columns=np.empty(0),
-        grad_positives=np.zeros(pairs.rows.n),
-        gradients=gradients,
+        grad_positives=np.zeros(len(query)),
+        gradients=embeddings.gradients,
     )
-    return pairwise.embedding_results(gradients, query, key, query.dtype)
-
-
-def _pairs(query: Tensor, key: Tensor) -> engine.Pairs:
-    rows = Rows(query.detach())
-    return engine.Pairs(pairwise.INNER_PRODUCT, rows, pairwise.embedding_columns(key, rows.dtype))
+    return embeddings.embedding_results(query.dtype)

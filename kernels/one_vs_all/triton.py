@@ -33,10 +33,9 @@ def info_nce(
     """One-vs-all InfoNCE of each sample and modality [M, N], and its log-sum-exps [M, N], float64."""
     if keys == "per_sample":
         queries, projections, _, _ = projection.unit_queries_and_keys(z, ridge)
-        results = [
-            pairwise.info_nce(query, key, temperature, "inner_product", 0, positive_in_denominator, False, 0.0)[:2]
-            for query, key in zip(queries, projections, strict=True)
-        ]
+        options = ("inner_product", False, 0, positive_in_denominator, False, 0.0)
+        pairs = zip(queries, projections, strict=True)
+        results = [pairwise.info_nce(query, key, temperature, *options)[:2] for query, key in pairs]
     else:
         flags = pairwise.info_nce_flags(positive_in_denominator, False, 0.0)
         results = [
@@ -84,6 +83,7 @@ def info_nce_backward(
             lse.new_empty(0),
             [True, True, wants_temperature],
             "inner_product",
+            False,
             0,
             positive_in_denominator,
             False,
@@ -115,6 +115,7 @@ def info_nce_with_gradient(
             temperature,
             [True, True, wants_temperature],
             "inner_product",
+            False,
             0,
             positive_in_denominator,
             False,

@@ -32,7 +32,7 @@ from mibfast.kernels.pairwise.flags import (
     WITHOUT_TARGET,
 )
 from mibfast.kernels.pairwise.reductions import log_sum_exp as lse
-from mibfast.kernels.pairwise.rows_cpu import Rows
+from mibfast.kernels.pairwise.rows_cpu import Rows, unit_rows, unit_rows_backward
 from mibfast.kernels.pairwise.scores import Score
 from mibfast.kernels.pairwise.tiles_cpu import Columns, Gradients
 from mibfast.kernels.projection import cpu as projection
@@ -338,52 +338,76 @@ class Embeddings:
         self,
         query: Tensor,
         key: Tensor,
-        temperature: Tensor,
+        temperature: Tensor | None,
         score: str,
         offset: int,
         needed: Sequence[bool] = (False, False, False),
+        normalize: bool = False,
     ) -> None:
         self._query, self._key, self._temperature = query, key, temperature
-        named, self._needed = scores.named(score), needed
-        rows = Rows(query.detach(), wants_norms=named.squared_norms)
-        columns = embedding_columns(key, rows.dtype, named)
-        scale = inverse_temperature(temperature)
-        self.pairs = engine.Pairs(named, rows, columns, scale=scale, offset=offset, wants_grad_scale=needed[2])
-        self.gradients = embedding_gradients(query, key, rows, named, needed)
+        named = scores.named(score)
+        self._rows = Rows(query.detach(), unit=normalize, wants_norms=named.squared_norms)
+        self._columns = EmbeddingColumns(key, self._rows.dtype, named, normalize)
+        scale = 1.0 if temperature is None else inverse_temperature(temperature)
+        wants_grad_scale = len(needed) > 2 and needed[2]
+        self.pairs = engine.Pairs(
+            named, self._rows, self._columns.columns, scale=scale, offset=offset, wants_grad_scale=wants_grad_scale
+        )
+        self.gradients = Gradients(
+            zeros(query.shape, self._rows) if needed[0] else None,
+            *self._columns.gradients(needed[1]),
+        )
+
+    def embedding_results(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The gradients of query and key, in this dtype; one that was not needed is empty."""
+        query, rows = self._query, self.gradients.rows
+        grad_query = query.new_empty(query.shape, dtype=dtype) if rows is None else rows.to(dtype)
+        return grad_query, self._columns.backward(self.gradients).to(dtype)
 
     def results(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of query and key, in this dtype, and of the temperature; those not needed are empty."""
-        grad_query, grad_key = embedding_results(self.gradients, self._query, self._key, dtype)
-        return grad_query, grad_key, temperature_gradient(self.pairs, self._temperature)
+        assert self._temperature is not None
+        return *self.embedding_results(dtype), temperature_gradient(self.pairs, self._temperature)
 
 
-def embedding_columns(key: Tensor, dtype: torch.dtype, score: Score = INNER_PRODUCT) -> Columns:
-    """The columns of a score of two embeddings."""
-    operands = key.detach().to(dtype).contiguous()
-    statistics = operands.new_empty(0, len(operands))
-    if score.squared_norms:
-        statistics = torch.linalg.vector_norm(operands, dim=1, dtype=torch.float64).square().to(dtype)[None]
-    return Columns(operands[None], statistics)
+def zeros(shape: Sequence[int], rows: Rows) -> Tensor:
+    """Room for gradients that are added to, of the dtype of rows."""
+    return torch.from_numpy(_buffers.empty(tuple(shape), rows.numpy_dtype)).zero_()
 
 
-def embedding_gradients(query: Tensor, key: Tensor, rows: Rows, score: Score, needed: Sequence[bool]) -> Gradients:
-    """Room for the gradients of two embeddings, those that are needed."""
-    return Gradients(
-        torch.from_numpy(_buffers.empty(tuple(query.shape), rows.numpy_dtype)).zero_() if needed[0] else None,
-        torch.from_numpy(_buffers.empty((1, *key.shape), rows.numpy_dtype)) if needed[1] else None,
-        torch.empty(1, len(key), dtype=rows.dtype) if score.squared_norms and needed[1] else None,
-    )
+class EmbeddingColumns:
+    """The columns of a score of two embeddings [N', d], made unit where asked, and the way back of their gradients."""
 
+    def __init__(self, key: Tensor, dtype: torch.dtype, score: Score = INNER_PRODUCT, normalize: bool = False) -> None:
+        self._key, self._score, self._inverse_norms = key, score, None
+        operands = key.detach().to(dtype)
+        if normalize:
+            operands, self._inverse_norms = unit_rows(operands)
+        operands = operands.contiguous()
+        statistics = operands.new_empty(0, len(operands))
+        if score.squared_norms:
+            statistics = torch.linalg.vector_norm(operands, dim=1, dtype=torch.float64).square().to(dtype)[None]
+        self.columns = Columns(operands[None], statistics)
 
-def embedding_results(gradients: Gradients, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The gradients of two embeddings in this dtype; one that was not needed is empty."""
-    grad_query = query.new_empty(query.shape, dtype=dtype) if gradients.rows is None else gradients.rows.to(dtype)
-    if gradients.columns is None:
-        return grad_query, key.new_empty(key.shape, dtype=dtype)
-    grad_key = gradients.columns[0]
-    if gradients.statistics is not None:
-        grad_key.addcmul_(key.detach().to(grad_key.dtype), gradients.statistics[0, :, None], value=2.0)
-    return grad_query, grad_key.to(dtype)
+    def gradients(self, needed: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Room for the gradients of operands and statistics, where they are needed."""
+        if not needed:
+            return None, None
+        operands, statistics = self.columns.operands, self.columns.statistics
+        room = torch.from_numpy(_buffers.empty(tuple(operands.shape), operands.numpy().dtype))
+        return room, torch.empty_like(statistics) if self._score.squared_norms else None
+
+    def backward(self, gradients: Gradients) -> Tensor:
+        """The gradient of the embeddings, in the dtype of the columns; empty where it was not needed."""
+        operands = self.columns.operands[0]
+        if gradients.columns is None:
+            return operands.new_empty(self._key.shape)
+        grad_operands = gradients.columns[0]
+        if gradients.statistics is not None:
+            grad_operands.addcmul_(operands, gradients.statistics[0, :, None], value=2.0)
+        if self._inverse_norms is None:
+            return grad_operands
+        return unit_rows_backward(grad_operands, operands, self._inverse_norms)
 
 
 def temperature_gradient(pairs: engine.Pairs, temperature: Tensor) -> Tensor:
@@ -396,13 +420,14 @@ def info_nce(
     key: Tensor,
     temperature: Tensor,
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
-    embeddings = Embeddings(query, key, temperature, score, offset)
+    embeddings = Embeddings(query, key, temperature, score, offset, normalize=normalize)
     return losses(embeddings.pairs, Objective(positive_in_denominator, symmetric, label_smoothing))
 
 
@@ -415,13 +440,14 @@ def info_nce_backward(
     column_lse: Tensor,
     needed: list[bool],
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
-    embeddings = Embeddings(query, key, temperature, score, offset, needed)
+    embeddings = Embeddings(query, key, temperature, score, offset, needed, normalize)
     objective = Objective(positive_in_denominator, symmetric, label_smoothing)
     losses_gradient(embeddings.pairs, objective, upstream, row_lse, column_lse, embeddings.gradients)
     return embeddings.results(query.dtype)
@@ -433,13 +459,14 @@ def info_nce_with_gradient(
     temperature: Tensor,
     needed: list[bool],
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them but in the engine's dtype."""
-    embeddings = Embeddings(query, key, temperature, score, offset, needed)
+    embeddings = Embeddings(query, key, temperature, score, offset, needed, normalize)
     objective = Objective(positive_in_denominator, symmetric, label_smoothing)
     loss = sum_with_gradient(embeddings.pairs, objective, 1.0 / query.shape[0], embeddings.gradients)
     dtype = embeddings.pairs.rows.dtype

@@ -12,6 +12,40 @@ from torch import Tensor
 from mibfast.kernels.compilation import inline, kernel
 from mibfast.kernels.row_addresses import RowAddresses, row_at
 
+# Between them the norm's inverse is a normal float32, and squares are exact in float64.
+_LEAST_SQUARE, _LARGEST_SQUARE = 1e-74, 1e290
+
+
+@inline
+def _load_extreme(x: Any, scale: float, row: Any, inverse: Any, i: int) -> float:
+    """Make a row unit whose norm, or its inverse, is beyond the range of squares or of float32; return its square.
+
+    Zeros stay zero, and so does their gradient; infinities and NaN give NaN.
+    """
+    largest = 0.0
+    for j in range(x.size):
+        magnitude = abs(np.float64(x[j]))
+        largest = largest if magnitude <= largest else magnitude
+    number = row.dtype.type
+    if largest == 0.0:
+        for j in range(x.size):
+            row[j] = number(0.0)
+        inverse[i] = number(0.0)
+        return 0.0
+    # Exact: a power of two brings the largest entry near 1.
+    power = 2.0 ** -math.frexp(largest)[1] if largest < np.inf else 1.0
+    power = power if power < 2.0**1022 else 2.0**1022
+    squared = 0.0
+    for j in range(x.size):
+        y = np.float64(x[j]) * power
+        squared += y * y
+    factor = scale / math.sqrt(squared)
+    for j in range(x.size):
+        row[j] = number(np.float64(x[j]) * power * factor)
+    most = np.float64(np.finfo(row.dtype).max)
+    inverse[i] = number(min(factor * power, most)) if factor == factor else number(factor)
+    return scale * scale
+
 
 @inline
 def load_rows(
@@ -40,6 +74,11 @@ def load_rows(
                 squared += np.float64(x[j]) * np.float64(x[j])
         if unit:
             factor = block.dtype.type(0.0 if squared == 0.0 else scale / math.sqrt(squared))
+            if not _LEAST_SQUARE <= squared <= _LARGEST_SQUARE:
+                squared = _load_extreme(x, scale, row, inverse, i)
+                if wants_norms:
+                    squared_norms[i] = squared
+                continue
         inverse[i] = factor
         if wants_norms:
             # In float64: the square of the factor that makes a tiny row unit is beyond float32.
@@ -124,7 +163,7 @@ def _add_gradient(
     squared_norm_gradient: Any,
     into: Any,
 ) -> float:
-    return add_gradient(  # type: ignore[no-any-return]
+    return add_gradient(
         block,
         gradient,
         factors,
@@ -138,6 +177,23 @@ def _add_gradient(
         squared_norm_gradient,
         into,
     )
+
+
+def unit_rows(x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Rows [N, d] of float32 or float64 divided by their norms, contiguous, and the norms' inverses."""
+    source = RowAddresses([x])
+    unit, inverse = source.empty(source.n, source.d), np.empty(source.n, source.dtype)
+    norms = np.empty(0, source.dtype)
+    _load(int(source.addresses[0]), int(source.strides[0]), 0, source.n, 1.0, True, unit, inverse, False, norms)
+    return torch.from_numpy(unit), inverse
+
+
+def unit_rows_backward(gradient: Tensor, unit: Tensor, inverse: np.ndarray) -> Tensor:
+    """The gradient of rows from that of the unit rows."""
+    into = np.zeros(tuple(unit.shape), inverse.dtype)
+    ones, norms = np.ones(len(inverse), inverse.dtype), np.empty(0, inverse.dtype)
+    _add_gradient(unit.numpy(), gradient.numpy(), ones, inverse, 0, len(inverse), 1.0, True, False, False, norms, into)
+    return torch.from_numpy(into)
 
 
 class Rows:

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mibfast._precision import at_least_float32, unit
 from mibfast.kernels.halves import compiled
 from mibfast.kernels.pairwise import dense_triton as dense
 from mibfast.kernels.pairwise import reductions, scores
@@ -232,8 +233,16 @@ class Embeddings:
         score: str,
         offset: int,
         bias: Scalar = ZERO,
+        normalize: bool = False,
     ) -> None:
-        self._query, self._key, self._temperature, self.score = query, key, temperature, scores.named(score)
+        self._temperature, self.score = temperature, scores.named(score)
+        self._leaves: tuple[Tensor, ...] = ()
+        if normalize:
+            # A pass over N d numbers, beside the sweep's N N' d.
+            with torch.enable_grad():
+                self._leaves = tuple(at_least_float32(x.detach()).requires_grad_() for x in (query, key))
+                query, key = (unit(x) for x in self._leaves)
+        self._query, self._key = query, key
         rows, columns = rows_in_place(query), rows_in_place(key)
         row_norms = column_norms = None
         if self.score.squared_norms:
@@ -261,12 +270,20 @@ class Embeddings:
         query, key = self._query, self._key
         grad_query = query.new_empty(query.shape, dtype=dtype)
         if gradients.rows is not None:
-            grad_query = _with_norms(gradients.rows, self.pairs.rows, gradients.row_statistic).to(dtype)
+            grad_query = _with_norms(gradients.rows, self.pairs.rows, gradients.row_statistic)
+            grad_query = self._through_norms(0, query, grad_query).to(dtype)
         grad_key = key.new_empty(key.shape, dtype=dtype)
         if gradients.operands is not None:
             grad_norms = None if gradients.column_statistics is None else gradients.column_statistics[0]
-            grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], grad_norms).to(dtype)
+            grad_key = _with_norms(gradients.operands[0], self.pairs.operands[0], grad_norms)
+            grad_key = self._through_norms(1, key, grad_key).to(dtype)
         return grad_query, grad_key
+
+    def _through_norms(self, which: int, embeddings: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of embeddings before they were made unit, where they were."""
+        if not self._leaves:
+            return gradient
+        return torch.autograd.grad(embeddings, self._leaves[which], gradient.to(embeddings.dtype))[0]
 
 
 def _squared_norms(x: Tensor) -> Tensor:
@@ -291,6 +308,7 @@ def info_nce(
     key: Tensor,
     temperature: Tensor,
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -298,7 +316,7 @@ def info_nce(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each query [N], and the log-sum-exps of rows [N] and columns ([N'], or [0] one way), float64."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
-    embeddings = Embeddings(query, key, temperature, score, offset)
+    embeddings = Embeddings(query, key, temperature, score, offset, normalize=normalize)
     return losses(embeddings.score, embeddings.pairs, flags, label_smoothing)
 
 
@@ -311,6 +329,7 @@ def info_nce_backward(
     column_lse: Tensor,
     needed: list[bool],
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -318,7 +337,7 @@ def info_nce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `info_nce` with respect to query, key and temperature, those that are needed."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
-    embeddings = Embeddings(query, key, temperature, score, offset)
+    embeddings = Embeddings(query, key, temperature, score, offset, normalize=normalize)
     weights = Weights(upstream.contiguous(), 1.0, row_lse, column_lse, label_smoothing)
     gradients = losses_gradient(embeddings.score, embeddings.pairs, flags, weights, embeddings.wanted(needed))
     return embeddings.results(gradients, 1.0, query.dtype)
@@ -330,6 +349,7 @@ def info_nce_with_gradient(
     temperature: Tensor,
     needed: list[bool],
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,
@@ -337,7 +357,7 @@ def info_nce_with_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean of InfoNCE and its gradients, those of query and key in float32, still to be scaled."""
     flags = info_nce_flags(positive_in_denominator, symmetric, label_smoothing)
-    embeddings = Embeddings(query, key, temperature, score, offset)
+    embeddings = Embeddings(query, key, temperature, score, offset, normalize=normalize)
     each, row_lse, column_lse = losses(embeddings.score, embeddings.pairs, flags, label_smoothing)
     factor = 1.0 / embeddings.pairs.n
     weights = Weights(None, factor, row_lse, column_lse, label_smoothing)

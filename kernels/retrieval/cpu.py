@@ -152,13 +152,13 @@ def _embeddings(name: str) -> Ranking:
 
     def columns(query: Tensor, ridge: float) -> tuple[scores.Score, Columns]:
         operand = _loaded(query, False)
-        return score, pairwise.embedding_columns(operand, operand.dtype, score)
+        return score, pairwise.EmbeddingColumns(operand, operand.dtype, score).columns
 
     return Ranking(columns, norms=score.squared_norms)
 
 
 def _inner_products(operand: Tensor) -> tuple[scores.Score, Columns]:
-    return pairwise.INNER_PRODUCT, pairwise.embedding_columns(operand, operand.dtype)
+    return pairwise.INNER_PRODUCT, pairwise.EmbeddingColumns(operand, operand.dtype).columns
 
 
 def _product(query: Tensor) -> tuple[scores.Score, Columns]:

@@ -15,6 +15,8 @@ Source: Zhai et al. (2023), arXiv 2303.15343, Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,15 +25,14 @@ from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
 from mibfast.kernels.pairwise import reductions
 from mibfast.kernels.pairwise.reductions import sigmoid_loss
-from mibfast.kernels.pairwise.rows_cpu import Rows
 
 _SIGMOID_LOSS = reductions.named("sigmoid_loss")
 
 
-def _pairs(query: Tensor, key: Tensor, offset: int) -> engine.Pairs:
-    rows = Rows(query.detach())
-    columns = pairwise.embedding_columns(key, rows.dtype)
-    return engine.Pairs(pairwise.INNER_PRODUCT, rows, columns, offset=offset)
+def _embeddings(
+    query: Tensor, key: Tensor, offset: int, normalize: bool, needed: Sequence[bool] = (False, False)
+) -> pairwise.Embeddings:
+    return pairwise.Embeddings(query, key, None, "inner_product", offset, needed[:2], normalize)
 
 
 def _row_state(n: int, scale: Tensor, bias: Tensor) -> np.ndarray:
@@ -40,9 +41,11 @@ def _row_state(n: int, scale: Tensor, bias: Tensor) -> np.ndarray:
     return state
 
 
-def siglip(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+def siglip(
+    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, normalize: bool, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each query [N], and its derivatives by scale and bias [N], float64."""
-    pairs = _pairs(query, key, offset)
+    pairs = _embeddings(query, key, offset, normalize).pairs
     state = engine.reduce(pairs, _SIGMOID_LOSS, 0, _row_state(pairs.rows.n, scale, bias)).rows
     by_scale, by_bias = state[sigmoid_loss.GRAD_SCALE], state[sigmoid_loss.GRAD_BIAS]
     losses = torch.from_numpy(state[sigmoid_loss.LOSS]).to(pairs.rows.dtype, copy=True)
@@ -58,6 +61,7 @@ def siglip_backward(
     by_scale: Tensor,
     by_bias: Tensor,
     needed: list[bool],
+    normalize: bool,
     offset: int,
 ) -> list[Tensor | None]:
     """Gradients of `siglip`, those that are needed, for an upstream gradient [N]."""
@@ -67,21 +71,21 @@ def siglip_backward(
     ]
     if not any(needed[:2]):
         return [None, None, *d_numbers]
-    pairs = _pairs(query, key, offset)
-    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    embeddings = _embeddings(query, key, offset, normalize, needed)
+    pairs, gradients = embeddings.pairs, embeddings.gradients
     row_weights = np.zeros((sigmoid_loss.ROW_WEIGHTS, pairs.rows.n))
     row_weights[sigmoid_loss.UPSTREAM] = upstream.double().numpy()
     row_weights[sigmoid_loss.WEIGHT_SCALE], row_weights[sigmoid_loss.WEIGHT_BIAS] = float(scale), float(bias)
     engine.gradient(pairs, _SIGMOID_LOSS, 0, row_weights=row_weights, gradients=gradients)
-    return [*pairwise.embedding_results(gradients, query, key, query.dtype), *d_numbers]
+    return [*embeddings.embedding_results(query.dtype), *d_numbers]
 
 
 def siglip_with_gradient(
-    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], offset: int
+    query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], normalize: bool, offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mean of the losses of queries, and its gradients: of query and key in the engine's dtype, scale and bias."""
-    pairs = _pairs(query, key, offset)
-    gradients = pairwise.embedding_gradients(query, key, pairs.rows, pairs.score, needed)
+    embeddings = _embeddings(query, key, offset, normalize, needed)
+    pairs, gradients = embeddings.pairs, embeddings.gradients
     weight, dtype = 1.0 / pairs.rows.n, pairs.rows.dtype
     state = engine.reduce_with_gradient(
         pairs,
@@ -96,7 +100,7 @@ def siglip_with_gradient(
     )
     return (
         torch.tensor(float(loss), dtype=dtype),
-        *pairwise.embedding_results(gradients, query, key, dtype),
+        *embeddings.embedding_results(dtype),
         torch.tensor(float(by_scale), dtype=scale.dtype),
         torch.tensor(float(by_bias), dtype=bias.dtype),
     )

@@ -17,6 +17,9 @@ from mibfast.losses import _presence
 class Loss(ResettableModule):
     """A module with the settings that losses have in common."""
 
+    # Whether the operations of the loss normalise, so that they get embeddings as they are.
+    normalizes_inside: ClassVar[bool] = False
+
     def __init__(self, *, backend: str | None, normalize: bool = False, reduction: str = "mean") -> None:
         super().__init__()
         self.normalize = _check.boolean(self._name, "normalize", normalize)
@@ -33,8 +36,13 @@ class Loss(ResettableModule):
         return 1 if getattr(self, "positive_in_denominator", True) else 2
 
     def _normalized(self, z: list[Tensor]) -> list[Tensor]:
+        """Return embeddings as they are without `normalize`, else unit vectors."""
         # In float32 at least: bfloat16 would move a logit at temperature 0.01 by 0.4.
         return [unit(at_least_float32(x)) for x in z] if self.normalize else z
+
+    def _prepared(self, z: list[Tensor]) -> list[Tensor]:
+        """Return embeddings as the loss's operations take them."""
+        return z if self.normalizes_inside else self._normalized(z)
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""
@@ -63,12 +71,12 @@ class EmbeddingsLoss(Loss):
         """Return the terms of the loss by their names, before they are weighted."""
         z, names = _check.embeddings(self._name, embeddings, presence)
         if presence is None:
-            return self._terms(self._normalized(z), names, None)
+            return self._terms(self._prepared(z), names, None)
         _check.presence(self._name, presence, z)
         if not self.takes_complete_samples:
-            return self._terms(self._normalized(_presence.partnered(z, presence)), names, presence)
+            return self._terms(self._prepared(_presence.partnered(z, presence)), names, presence)
         rows, samples = _presence.complete(self._name, z, presence, self._fewest)
-        terms = self._terms(self._normalized(rows), names, None)
+        terms = self._terms(self._prepared(rows), names, None)
         return {name: _presence.spread(term, samples, len(presence)) for name, term in terms.items()}
 
     def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:

@@ -57,6 +57,8 @@ class InfoNCELoss(Loss):
     tensor(0.5514)
     """
 
+    normalizes_inside = True
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -91,12 +93,13 @@ class InfoNCELoss(Loss):
             pair, _ = _check.embeddings(self._name, pair)
             _check.presence(self._name, presence, pair)
             pair, samples = _presence.complete(self._name, pair, presence, self._fewest)
-        query, key = self._normalized(pair)
+        query, key = self._prepared(pair)
         loss = F.info_nce(
             query,
             key,
             self.temperature(),
             score=self.score,
+            normalize=self.normalize,
             positive_in_denominator=self.positive_in_denominator,
             symmetric=self.symmetric,
             label_smoothing=self.label_smoothing,

@@ -55,6 +55,8 @@ class PairwiseCLIPLoss(EmbeddingsLoss):
     {'image-text': 0.5514, 'image-audio': 0.5514, 'text-audio': 0.5514}
     """
 
+    normalizes_inside = True
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -73,6 +75,7 @@ class PairwiseCLIPLoss(EmbeddingsLoss):
         loss = partial(
             F.info_nce,
             temperature=self.temperature(),
+            normalize=self.normalize,
             positive_in_denominator=self.positive_in_denominator,
             symmetric=True,
             reduction=self.reduction,
@@ -137,6 +140,7 @@ class PairwiseCLIPIBLoss(PairwiseCLIPLoss):
 
     def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         alignment = super()._terms(z, names, presence)
+        z = self._normalized(z)
         if presence is None:
             return {**alignment, "minimality": self._distance(*z)}
         distances = over_pairs(self._name, self._distance, z, names, presence)

@@ -58,6 +58,8 @@ class SigLIPLoss(ScaledLoss):
     {'image-text': 0.9398, 'image-audio': 0.9398, 'text-audio': 0.9398}
     """
 
+    normalizes_inside = True
+
     def __init__(
         self,
         scale: float = 10.0,
@@ -83,5 +85,12 @@ class SigLIPLoss(ScaledLoss):
     def _terms(self, z: list[Tensor], names: list[str], presence: Tensor | None) -> dict[str, Tensor]:
         # In float32 also where the model was cast to a shorter dtype.
         bias = self.initial_bias if self.bias is None else at_least_float32(self.bias)
-        loss = partial(F.siglip, scale=self.scale(), bias=bias, reduction=self.reduction, backend=self.backend)
+        loss = partial(
+            F.siglip,
+            scale=self.scale(),
+            bias=bias,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
         return over_pairs(self._name, loss, z, names, presence)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
+from mibfast._precision import at_least_float32, unit
 from mibfast.kernels.pairwise import reference
 from mibfast.kernels.pairwise.scores import OF_EMBEDDINGS
 from mibfast.ops._boundary import (
@@ -32,6 +33,7 @@ def info_nce(
     temperature: float | Tensor = 0.07,
     *,
     score: str = "inner_product",
+    normalize: bool = False,
     positive_in_denominator: bool = True,
     symmetric: bool = False,
     label_smoothing: float = 0.0,
@@ -47,7 +49,7 @@ def info_nce(
     where j runs over all keys, or over all but the positive (`positive_in_denominator=False`). van den Oord et al.
     (2018), Eq. 4; symmetric: CLIP (Radford et al. 2021), half the sum of both directions; with the positive left out:
     OVA-IB (arXiv 2605.29900), Eq. 1-3. The score s may be another, see `score`. No N x N' matrix is stored. Queries and
-    keys are taken as they are: normalise them for cosine similarities.
+    keys are taken as they are; `normalize=True` divides them by their norms first, for cosine similarities.
 
     Parameters
     ----------
@@ -62,6 +64,8 @@ def info_nce(
         curvature -1: :math:`-\operatorname{arcosh}(t_q t_k - q \cdot k)` with :math:`t_x = \sqrt{1 + |x|^2}`, q and
         k being the space parts of points of the hyperboloid. At curvature -c give :math:`\sqrt c\, q`,
         :math:`\sqrt c\, k` and the temperature :math:`\sqrt c\, \tau`.
+    normalize : bool
+        L2-normalise queries and keys first, in float32 at least; zeros stay zero.
     positive_in_denominator : bool
     symmetric : bool
         The other direction picks the query of key i + offset out of all N queries.
@@ -98,14 +102,17 @@ def info_nce(
     _check.same_dimension(_NAME, query=query, key=key)
     temperature = _check.temperature(_NAME, temperature, query.device)
     _check.choice(_NAME, "score", score, SCORES)
-    for argument, flag in (("positive_in_denominator", positive_in_denominator), ("symmetric", symmetric)):
-        _check.boolean(_NAME, argument, flag)
+    _check.boolean(_NAME, "normalize", normalize)
+    _check.boolean(_NAME, "positive_in_denominator", positive_in_denominator)
+    _check.boolean(_NAME, "symmetric", symmetric)
     offset = _check.positives(_NAME, query, key, offset, not positive_in_denominator, symmetric)
     smoothing = _check.smoothing(_NAME, label_smoothing, positive_in_denominator)
     _check.reduction(_NAME, reduction)
     query, key = _check.promoted([query, key])
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
+        if normalize:
+            query, key = unit(at_least_float32(query)), unit(at_least_float32(key))
         scores = reference.scores(score, query, key) * inverse_temperature(temperature)
         losses = reference.info_nce(
             scores,
@@ -115,12 +122,13 @@ def info_nce(
             label_smoothing=smoothing,
         )
         return reduced(losses, reduction)
-    options = _Options(score, offset, positive_in_denominator, symmetric, smoothing)
+    options = _Options(score, normalize, offset, positive_in_denominator, symmetric, smoothing)
     return _loss(chosen, (query, key, temperature_tensor(temperature)), options, reduction)
 
 
 class _Options(NamedTuple):
     score: str
+    normalize: bool
     offset: int
     positive_in_denominator: bool
     symmetric: bool
@@ -132,6 +140,7 @@ def _results(
     key: Tensor,
     temperature: Tensor,
     score: str,
+    normalize: bool,
     offset: int,
     positive_in_denominator: bool,
     symmetric: bool,

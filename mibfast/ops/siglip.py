@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mibfast import _backend, _check
+from mibfast._precision import at_least_float32, unit
 from mibfast.kernels.pairwise import reference as pairwise
 from mibfast.kernels.siglip import reference
 from mibfast.ops._boundary import StreamedLoss, accumulation_dtype, pairwise_offers, reduced, temperature_tensor
@@ -23,6 +24,7 @@ def siglip(
     scale: float | Tensor = 10.0,
     bias: float | Tensor = -10.0,
     *,
+    normalize: bool = False,
     reduction: str = "mean",
     offset: int = 0,
     backend: str | None = None,
@@ -33,8 +35,8 @@ def siglip(
 
     with :math:`y_{ij} = 1` where j = i + offset and -1 elsewhere, t the scale and b the bias. Zhai et al. (2023, arXiv
     2303.15343), Algorithm 1; the mean over queries is open_clip's `SigLipLoss`. Loss and gradient take one sweep over
-    all pairs, and no N x N' matrix is stored. Queries and keys are taken as they are: normalise them for cosine
-    similarities.
+    all pairs, and no N x N' matrix is stored. Queries and keys are taken as they are; `normalize=True` divides them by
+    their norms first, for cosine similarities.
 
     Parameters
     ----------
@@ -44,6 +46,8 @@ def siglip(
         Of the same dtype, N' >= N + offset.
     scale, bias : float or 0-d Tensor
         Any finite numbers; a tensor may need a gradient. The paper starts at 10 and -10.
+    normalize : bool
+        L2-normalise queries and keys first, in float32 at least; zeros stay zero.
     reduction : {"mean", "sum", "none"}
         "mean" and "sum" are over queries, of sums over keys; "none" gives [N].
     offset : int
@@ -76,20 +80,24 @@ def siglip(
     scale = _check.scalar(_NAME, "scale", scale, query.device)
     bias = _check.scalar(_NAME, "bias", bias, query.device)
     offset = _check.positives(_NAME, query, key, offset, excluded=False, symmetric=False)
+    _check.boolean(_NAME, "normalize", normalize)
     _check.reduction(_NAME, reduction)
     query, key = _check.promoted([query, key])
     chosen = _backend.choose(_NAME, query.device, backend, pairwise_offers(query))
     if chosen == "reference":
+        if normalize:
+            query, key = unit(at_least_float32(query)), unit(at_least_float32(key))
         return reduced(reference.siglip(pairwise.inner_product(query, key), scale, bias, offset), reduction)
     operands = (query, key, temperature_tensor(scale), temperature_tensor(bias))
-    return _loss(chosen, operands, _Options(offset), reduction)
+    return _loss(chosen, operands, _Options(normalize, offset), reduction)
 
 
 class _Options(NamedTuple):
+    normalize: bool
     offset: int
 
 
-def _results(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, offset: int, backend: str) -> list[Tensor]:
+def _results(query: Tensor, *_: Any) -> list[Tensor]:
     """Losses, and their derivatives by scale and bias: [N] each."""
     dtypes = (accumulation_dtype(query.dtype), torch.float64, torch.float64)
     return [query.new_empty(query.shape[0], dtype=dtype) for dtype in dtypes]
