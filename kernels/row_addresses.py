@@ -33,6 +33,18 @@ def _row_at(address: Any, row: Any, stride: Any, d: Any, like: Any) -> Any:
     return lambda address, row, stride, d, like: carray(float64_at(address + 8 * row * stride), (d,))
 
 
+def matrix_at(address: int, n: int, d: int, like: Any) -> Any:
+    """The contiguous matrix [n, d] at an address, of the dtype of `like`."""
+    raise NotImplementedError("called from kernels only")
+
+
+@overload(matrix_at, jit_options=INLINED, strict=False)  # type: ignore[untyped-decorator]
+def _matrix_at(address: Any, n: Any, d: Any, like: Any) -> Any:
+    if like.dtype == types.float32:
+        return lambda address, n, d, like: carray(float32_at(address), (n, d))
+    return lambda address, n, d, like: carray(float64_at(address), (n, d))
+
+
 class RowAddresses:
     """M matrices [N, d]: float64 ones as float64, all others as float32, with unit stride within a row.
 

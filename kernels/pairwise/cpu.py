@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mibfast import _buffers
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions, scores
+from mibfast.kernels.pairwise import one_tile_cpu, reductions, scores
 from mibfast.kernels.pairwise.flags import (
     CLAMPED,
     POSITIVE_EXCLUDED,
@@ -78,8 +78,9 @@ def columns_of_positives(pairs: engine.Pairs) -> slice:
 def losses(pairs: engine.Pairs, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE of each row [N] in the engine's dtype, and log-sum-exps of rows [N] and columns [N' or 0], float64."""
     results, column_lse = log_sum_exps(pairs, objective)
+    each = _losses(results, column_lse, objective, pairs.columns.count, pairs.offset)
     return (
-        torch.from_numpy(_losses(pairs, results, column_lse, objective)).to(pairs.rows.dtype),
+        torch.from_numpy(each).to(pairs.rows.dtype),
         torch.from_numpy(results.rows[lse.LSE]),
         torch.from_numpy(column_lse),
     )
@@ -114,17 +115,20 @@ def positives_and_log_sum_exps(pairs: engine.Pairs, objective: Objective) -> lis
 
 
 @_QUIET
-def _losses(pairs: engine.Pairs, results: engine.Results, column_lse: np.ndarray, objective: Objective) -> np.ndarray:
-    smoothing = objective.label_smoothing
+def _losses(
+    results: engine.Results, column_lse: np.ndarray, objective: Objective, count: int, offset: int
+) -> np.ndarray:
+    """The loss of each row [N], of `count` columns, the positive of row i being column i + offset."""
+    smoothing, n = objective.label_smoothing, results.rows.shape[1]
     target = (1.0 - smoothing) * results.rows[lse.POSITIVE]
     losses: np.ndarray = results.rows[lse.LSE] - target
     if smoothing:
-        losses -= smoothing / pairs.columns.count * results.rows[lse.TOTAL]
+        losses -= smoothing / count * results.rows[lse.TOTAL]
     if objective.symmetric:
-        positives = columns_of_positives(pairs)
+        positives = slice(offset, offset + n)
         other = column_lse[positives] - target
         if smoothing:
-            other -= smoothing / pairs.rows.n * results.columns[lse.COLUMN_TOTAL, positives]
+            other -= smoothing / n * results.columns[lse.COLUMN_TOTAL, positives]
         losses = 0.5 * (losses + other)
     return losses
 
@@ -155,7 +159,8 @@ def sum_with_gradient(pairs: engine.Pairs, objective: Objective, weight: float, 
         label_smoothing=objective.label_smoothing,
         gradients=gradients,
     )
-    each = _losses(pairs, engine.Results(row_state, np.empty((2, 1)), -math.inf), np.empty(0), objective)
+    results = engine.Results(row_state, np.empty((2, 1)), -math.inf)
+    each = _losses(results, np.empty(0), objective, pairs.columns.count, pairs.offset)
     return torch.tensor(weight * float(each.sum()), dtype=torch.float64)
 
 
@@ -191,7 +196,7 @@ def _sum_both_ways_with_gradient(
         )
         if done:
             column_lse = _log_of_weights(results.columns[lse.COLUMN_SUM], dtype) + results.reference
-            total = float(_losses(pairs, results, column_lse, objective).sum())
+            total = float(_losses(results, column_lse, objective, count, pairs.offset).sum())
             return torch.tensor(weight * total, dtype=torch.float64)
     each, row_lse, column_lse_tensor = losses(pairs, objective)
     upstream = torch.full((n,), weight, dtype=torch.float64)
@@ -464,13 +469,63 @@ def info_nce_with_gradient(
     positive_in_denominator: bool,
     symmetric: bool,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """The mean of InfoNCE and its gradients, as `info_nce_backward` gives them but in the engine's dtype."""
-    embeddings = Embeddings(query, key, temperature, score, offset, needed, normalize)
     objective = Objective(positive_in_denominator, symmetric, label_smoothing)
+    if one_tile_cpu.serves_embeddings(query, key):
+        results = _few_with_gradient(query, key, temperature, needed, scores.named(score), normalize, offset, objective)
+        if results is not None:
+            return results
+    embeddings = Embeddings(query, key, temperature, score, offset, needed, normalize)
     loss = sum_with_gradient(embeddings.pairs, objective, 1.0 / query.shape[0], embeddings.gradients)
     dtype = embeddings.pairs.rows.dtype
     return loss.to(dtype), *embeddings.results(dtype)
+
+
+@_QUIET
+def _few_with_gradient(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    needed: Sequence[bool],
+    score: Score,
+    normalize: bool,
+    offset: int,
+    objective: Objective,
+) -> tuple[Tensor | None, ...] | None:
+    """`info_nce_with_gradient` of few pairs, in one call; None where these need more than one tile's sweep."""
+    (n, count), symmetric, smoothing = (len(query), len(key)), objective.symmetric, objective.label_smoothing
+    # Smoothed, a pair's weight depends on whether its column is a positive's.
+    if symmetric and smoothing and n != count:
+        return None
+    scale = inverse_temperature(temperature)
+    few = one_tile_cpu.sweep_embeddings(
+        score,
+        reductions.code(LOG_SUM_EXP, objective.flags),
+        objective.flags,
+        query,
+        key,
+        np.zeros((lse.ROW_STATES, n)),
+        needed,
+        normalize=normalize,
+        offset=offset,
+        upstream=1.0 / n,
+        scale=scale,
+        label_smoothing=smoothing,
+        deepest=-_LARGEST_EXCESS[query.dtype] if symmetric else None,
+        log_of_weight_scale=engine.log_of_weight_scale(query.dtype),
+    )
+    if few is None:
+        return None
+    results = engine.Results(few.row_state, few.column_state.astype(np.float64), few.reference)
+    column_lse = np.empty(0)
+    if symmetric:
+        column_lse = _log_of_weights(results.columns[lse.COLUMN_SUM], query.dtype) + few.reference
+    loss = float(_losses(results, column_lse, objective, count, offset).sum()) / n
+    grad_temperature = None
+    if needed[2]:
+        grad_temperature = torch.scalar_tensor(-few.grad_scale * scale**2, dtype=temperature.dtype)
+    return torch.scalar_tensor(loss, dtype=query.dtype), few.grad_query, few.grad_key, grad_temperature
 
 
 def partial_lse(

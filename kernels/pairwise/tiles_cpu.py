@@ -64,11 +64,9 @@ def tile_rows(row_bytes: int, most: int = MOST_ROWS) -> int:
     return max(16, min(preferred, _LARGEST_TILE_BYTES // row_bytes))
 
 
-def one_thread_serves(n: int, columns: Columns) -> bool:
-    """Whether a tile of all rows is no more than one thread does in a while, so that no slots are cut."""
-    k, count, _ = columns.operands.shape
-    rows = tile_rows(k * count * columns.operands.dtype.itemsize)
-    return n <= rows and slots(n, max(1, _GRAIN // (count * k))) == 1
+def one_thread_serves(n: int, columns: int, itemsize: int) -> bool:
+    """Whether a tile [n, columns] is one that no slots are cut for: it is small, or there is one thread."""
+    return n <= tile_rows(columns * itemsize) and slots(n, max(1, _GRAIN // columns)) == 1
 
 
 class Tiles:

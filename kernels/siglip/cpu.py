@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mibfast.kernels.pairwise import cpu as pairwise
 from mibfast.kernels.pairwise import engine_cpu as engine
-from mibfast.kernels.pairwise import reductions
+from mibfast.kernels.pairwise import one_tile_cpu, reductions
 from mibfast.kernels.pairwise.reductions import sigmoid_loss
 
 _SIGMOID_LOSS = reductions.named("sigmoid_loss")
@@ -82,25 +82,37 @@ def siglip_backward(
 
 def siglip_with_gradient(
     query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: list[bool], normalize: bool, offset: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """The mean of the losses of queries, and its gradients: of query and key in the engine's dtype, scale and bias."""
-    embeddings = _embeddings(query, key, offset, normalize, needed)
-    pairs, gradients = embeddings.pairs, embeddings.gradients
-    weight, dtype = 1.0 / pairs.rows.n, pairs.rows.dtype
-    state = engine.reduce_with_gradient(
-        pairs,
-        _SIGMOID_LOSS,
-        0,
-        upstream=weight,
-        gradients=gradients,
-        row_state=_row_state(pairs.rows.n, scale, bias),
-    )
+    n = len(query)
+    weight, dtype, state = 1.0 / n, pairwise.accumulation_dtype(query.dtype), _row_state(n, scale, bias)
+    grads: tuple[Tensor | None, Tensor | None]
+    if one_tile_cpu.serves_embeddings(query, key):
+        code, pair = reductions.code(_SIGMOID_LOSS, 0), (query, key)
+        few = one_tile_cpu.sweep_embeddings(
+            pairwise.INNER_PRODUCT,
+            code,
+            0,
+            *pair,
+            state,
+            needed[:2],
+            normalize=normalize,
+            offset=offset,
+            upstream=weight,
+        )
+        assert few is not None
+        grads = few.grad_query, few.grad_key
+    else:
+        embeddings = _embeddings(query, key, offset, normalize, needed)
+        pairs, gradients = embeddings.pairs, embeddings.gradients
+        engine.reduce_with_gradient(pairs, _SIGMOID_LOSS, 0, upstream=weight, gradients=gradients, row_state=state)
+        grads = embeddings.embedding_results(dtype)
     loss, by_scale, by_bias = (
         weight * state[result].sum() for result in (sigmoid_loss.LOSS, sigmoid_loss.GRAD_SCALE, sigmoid_loss.GRAD_BIAS)
     )
     return (
-        torch.tensor(float(loss), dtype=dtype),
-        *embeddings.embedding_results(dtype),
-        torch.tensor(float(by_scale), dtype=scale.dtype),
-        torch.tensor(float(by_bias), dtype=bias.dtype),
+        torch.scalar_tensor(float(loss), dtype=dtype),
+        *grads,
+        torch.scalar_tensor(float(by_scale), dtype=scale.dtype),
+        torch.scalar_tensor(float(by_bias), dtype=bias.dtype),
     )
