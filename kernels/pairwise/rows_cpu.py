@@ -14,6 +14,7 @@ from mibfast.kernels.row_addresses import RowAddresses, row_at
 
 # Between them the norm's inverse is a normal float32, and squares are exact in float64.
 _LEAST_SQUARE, _LARGEST_SQUARE = 1e-74, 1e290
+_LOWERED, _RAISING, _LOWERING = 2.0**450, 2.0**900, 2.0**-600
 
 
 @inline
@@ -32,16 +33,17 @@ def _load_extreme(x: Any, scale: float, row: Any, inverse: Any, i: int) -> float
             row[j] = number(0.0)
         inverse[i] = number(0.0)
         return 0.0
-    # Exact: a power of two brings the largest entry near 1.
-    power = 2.0 ** -math.frexp(largest)[1] if largest < np.inf else 1.0
-    power = power if power < 2.0**1022 else 2.0**1022
+    # Exact: a power of two brings the squares of all that counts into range.
+    power = _RAISING if largest < 1.0 / _LOWERED else _LOWERING if largest > _LOWERED else 1.0
     squared = 0.0
     for j in range(x.size):
         y = np.float64(x[j]) * power
+        row[j] = number(y)
         squared += y * y
     factor = scale / math.sqrt(squared)
+    # Apart: in one product the two factors may be multiplied with each other first, beyond every number.
     for j in range(x.size):
-        row[j] = number(np.float64(x[j]) * power * factor)
+        row[j] = number(np.float64(row[j]) * factor)
     most = np.float64(np.finfo(row.dtype).max)
     inverse[i] = number(min(factor * power, most)) if factor == factor else number(factor)
     return scale * scale

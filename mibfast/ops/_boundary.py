@@ -85,7 +85,7 @@ def temperature_tensor(temperature: float | Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature
     # On the CPU whatever the default device is: kernels read it there.
-    return torch.tensor(temperature, dtype=torch.float64, device="cpu")
+    return torch.scalar_tensor(temperature, dtype=torch.float64, device="cpu")
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:

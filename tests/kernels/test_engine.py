@@ -10,8 +10,9 @@ import torch
 from operations import NAMES, OPERATIONS, inputs, value_and_gradients
 
 from mibfast import _threads, functional
+from mibfast.kernels import blas
 from mibfast.kernels.halves import cpu as half
-from mibfast.kernels.pairwise import cpu, engine_cpu, reference, scores, tiles_cpu
+from mibfast.kernels.pairwise import cpu, engine_cpu, one_tile_cpu, reference, scores, tiles_cpu
 from mibfast.kernels.pairwise.engine_cpu import Pairs
 from mibfast.kernels.pairwise.rows_cpu import Rows
 from mibfast.kernels.pairwise.tiles_cpu import Columns, Gradients
@@ -236,3 +237,99 @@ def test_the_log_sum_exp_of_rows_is_that_of_torch(row_lse) -> None:
     found = torch.tensor(cpu.log_sum_exp_of_rows(np.array(row_lse)), dtype=torch.float64)
     expected = torch.logsumexp(torch.tensor(row_lse, dtype=torch.float64), 0)
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+FEW = [
+    (score, options)
+    for score in scores.OF_EMBEDDINGS
+    for options in (
+        {},
+        {"symmetric": True},
+        {"symmetric": True, "label_smoothing": 0.2},
+        {"label_smoothing": 0.2},
+        {"positive_in_denominator": False, "symmetric": True},
+    )
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("score", "options"), FEW)
+def test_few_pairs_in_one_call_are_the_sweep_of_many(score, options, normalize, dtype, monkeypatch) -> None:
+    """The mean of InfoNCE and every gradient, by the kernel that takes all pairs at once, and by the engine's tiles."""
+    n, spare = (23, 0) if options.get("label_smoothing") else (23, 4)
+    query, key = torch.randn(n, 9, dtype=dtype), torch.randn(n + spare, 9, dtype=dtype)
+    leaves = [x.requires_grad_() for x in (query, key, torch.tensor(0.7, dtype=torch.float64))]
+
+    def step() -> list[torch.Tensor]:
+        loss = functional.info_nce(
+            *leaves, score=score, normalize=normalize, offset=spare // 2, backend="cpu", **options
+        )
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    few = step()
+    monkeypatch.setattr(one_tile_cpu, "serves_embeddings", lambda *_: False)
+    one_tile = step()
+    monkeypatch.setattr(one_tile_cpu, "serves", lambda *_: False)
+    many = step()
+    eps = torch.finfo(dtype).eps
+    for results in (few, one_tile):
+        for x, y in zip(results, many, strict=True):
+            torch.testing.assert_close(x, y, rtol=64 * eps, atol=64 * eps)
+
+
+def test_few_pairs_of_rows_with_gaps_and_of_other_layouts() -> None:
+    """Rows that are read where they lie, at any distance from each other, and columns that are not contiguous."""
+    query, key = torch.randn(12, 7), torch.randn(12, 7)
+    expected = functional.info_nce(query, key, normalize=True, backend="reference")
+    wide = torch.full((12, 10), torch.nan)
+    wide[:, :7] = query
+    for rows in (wide[:, :7], query.T.contiguous().T, query[:1].expand(12, 7)):
+        loss = functional.info_nce(
+            rows.clone(memory_format=torch.preserve_format).requires_grad_(), key, normalize=True
+        )
+        assert loss.isfinite()
+    x, y = wide[:, :7].requires_grad_(), key.T.contiguous().T.requires_grad_()
+    loss = functional.info_nce(x, y, normalize=True, backend="cpu")
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, y)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-20, 1.0, 1e18, 1e38])
+def test_rows_of_every_magnitude_are_made_unit(scale, dtype) -> None:
+    """As `unit` makes them; in float64 down to 1e-300 and up to 1e300."""
+    if dtype == torch.float64:
+        scale = scale**7
+    x = (scale * torch.randn(6, 5, dtype=torch.float64).clamp(-2, 2)).to(dtype)
+    x[2] = 0.0
+    y = torch.randn(6, 5, dtype=dtype)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    results = []
+    for backend in ("cpu", "reference"):
+        loss = functional.info_nce(x, y, 0.5, normalize=True, symmetric=True, backend=backend)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (x, y))])
+    for ours, plain in zip(*results, strict=True):
+        assert ours.isnan().sum() == plain.isnan().sum()
+        finite = plain.isfinite() & ours.isfinite()
+        torch.testing.assert_close(ours[finite], plain[finite], rtol=1e-4, atol=1e-6)
+
+
+def test_a_blas_that_does_not_multiply_is_not_used(monkeypatch) -> None:
+    """The loss is then the engine's, of products by torch."""
+    query, key = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    expected = functional.info_nce(query, key, backend="cpu")
+    monkeypatch.setattr(blas, "address", lambda dtype: 0)
+    assert not one_tile_cpu.serves_embeddings(query, key)
+    torch.testing.assert_close(functional.info_nce(query, key, backend="cpu"), expected)
+
+
+def test_the_three_products_are_those_of_torch() -> None:
+    for dtype in (torch.float32, torch.float64):
+        if not blas.address(dtype):
+            pytest.skip("PyTorch's BLAS is not found by its symbols")
+        a, b, g = (torch.randn(shape, dtype=dtype) for shape in ((17, 5), (9, 5), (17, 9)))
+        results = [torch.empty(shape, dtype=dtype) for shape in ((17, 5), (9, 5), (17, 9))]
+        blas._products(blas.address(dtype), *(x.numpy() for x in (a, b, g, *results)))
+        for x, y in zip(results, (g @ b, g.T @ a, a @ b.T), strict=True):
+            torch.testing.assert_close(x, y)
