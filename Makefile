@@ -13,8 +13,8 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
-# PyTorch built for GPUs has brought a Triton of its own by the third line, and takes no other.
-# Where nvcc is found the last line builds the CUDA kernels, and a warning of its is an error here.
+# PyTorch built for GPUs installs its own Triton; only otherwise is the pinned one installed.
+# Where nvcc is found the last line builds the CUDA kernels, and its warnings are errors here.
 $(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -435,13 +435,13 @@ class _DeepTiles(Tiles):
         # In float64: tens of thousands of pairs are added one by one.
         z, sums = second.numpy(), np.zeros((len(shares), 2, own.weight.size))
 
-        def grad_second_layer(share: int) -> None:
+        def backward_second_layer(share: int) -> None:
             grad_weight, grad_offset = sums[share]
             _second_layer_gradient(
                 z, own.offset, own.weight, g, first, *shares[share], columns, grad_weight, grad_offset
             )
 
-        parallel(grad_second_layer, len(shares))
+        parallel(backward_second_layer, len(shares))
         own.unit_gradients += sums.sum(0)
         own.matrix_gradient.addmm_(second.T, units)
         grad_units = torch.mm(second, own.matrix, out=self._unit_gradient[: rows * columns]).numpy()

@@ -1,4 +1,4 @@
-"""What kernels call of scores and reductions: their functions of a row, by code.
+"""The row functions of scores and reductions, as kernels call them: by code.
 
 A kernel is compiled for the code of a score and of a reduction, which are numbers, since the cache on disk would not
 find a kernel again by the functions that it is made of. Here the number becomes the function while Numba compiles.

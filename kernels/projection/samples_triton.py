@@ -146,6 +146,6 @@ def constants(d: int, vectors: int) -> dict[str, int]:
     return {"D": d, **sample_tile(d, vectors).arguments()}
 
 
-def positive(ridge: float) -> float:
+def effective_ridge(ridge: float) -> float:
     """The ridge, a constant of kernels: an argument would be float32."""
     return max(ridge, SMALLEST_RIDGE)

@@ -30,12 +30,12 @@ from mibfast.kernels.launch_configuration import on_device_of
 from mibfast.kernels.projection.samples_triton import (
     constants,
     diagonal_of,
+    effective_ridge,
     gram_matrix,
     inner_products,
     inverse_cholesky,
     inverse_square_root,
     load_tile,
-    positive,
     product,
     sample_pointers,
     store_tile,
@@ -313,7 +313,7 @@ def _run_leave_one_out(
             key_scales=key_scales,
             N=n,
             M=len(z),
-            RIDGE=positive(ridge),
+            RIDGE=effective_ridge(ridge),
             UNIT=unit is not None,
             **constants(d, len(z)),
         )
@@ -385,7 +385,7 @@ def _basis_arguments(target: Tensor, basis: Tensor, ridge: float) -> dict[str, A
         "basis_stride": basis.stride(0),
         "vector_stride": basis.stride(1),
         "K": basis.shape[1],
-        "RIDGE": positive(ridge),
+        "RIDGE": effective_ridge(ridge),
         **constants(basis.shape[2], basis.shape[1]),
     }
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from mibfast.kernels.launch_configuration import on_device_of
 from mibfast.kernels.projection.samples_triton import (
     constants,
+    effective_ridge,
     gram_matrix,
     inner_products,
     inverse_cholesky,
     load_tile,
-    positive,
     product,
     sample_pointers,
     store_tile,
@@ -119,9 +119,9 @@ def _whiten_backward(
 def whitened_bases(contexts: Sequence[Tensor], ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Whiten K context embeddings [N, d] of each sample: B [K, N, d] and V [K (K + 1) / 2, N].
 
-    With L L^T = A^T A + ridge I: B = A L^-T, and V = B^T B, its upper triangle row by row. B is of the dtype given, V
-    float64 for float64 contexts, else float32. The largest of I - V, which the CPU's launcher adds, is left out: it
-    would have to be read back.
+    With the K vectors of a sample as the rows of A, L L^T = A A^T + ridge I: B = L^-1 A, and V = B B^T, its upper
+    triangle row by row. B is of the dtype given, V float64 for float64 contexts, else float32. The largest of I - V,
+    which the CPU's launcher adds, is left out: it would have to be read back.
     """
     matrices, k, (n, d) = matrices_of(contexts), len(contexts), contexts[0].shape
     bases = contexts[0].new_empty((k, n, d), dtype=dtype)
@@ -134,7 +134,7 @@ def whitened_bases(contexts: Sequence[Tensor], ridge: float, dtype: torch.dtype)
             grams=grams,
             N=n,
             K=k,
-            RIDGE=positive(ridge),
+            RIDGE=effective_ridge(ridge),
             **constants(d, k),
         )
     return bases, grams
@@ -158,6 +158,6 @@ def whitened_bases_backward(
             gradients=tuple(gradients),
             N=n,
             K=k,
-            RIDGE=positive(ridge),
+            RIDGE=effective_ridge(ridge),
             **constants(d, k),
         )

@@ -135,7 +135,7 @@ class SeparableCritic(Critic):
     activation : callable
         Makes the module between two of them, such as `torch.nn.GELU`, which deep critics learn more with.
     score : {"inner_product", "squared_distance", "lorentz"}
-        Of the embeddings, as in :func:`mibfast.functional.info_nce`.
+        How two embeddings are compared, as in :func:`mibfast.functional.info_nce`.
 
     Raises
     ------
@@ -175,6 +175,10 @@ class SeparableCritic(Critic):
         make = partial(_made_by, activation, type(self).__name__)
         self.x_network = _perceptron([x_features, *inner, embedding_features], make)
         self.y_network = _perceptron([y_features, *inner, embedding_features], make)
+
+    def extra_repr(self) -> str:
+        """Return the score, for `repr`."""
+        return f"score={self.score!r}"
 
     def factors(self, x: Tensor, y: Tensor) -> Factors:
         """Return the embeddings of x and of y."""

@@ -167,7 +167,7 @@ class MutualInformation(ResettableModule):
         return self._estimate(x, y, self.estimator, permutations)
 
     def objective(self, x: Tensor, y: Tensor, permutations: Tensor | None = None) -> Tensor:
-        """Return what the gradient of the estimate is the gradient of, to be compared across batches.
+        """Return the function whose gradient the estimate has, to be compared across batches.
 
         For "smile", "js" and "js_tuba" that is the value of "js_fgan", else the estimate.
         """

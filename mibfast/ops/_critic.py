@@ -43,7 +43,9 @@ def operands(
     if score != "additive":
         for argument, given in (("weight", weight), ("bias", bias), ("hidden", hidden)):
             if given is not None:
-                raise ValueError(f"{name}: {argument} must be None for score={score!r}, got {_of(given)}")
+                raise ValueError(
+                    f'{name}: {argument} must be None for score={score!r}, got {_of(given)}; score="additive" takes it'
+                )
         x, y = _check.promoted([x, y])
         return x, y, []
     if weight is None:
@@ -93,7 +95,7 @@ def scores(score: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def scores_of_rows(score: str, x: Tensor, y: Tensor) -> Tensor:
-    """Return a score of two embeddings [N] of each row of x [N, d] with the same of y [N, d]."""
+    """Return a score of two embeddings [N] of row i of x [N, d] with row i of y [N, d]."""
     if score == "inner_product":
         return (x * y).sum(-1)
     return reference.scores(x[:, None], y[:, None], (), score)[:, 0, 0]
@@ -108,7 +110,7 @@ def bound(name: str, clip: float | None) -> float:
 
 
 def offers(x: Tensor, parameters: Sequence[Tensor]) -> dict[str, str | None]:
-    """The backends with kernels of critics, and why one cannot take these arguments."""
+    """Each backend, with the reason why it cannot take these arguments, or None."""
     refused = None
     if x.dtype == torch.float64 and len(parameters) != 2:
         refused = f"its kernels of {'two hidden layers' if parameters else 'two embeddings'} are not for float64"

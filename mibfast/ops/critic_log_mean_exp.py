@@ -35,7 +35,7 @@ def critic_log_mean_exp(
 
     Scores, and what is not stored, are those of :func:`critic_log_sum_exp`, whose log-sum-exps of rows give the same.
     Here the upstream gradient is one number, so on the CPU the gradient is formed in the sweep that finds the value,
-    without a clip and of scores without norms: 3 GEMMs of the scores' shape in place of 4.
+    if there is no clip and the score needs no norms: 3 GEMMs of the scores' shape in place of 4.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def critic_log_mean_exp(
     _check.pairs(_NAME, y.shape[0])
     chosen = _backend.choose(_NAME, x.device, backend, _critic.offers(x, parameters))
     _critic.bound(_NAME, clip)
-    # A row's weight is known after its scores, and by then norms have had their gradients.
+    # A row's weight is known after its scores, and by then the gradients of norms have been added.
     in_one_sweep = clip is None and not _critic.has_norms(score)
     if in_one_sweep and chosen in _critic.FUSED and differentiated((x, y, *parameters)):
         return _log_mean_exp(chosen, (x, y, *parameters), _Options(score))[0]

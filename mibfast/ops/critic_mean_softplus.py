@@ -57,13 +57,13 @@ def critic_mean_softplus(
     Returns
     -------
     Tensor or tuple of Tensor
-        The loss, T or the logistic one; with log_mean_exp then :math:`\ell`; with positives last their mean. The latter
-        two have no gradient. All are scalars, in nats; float64 for float64 inputs, else float32.
+        The loss, T or the logistic one; with log_mean_exp then :math:`\ell`; with positives last their mean. Only the
+        loss has a gradient. All are scalars, in nats; float64 for float64 inputs, else float32.
 
     Raises
     ------
     TypeError, ValueError
-        For what :func:`critic_log_mean_exp` raises, or a clip of nothing.
+        For what :func:`critic_log_mean_exp` raises, or a clip without `log_mean_exp`.
 
     Examples
     --------

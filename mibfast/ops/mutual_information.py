@@ -199,7 +199,7 @@ class Pairs(Protocol):
         """Return the mean of log(1 + e^s) over the negatives and that of log(1 + e^-s) over the positives, added."""
 
     def logistic_loss_and_value(self, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return it, and without a gradient `log_mean_exp` and the mean of the positives."""
+        """Return the logistic loss and, without gradients, `log_mean_exp` and the mean of the positives."""
 
 
 class _DensePairs:

@@ -7,7 +7,8 @@
 - `steps.csv`: of a fusion whose loss has terms, their means over every so many steps of the last stage.
 - `beta.json`: how OMIB's beta was found, where it was not given.
 - `learning_curves.png`; of an alignment `embeddings.png`, of OMIB `modality_weights.png`, its weights r by step.
-- `metrics.json`: the same, and the best epoch; written last, so that its presence says that the run has ended.
+- `metrics.json`: the rows of `metrics.csv`, the best epoch and checksums; written last, so that its presence says that
+  the run has ended.
 - `tensorboard/`, where TensorBoard is installed; `evaluation/`, by `mibfast evaluate`.
 """
 
@@ -34,7 +35,7 @@ from mibfast.data.opening import open_regular, read_bytes
 from mibfast.train.errors import RunError
 from mibfast.train.json_files import NUMBER, check_form, read_json, sha256
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, RESUME, WEIGHTS = "config.json", "resume.pt", "weights.safetensors"
 METRICS_TABLE, METRICS = "metrics.csv", "metrics.json"
 STEPS_TABLE, BETA, PLAN = "steps.csv", "beta.json", "plan.json"
@@ -133,8 +134,8 @@ class RunFolder:
         Raises
         ------
         RunError
-            For a name that is none of a file in this folder or, with slashes, in folders of it; and where it cannot be
-            written: the file that was there stays, or, where only the folder could not be synchronised, the new one.
+            For a name that is not that of a file in this folder or, with slashes, in folders of it; and where it cannot
+            be written: the file that was there stays, or, where only the folder could not be synchronised, the new one.
         """
         for part in name.split("/"):
             why = why_no_file_name(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def parse_json(text: str | bytes) -> Any:
 
 def sha256(content: Any) -> str:
     """Return the SHA-256 of JSON content, whatever the order of its keys."""
+    # As it is read: JSON's keys are text.
+    content = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -39,9 +42,9 @@ def check_form(content: Any, form: Any, what: str = "it") -> None:
     ----------
     content
     form : type, tuple, list or mapping
-        A type, or a tuple of types, of which a bool is none but `bool` itself; a list of one form, for a list of any
-        length; a mapping from `str` or `int` to a form, for a mapping with keys of that type; or from names to forms,
-        for a mapping that has these and perhaps others.
+        A type, or a tuple of types, where a bool counts as `bool` alone, never as an int; a list of one form, for a
+        list of any length; a mapping from `str` or `int` to a form, for a mapping with keys of that type; or from names
+        to forms, for a mapping that has these and perhaps others.
     what : str
         For the message.
 
@@ -71,6 +74,17 @@ def check_form(content: Any, form: Any, what: str = "it") -> None:
             check_form(value, form[0], _part(what, f"[{position}]"))
     else:
         _check_kind(content, form, what)
+
+
+def check_finite(numbers: Mapping[str, float], what: str = "it") -> None:
+    """Raise ValueError for numbers that are NaN, infinite or beyond float64."""
+    for name, value in numbers.items():
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:
+            finite = False
+        if not finite:
+            raise ValueError(f"{_part(what, repr(name))} must be finite, got {described(value)}")
 
 
 def _part(what: str, name: str) -> str:

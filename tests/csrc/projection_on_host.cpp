@@ -1,4 +1,4 @@
-// The arithmetic of csrc/projection.h on the host, a batch at a time, for tests/test_cuda_projection.py.
+// The arithmetic of csrc/projection.h on the host, a batch at a time, for tests/kernels/test_cuda_projection.py.
 //
 // Lanes are gone through one after another, backwards where asked: results must not change, or one lane reads what
 // another writes. Their sums are added as a warp adds them.

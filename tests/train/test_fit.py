@@ -394,7 +394,7 @@ def test_a_damaged_folder_is_refused(npz, tmp_path, monkeypatch) -> None:
         ("config.json", damage, "config.json is damaged"),
         ("config.json", Path.unlink, "is not a run's folder: it has no config.json"),
         ("config.json", lambda p: p.write_text("[]"), "config.json is damaged: it holds no settings"),
-        ("config.json", lambda p: edit(p, format=99), "is of another version: format 99, and this mibfast reads 1"),
+        ("config.json", lambda p: edit(p, format=99), "is of another version: format 99, and this mibfast reads 2"),
         ("config.json", lambda p: edit(p, settings={"methods": "clip"}), "no setting 'methods'; did you mean 'method'"),
         ("config.json", lambda p: edit(p, settings={"method": "clip"}), "config.json is damaged"),
         ("metrics.json", Path.unlink, "has not ended; `mibfast fit ... --resume` goes on with it"),

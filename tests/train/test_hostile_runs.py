@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -271,6 +272,19 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "epochs without a loss": lambda state: {**state, "epochs": [{"epoch": 1}]},
     "too many epochs": lambda state: {**state, "epochs": state["epochs"] * 50},
     "a loss of text": lambda state: {**state, "epochs": [{**state["epochs"][0], "validation_loss": "low"}]},
+    "a loss of nothing": lambda state: {**state, "epochs": [{**state["epochs"][0], "validation_loss": None}]},
+    "a loss of NaN": lambda state: {**state, "epochs": [{**state["epochs"][0], "validation_loss": math.nan}]},
+    "a loss beyond numbers": lambda state: {**state, "epochs": [{**state["epochs"][0], "validation_loss": 10**400}]},
+    "another epoch's number": lambda state: {**state, "epochs": [{**state["epochs"][0], "epoch": 7}]},
+    "another epoch's step": lambda state: {**state, "epochs": [{**state["epochs"][0], "step": -3}]},
+    "time of NaN": lambda state: {**state, "spent": math.nan},
+    "steps that wait and are fewer than none": lambda state: {
+        **state, "steps": {**state["steps"], "open": {"sums": {}, "count": -7}}
+    },
+    "more steps than the table has": lambda state: {**state, "steps": {**state["steps"], "rows": [{"step": 1}] * 9000}},
+    "steps of unequal terms": lambda state: {
+        **state, "steps": {**state["steps"], "rows": [{"step": 1}, {"loss": 1.0}]}
+    },
     "a term that is a tensor": lambda state: {**state, "epochs": [{**state["epochs"][0], "term": torch.zeros(2)}]},
     "no sums": lambda state: {**state, "means": {"count": 1}},
     "sums of text": lambda state: {**state, "means": {"sums": {"loss": "x"}, "count": 2}},

@@ -22,7 +22,7 @@ from mibfast.train.fitting.config import RunConfig
 from mibfast.train.fitting.modules import MultimodalModule
 from mibfast.train.fitting.requirements import usable
 from mibfast.train.fitting.targets import PREDICTION, Target
-from mibfast.train.json_files import NUMBER, check_form
+from mibfast.train.json_files import NUMBER, check_finite, check_form
 from mibfast.train.methods import Alignment, method
 
 # Longer warm-ups let branches memorise their samples: docs/fusion-comparison.md.
@@ -119,6 +119,16 @@ class StepTable:
         """Return what :meth:`restore` takes."""
         return {"rows": self.rows, "stride": self._stride, "open": self._open.state()}
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError for what is no state of such a table."""
+        rows, stride, waiting = state["rows"], state["stride"], state["open"]
+        if stride < 1 or len(rows) >= self._limit or not 0 <= waiting["count"] < stride:
+            raise ValueError(f"its steps are {len(rows)} rows of {stride} steps and {waiting['count']} more")
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError("its steps have not the same terms in every row")
+        if bool(waiting["sums"]) != bool(waiting["count"]):
+            raise ValueError(f"its steps have the sums {waiting['sums']} of {waiting['count']} steps")
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state."""
         self.rows, self._stride = list(state["rows"]), int(state["stride"])
@@ -200,8 +210,11 @@ class Recording(Checkpoint):
     @property
     def best_epoch(self) -> int:
         """The number, from 1, of the last stage's epoch whose weights are the best; 0 before there is one."""
+        return self._best_of(self.epochs)
+
+    def _best_of(self, epochs: Sequence[Mapping[str, Any]]) -> int:
         before = self._epochs_before_last_stage
-        losses = [choosing_loss(row) for row in self.epochs[before:]]
+        losses = [choosing_loss(row) for row in epochs[before:]]
         return 1 + before + losses.index(min(losses)) if losses else 0
 
     @property
@@ -248,22 +261,23 @@ class Recording(Checkpoint):
             epochs, step = state["epochs"], state["step"]
             stages = (str,) if len(self._stages) > 1 else (str, type(None))
             check_form([row.get("stage") for row in epochs], [stages], "its stages")
-            check_form(epochs, [{str: (*NUMBER, str, type(None))}], "its epochs")
+            _check_rows(epochs, batches)
             done = state["means"]["count"] + state["skipped"]
             if divmod(step, batches) != (len(epochs), done) or min(state["means"]["count"], state["skipped"]) < 0:
                 raise ValueError(f"step {step} is not {len(epochs)} epochs of {batches} batches and {done}")
-            if len(epochs) > self.total_epochs or state["steps"]["stride"] < 1:
-                raise ValueError("there are more epochs or steps than the run has")
+            if len(epochs) > self.total_epochs:
+                raise ValueError(f"it has {len(epochs)} epochs, and the run has {self.total_epochs}")
+            self.steps.check(state["steps"])
+            check_finite({name: state[name] for name in ("spent", "waited")}, "its time")
             weights = module.state_dict()
             _check_alike(state["weights"], weights)
-            self.epochs = epochs
-            _check_alike(state["best_weights"], weights if self.best_epoch else {})
+            _check_alike(state["best_weights"], weights if self._best_of(epochs) else {})
             _check_optimizer(module.configure_optimizers(), state["optimizer"])
             if (numbers := set(state["optimizer"]["state"])) != set(state["stepped"]):
-                raise ValueError(f"its optimizer has a state of {len(numbers)} parameters, not of {state['stepped']}")
+                raise ValueError(f"its optimizer has states of parameters {sorted(numbers)}, not {state['stepped']}")
         except ValueError as error:
             raise RunError(f"{error}") from error
-        self.weights, self._optimizer_state = state["weights"], state["optimizer"]
+        self.epochs, self.weights, self._optimizer_state = epochs, state["weights"], state["optimizer"]
         self.best_weights, self.step = state["best_weights"], step
         self._means.restore(state["means"])
         self.steps.restore(state["steps"])
@@ -409,6 +423,16 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
         for key, x in saved.items():
             if x.shape != (torch.Size() if key == "step" else parameter.shape):
                 raise ValueError(f"its optimizer's {key} is {list(x.shape)} for weights {list(parameter.shape)}")
+
+
+def _check_rows(epochs: Sequence[Mapping[str, Any]], batches: int) -> None:
+    """Raise ValueError where rows are not those of the first epochs, one after the other."""
+    for number, row in enumerate(epochs, 1):
+        check_form({name: value for name, value in row.items() if name != "stage"}, {str: NUMBER}, f"epoch {number}")
+        if (row["epoch"], row["step"]) != (number, number * batches):
+            raise ValueError(f"epoch {number} is recorded as epoch {row['epoch']} at step {row['step']}")
+        chosen_by = (f"validation_{PREDICTION}", "train_loss", "validation_loss")
+        check_finite({name: row[name] for name in chosen_by if name in row}, f"epoch {number}")
 
 
 def choosing_loss(row: Mapping[str, Any]) -> float:
