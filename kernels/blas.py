@@ -12,13 +12,12 @@ import ctypes
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mibfast.kernels.compilation import inline, kernel
+from mibfast.kernels.compilation import inline
 
 _NO, _YES = ord("N"), ord("T")
 
@@ -29,20 +28,17 @@ def _call(
     function: Any,
     transpose_a: Any,
     transpose_b: Any,
-    m: Any,
-    n: Any,
-    k: Any,
+    sizes: Any,
     a: Any,
-    a_stride: Any,
     b: Any,
-    b_stride: Any,
     beta: Any,
     c: Any,
-    c_stride: Any,
 ) -> Any:
-    """Call gemm at an address: C = op(A) op(B) + beta C, by columns; matrices are addresses."""
-    numbers = (function, transpose_a, transpose_b, m, n, k, a, a_stride, b, b_stride, beta, c, c_stride)
-    signature = types.void(*(beta if x is beta else types.int64 for x in numbers))
+    """Call gemm at an address: C [m, n] = op(A) op(B) + beta C, by columns.
+
+    `sizes` are m, n and k, and a matrix is its address and the distance of its columns.
+    """
+    signature = types.void(function, transpose_a, transpose_b, sizes, a, b, beta, c)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         byte, pointer = ir.IntType(8), ir.IntType(8).as_pointer()
@@ -50,23 +46,19 @@ def _call(
         def by_reference(value: Any) -> Any:
             return builder.bitcast(cgutils.alloca_once_value(builder, value), pointer)
 
-        def address(value: Any) -> Any:
-            return builder.inttoptr(value, pointer)
+        def matrix(value: Any) -> list[Any]:
+            address, distance = cgutils.unpack_tuple(builder, value, 2)
+            return [builder.inttoptr(address, pointer), by_reference(distance)]
 
-        call, letter_a, letter_b, *sizes = args[:6]
-        a_data, a_stride, b_data, b_stride, beta_value, c_data, c_stride = args[6:]
+        call, letter_a, letter_b, sizes_value, a_value, b_value, beta_value, c_value = args
         arguments = [
-            by_reference(builder.trunc(letter_a, byte)),
-            by_reference(builder.trunc(letter_b, byte)),
-            *map(by_reference, sizes),
+            *(by_reference(builder.trunc(letter, byte)) for letter in (letter_a, letter_b)),
+            *map(by_reference, cgutils.unpack_tuple(builder, sizes_value, 3)),
             by_reference(ir.Constant(beta_value.type, 1.0)),
-            address(a_data),
-            by_reference(a_stride),
-            address(b_data),
-            by_reference(b_stride),
+            *matrix(a_value),
+            *matrix(b_value),
             by_reference(beta_value),
-            address(c_data),
-            by_reference(c_stride),
+            *matrix(c_value),
         ]
         kind = ir.FunctionType(ir.VoidType(), [pointer] * len(arguments))
         builder.call(builder.inttoptr(call, kind.as_pointer()), arguments)
@@ -83,7 +75,7 @@ def rows_by_rows(gemm: int, a: Any, b: Any, out: Any) -> None:
     """out [n, m] = a [n, d] b^T of b [m, d]."""
     (n, d), m = a.shape, b.shape[0]
     zero = out.dtype.type(0.0)
-    _call(gemm, _YES, _NO, m, n, d, b.ctypes.data, d, a.ctypes.data, d, zero, out.ctypes.data, m)
+    _call(gemm, _YES, _NO, (m, n, d), (b.ctypes.data, d), (a.ctypes.data, d), zero, (out.ctypes.data, m))
 
 
 @inline
@@ -91,7 +83,7 @@ def weighted_rows(gemm: int, g: Any, b: Any, out: Any) -> None:
     """out [n, d] = g [n, m] b of b [m, d]."""
     (n, m), d = g.shape, b.shape[1]
     zero = out.dtype.type(0.0)
-    _call(gemm, _NO, _NO, d, n, m, b.ctypes.data, d, g.ctypes.data, m, zero, out.ctypes.data, d)
+    _call(gemm, _NO, _NO, (d, n, m), (b.ctypes.data, d), (g.ctypes.data, m), zero, (out.ctypes.data, d))
 
 
 @inline
@@ -99,15 +91,22 @@ def weighted_columns(gemm: int, g: Any, a: Any, out: Any) -> None:
     """out [m, d] = g^T a of g [n, m] and a [n, d]."""
     (n, m), d = g.shape, a.shape[1]
     zero = out.dtype.type(0.0)
-    _call(gemm, _NO, _YES, d, m, n, a.ctypes.data, d, g.ctypes.data, m, zero, out.ctypes.data, d)
+    _call(gemm, _NO, _YES, (d, m, n), (a.ctypes.data, d), (g.ctypes.data, m), zero, (out.ctypes.data, d))
 
 
-@kernel
-def _products(gemm: int, a: Any, b: Any, g: Any, rows: Any, columns: Any, products: Any) -> None:
-    """All three products, for the check of a function that was found."""
-    rows_by_rows(gemm, a, b, products)
-    weighted_rows(gemm, g, b, rows)
-    weighted_columns(gemm, g, a, columns)
+def _multiplies(function: int, dtype: torch.dtype) -> bool:
+    """Whether a function is gemm: C [4, 2] = B [4, 3] A^T of A [2, 3], by columns, with no compilation to find out."""
+    gemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(function)
+    a, b = torch.arange(6.0, dtype=dtype).view(2, 3), torch.arange(12.0, dtype=dtype).view(4, 3) - 5
+    c, number = (
+        torch.full((2, 4), torch.nan, dtype=dtype),
+        ctypes.c_double if dtype == torch.float64 else ctypes.c_float,
+    )
+    letters = [ctypes.byref(ctypes.c_char(letter)) for letter in (_YES, _NO)]
+    m, n, k = (ctypes.byref(ctypes.c_int64(size)) for size in (4, 2, 3))
+    one, zero = (ctypes.byref(number(value)) for value in (1.0, 0.0))
+    gemm(*letters, m, n, k, one, b.data_ptr(), k, a.data_ptr(), k, zero, c.data_ptr(), m)
+    return torch.equal(c, a @ b.T)
 
 
 @functools.cache
@@ -120,9 +119,4 @@ def address(dtype: torch.dtype) -> int:
         return 0
     if not found:
         return 0
-    numbers = torch.arange(12, dtype=dtype)
-    a, b, g = (x.numpy().copy() for x in (numbers[:6].view(2, 3), numbers.view(4, 3) - 5, numbers[4:].view(2, 4)))
-    results = [np.full(shape, np.nan, a.dtype) for shape in ((2, 3), (4, 3), (2, 4))]
-    _products(found, a, b, g, *results)
-    right = all(np.array_equal(x, y) for x, y in zip(results, (g @ b, g.T @ a, a @ b.T), strict=True))
-    return found if right else 0
+    return found if _multiplies(found, dtype) else 0

@@ -82,12 +82,12 @@ def info_nce_backward(
             lse[m],
             lse.new_empty(0),
             [True, True, wants_temperature],
-            "inner_product",
-            False,
-            0,
-            positive_in_denominator,
-            False,
-            0.0,
+            score="inner_product",
+            normalize=False,
+            offset=0,
+            positive_in_denominator=positive_in_denominator,
+            symmetric=False,
+            label_smoothing=0.0,
         )
         grad_temperature.append(grad_tau)
     gradients = projection.unit_queries_and_keys_backward(queries, projections, z, inverse, key_scales)
@@ -114,12 +114,12 @@ def info_nce_with_gradient(
             projections[m],
             temperature,
             [True, True, wants_temperature],
-            "inner_product",
-            False,
-            0,
-            positive_in_denominator,
-            False,
-            0.0,
+            score="inner_product",
+            normalize=False,
+            offset=0,
+            positive_in_denominator=positive_in_denominator,
+            symmetric=False,
+            label_smoothing=0.0,
         )
         losses.append(loss)
         grad_temperature.append(grad_tau)

@@ -264,24 +264,14 @@ def sweep_embeddings(
     kernel = few_embeddings_kernel(NUMBERED.index(score), reduction, int(deepest is not None))
     done, reference, grad_scale = kernel(
         blas.address(query.dtype),
-        query.data_ptr(),
-        query.stride(0),
-        key.data_ptr(),
-        key.stride(0),
+        (query.data_ptr(), query.stride(0)),
+        (key.data_ptr(), key.stride(0)),
         d,
-        normalize,
-        scale,
-        bool(needed[2:]) and needed[2],
-        offset,
-        flags,
-        upstream,
-        label_smoothing,
+        (normalize, scale, bool(needed[2:]) and needed[2]),
+        (offset, flags, upstream, label_smoothing),
         row_state,
-        column_state,
-        0.0 if deepest is None else deepest,
-        log_of_weight_scale,
-        0 if grad_query is None else grad_query.data_ptr(),
-        0 if grad_key is None else grad_key.data_ptr(),
+        (column_state, 0.0 if deepest is None else deepest, log_of_weight_scale),
+        (0 if grad_query is None else grad_query.data_ptr(), 0 if grad_key is None else grad_key.data_ptr()),
     )
     if not done:
         return None
@@ -325,42 +315,35 @@ def one_tile_kernel(score: int, reduction: int, two_way: int) -> Callable[..., t
 
 @functools.cache
 def few_embeddings_kernel(score: int, reduction: int, two_way: int) -> Callable[..., tuple[bool, float, float]]:
-    """The kernel of two embeddings, all of whose arguments are numbers but for the states."""
+    """The kernel of two embeddings, which it reads and whose gradients it writes where they lie."""
     wants_norms, homogeneous = NUMBERED[score].squared_norms, NUMBERED[score].homogeneous
     scratch_rows = NUMBERED[score].scratch_rows(1)
 
     @kernel
     def few_embeddings(
         gemm: int,
-        query: int,  # the address of [N, d], and its stride
-        query_stride: int,
-        key: int,  # the address of [N', d], and its stride
-        key_stride: int,
+        query: Any,  # the address of [N, d], and the distance of rows
+        key: Any,  # the same of [N', d]
         d: int,
-        normalize: bool,
-        scale: float,
-        wants_grad_scale: bool,
-        offset: int,
-        flags: int,
-        upstream: float,
-        label_smoothing: float,
+        made: Any,  # whether embeddings are made unit, the scale of scores, and whether its gradient is wanted
+        asked: Any,  # offset, flags, upstream and label smoothing
         row_state: Any,  # [R, N]
-        column_state: Any,  # [1, 2, N']
-        deepest: float,
-        log_of_weight_scale: float,
-        grad_query: int,  # the address of [N, d], written, or 0 where it is not wanted
-        grad_key: int,  # the same of [N', d]
+        columns: Any,  # as of `sweep_tile`
+        gradients: Any,  # the addresses of [N, d] and [N', d], written; 0 where one is not wanted
     ) -> tuple[bool, float, float]:
         """Whether gradients were formed, the reference of columns, and the gradient of the scale."""
+        normalize, scale, wants_grad_scale = made
+        offset, flags, upstream, label_smoothing = asked
+        column_state, grad_query, grad_key = columns[0], gradients[0], gradients[1]
         n, count, dtype = row_state.shape[1], column_state.shape[2], column_state.dtype
         zero, like = dtype.type(0.0), column_state[0]
         row_scale = scale if homogeneous else 1.0
         block, inverse, squared_norms = np.empty((n, d), dtype), np.empty(n, dtype), np.zeros(n, dtype)
-        load_rows(query, query_stride, 0, n, row_scale, normalize, block, inverse, wants_norms, squared_norms)
+        load_rows(query[0], query[1], 0, n, row_scale, normalize, block, inverse, wants_norms, squared_norms)
         products, inverse_norms = np.empty((1, count, d), dtype), np.empty(count, dtype)
         statistics = np.zeros((1 if wants_norms else 0, count), dtype)
         norms = statistics[0] if wants_norms else inverse_norms
-        load_rows(key, key_stride, 0, count, 1.0, normalize, products[0], inverse_norms, wants_norms, norms)
+        load_rows(key[0], key[1], 0, count, 1.0, normalize, products[0], inverse_norms, wants_norms, norms)
         into = matrix_at(grad_query, n if grad_query else 0, d, like)
         for i in range(into.shape[0]):
             for j in range(d):
@@ -380,7 +363,7 @@ def few_embeddings_kernel(score: int, reduction: int, two_way: int) -> Callable[
             (offset, flags, 1.0 if homogeneous else scale, upstream, label_smoothing, np.inf),
             (products, statistics, np.empty(0), scratch_rows),
             row_state,
-            (column_state, deepest, log_of_weight_scale),
+            columns,
             (into, grad_operands, grad_statistics, np.empty(0), wants_grad_scale and not homogeneous),
         )
         if not (done and grad_key):

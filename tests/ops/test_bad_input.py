@@ -518,6 +518,8 @@ def test_a_moving_average_of_shape_1_moves() -> None:
 FLAGS = {
     "info_nce: symmetric": lambda x: F.info_nce(A, B, symmetric=x),
     "info_nce: positive_in_denominator": lambda x: F.info_nce(A, B, positive_in_denominator=x),
+    "info_nce: normalize": lambda x: F.info_nce(A, B, normalize=x),
+    "siglip: normalize": lambda x: F.siglip(A, B, normalize=x),
     "partial_lse: positive_in_denominator": lambda x: F.partial_lse(A, B, positive_in_denominator=x),
     "one_vs_all_info_nce: positive_in_denominator": lambda x: F.one_vs_all_info_nce([A, B], positive_in_denominator=x),
     "triangle_area: squared": lambda x: F.triangle_area(A, B, A, squared=x),

@@ -154,4 +154,6 @@ def test_meta_tensors_beside_others_are_refused() -> None:
     """Past the checks of a public function."""
     x = torch.randn(5, 4)
     with pytest.raises(TypeError, match="info_nce: meta tensors stand beside others, got a tensor of shape"):
-        _loss("cpu", (x, x.to("meta"), torch.tensor(0.5)), _Options("inner_product", 0, True, False, 0.0), "none")
+        _loss(
+            "cpu", (x, x.to("meta"), torch.tensor(0.5)), _Options("inner_product", False, 0, True, False, 0.0), "none"
+        )
