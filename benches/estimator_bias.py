@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import mibfast
-from benches.gate import _machine
+from benches.gate import machine
 from mibfast import functional as F
 from mibfast import information
 
@@ -100,7 +100,7 @@ def measure(file: Path) -> None:
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"estimators": {}}
     results |= {
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "machine": machine(),
         "versions": mibfast.info()["versions"],
     }
     results |= {"settings": settings, "nats": list(NATS)}

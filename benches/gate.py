@@ -52,7 +52,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return what figures were measured on."""
     return {"processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system()}
 
 
@@ -168,7 +169,7 @@ def measure(names: list[str], everything: bool) -> dict[str, Any]:
     missing = [name for name in names if name not in found]
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "machine": machine(),
         "versions": mibfast.info()["versions"],
         "rows": found,
         "missing": missing,

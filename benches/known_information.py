@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import mibfast
-from benches.gate import RESULTS, _machine
+from benches.gate import RESULTS, machine
 from benches.known_information_tasks import SEEDS, TASKS
 from mibfast import information
 
@@ -123,7 +123,7 @@ def main() -> int:
     date = datetime.date.today().isoformat()
     file = RESULTS / f"known-information-{date}.json"
     results = json.loads(file.read_text()) if file.exists() else {"tasks": {}}
-    results |= {"date": date, "machine": _machine(), "versions": mibfast.info()["versions"]}
+    results |= {"date": date, "machine": machine(), "versions": mibfast.info()["versions"]}
 
     def write(measured: dict[str, Any]) -> None:
         rows = {**results["tasks"], **measured}
