@@ -23,12 +23,14 @@ def _load_extreme(x: Any, scale: float, row: Any, inverse: Any, i: int) -> float
 
     Zeros stay zero, and so does their gradient; infinities and NaN give NaN.
     """
-    largest = 0.0
+    largest, total = 0.0, 0.0
     for j in range(x.size):
         magnitude = abs(np.float64(x[j]))
         largest = largest if magnitude <= largest else magnitude
+        # NaN, which `largest` forgets, stays in it.
+        total += magnitude
     number = row.dtype.type
-    if largest == 0.0:
+    if total == 0.0:
         for j in range(x.size):
             row[j] = number(0.0)
         inverse[i] = number(0.0)

@@ -314,6 +314,17 @@ def test_rows_of_every_magnitude_are_made_unit(scale, dtype) -> None:
         torch.testing.assert_close(ours[finite], plain[finite], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("rest", [0.0, 1e-30, 1.0])
+def test_a_row_with_a_nan_is_no_row_of_zeros(rest) -> None:
+    query = torch.full((5, 4), rest)
+    query[3, 0] = torch.nan
+    for leaf in (query, query.clone().requires_grad_()):
+        assert functional.info_nce(leaf, torch.randn(5, 4), normalize=True, backend="cpu").isnan()
+    assert functional.siglip(query, torch.randn(5, 4), normalize=True, reduction="none").isnan().tolist() == [
+        number == 3 for number in range(5)
+    ]
+
+
 def test_a_blas_that_does_not_multiply_is_not_used(monkeypatch) -> None:
     """The loss is then the engine's, of products by torch."""
     query, key = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
