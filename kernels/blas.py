@@ -1,9 +1,9 @@
 """Matrix products inside CPU kernels, by the BLAS that PyTorch calls for its own.
 
-A product of small matrices takes a microsecond, and leaving a kernel for `torch.mm` and coming back takes ten. PyTorch
-brings a BLAS along (MKL on x86-64, OpenBLAS on Arm), whose `sgemm_` and `dgemm_` are found by their names and called by
-their addresses. They use the threads that `torch.set_num_threads` allows, as `torch.mm` does. Where they are not found,
-or do not multiply as they should, :func:`address` is 0, and what needs them is done another way.
+A kernel that leaves its products to `torch.mm` must end before each and begin again after it. PyTorch brings a BLAS
+along (MKL on x86-64, OpenBLAS on Arm), whose `sgemm_` and `dgemm_` are found by their names and called by their
+addresses. They use the threads that `torch.set_num_threads` allows, as `torch.mm` does. Where they are not found, or do
+not multiply as they should, :func:`address` is 0, and what needs them is done another way.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -97,16 +98,18 @@ def weighted_columns(gemm: int, g: Any, a: Any, out: Any) -> None:
 def _multiplies(function: int, dtype: torch.dtype) -> bool:
     """Whether a function is gemm: C [4, 2] = B [4, 3] A^T of A [2, 3], by columns, with no compilation to find out."""
     gemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(function)
-    a, b = torch.arange(6.0, dtype=dtype).view(2, 3), torch.arange(12.0, dtype=dtype).view(4, 3) - 5
-    c, number = (
-        torch.full((2, 4), torch.nan, dtype=dtype),
-        ctypes.c_double if dtype == torch.float64 else ctypes.c_float,
+    kind, number = (np.float64, ctypes.c_double) if dtype == torch.float64 else (np.float32, ctypes.c_float)
+    a, b, c = (
+        np.arange(6, dtype=kind).reshape(2, 3),
+        np.arange(12, dtype=kind).reshape(4, 3) - 5,
+        np.zeros((2, 4), kind),
     )
+    c.fill(np.nan)
     letters = [ctypes.byref(ctypes.c_char(letter)) for letter in (_YES, _NO)]
     m, n, k = (ctypes.byref(ctypes.c_int64(size)) for size in (4, 2, 3))
     one, zero = (ctypes.byref(number(value)) for value in (1.0, 0.0))
-    gemm(*letters, m, n, k, one, b.data_ptr(), k, a.data_ptr(), k, zero, c.data_ptr(), m)
-    return torch.equal(c, a @ b.T)
+    gemm(*letters, m, n, k, one, b.ctypes.data, k, a.ctypes.data, k, zero, c.ctypes.data, m)
+    return np.array_equal(c, a @ b.T)
 
 
 @functools.cache

@@ -384,7 +384,7 @@ class EmbeddingColumns:
     """The columns of a score of two embeddings [N', d], made unit where asked, and the way back of their gradients."""
 
     def __init__(self, key: Tensor, dtype: torch.dtype, score: Score = INNER_PRODUCT, normalize: bool = False) -> None:
-        self._key, self._score, self._inverse_norms = key, score, None
+        self._key, self._inverse_norms = key, None
         operands = key.detach().to(dtype)
         if normalize:
             operands, self._inverse_norms = unit_rows(operands)
@@ -396,11 +396,7 @@ class EmbeddingColumns:
 
     def gradients(self, needed: bool) -> tuple[Tensor | None, Tensor | None]:
         """Room for the gradients of operands and statistics, where they are needed."""
-        if not needed:
-            return None, None
-        operands, statistics = self.columns.operands, self.columns.statistics
-        room = torch.from_numpy(_buffers.empty(tuple(operands.shape), operands.numpy().dtype))
-        return room, torch.empty_like(statistics) if self._score.squared_norms else None
+        return column_gradients(self.columns) if needed else (None, None)
 
     def backward(self, gradients: Gradients) -> Tensor:
         """The gradient of the embeddings, in the dtype of the columns; empty where it was not needed."""

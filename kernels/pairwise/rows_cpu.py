@@ -51,8 +51,7 @@ def _load_extreme(x: Any, scale: float, row: Any, inverse: Any, i: int) -> float
     return scale * scale
 
 
-@inline
-def load_rows(
+def _load_rows(
     address: int,
     stride: int,
     first: int,
@@ -92,8 +91,7 @@ def load_rows(
             row[j] = x[j] * factor
 
 
-@inline
-def add_gradient(
+def _add_row_gradients(
     block: Any,
     gradient: Any,
     factors: Any,
@@ -136,51 +134,9 @@ def add_gradient(
     return along_scale
 
 
-@kernel
-def _load(
-    address: int,
-    stride: int,
-    first: int,
-    count: int,
-    scale: float,
-    unit: bool,
-    block: Any,
-    inverse: Any,
-    wants_norms: bool,
-    squared_norms: Any,
-) -> None:
-    load_rows(address, stride, first, count, scale, unit, block, inverse, wants_norms, squared_norms)
-
-
-@kernel
-def _add_gradient(
-    block: Any,
-    gradient: Any,
-    factors: Any,
-    inverse: Any,
-    first: int,
-    count: int,
-    scale: float,
-    unit: bool,
-    scaled: bool,
-    has_norms: bool,
-    squared_norm_gradient: Any,
-    into: Any,
-) -> float:
-    return add_gradient(
-        block,
-        gradient,
-        factors,
-        inverse,
-        first,
-        count,
-        scale,
-        unit,
-        scaled,
-        has_norms,
-        squared_norm_gradient,
-        into,
-    )
+# Part of kernels that take all rows at once, and kernels of their own.
+load_rows, _load = inline(_load_rows), kernel(_load_rows)
+add_gradient, _add_gradient = inline(_add_row_gradients), kernel(_add_row_gradients)
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mibfast import _check
+from mibfast import _backend, _check
 from mibfast import functional as F
 from mibfast._modules import ResettableModule
 from mibfast.information.critics import Critic, Factors
@@ -151,7 +151,7 @@ class MutualInformation(ResettableModule):
                     f"mibfast.information's, got {type(critic).__name__}"
                 )
         self.register_buffer("log_average", torch.zeros(()) if estimator == "mine" else None)
-        self.backend = backend
+        self.backend = None if backend is None else _backend.check_name(backend)
 
     def reset_parameters(self) -> None:
         """Give the critic initial parameters, and begin the moving average again."""

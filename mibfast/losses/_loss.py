@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mibfast import _check
+from mibfast import _backend, _check
 from mibfast._check import Embeddings
 from mibfast._modules import ResettableModule
 from mibfast._precision import at_least_float32, unit
@@ -24,7 +24,7 @@ class Loss(ResettableModule):
         super().__init__()
         self.normalize = _check.boolean(self._name, "normalize", normalize)
         self.reduction = _check.reduction(self._name, reduction)
-        self.backend = backend
+        self.backend = None if backend is None else _backend.check_name(backend)
 
     @property
     def _name(self) -> str:

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from mibfast import _backend
+from mibfast import _backend, information, losses
 from mibfast import functional as F
 from mibfast.ops import _boundary
 
@@ -147,3 +148,20 @@ def test_memory_that_triton_lacks_stays_what_it_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_boundary.kernels("gaussian", "triton"), "kl", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
         F.gaussian_kl(torch.zeros(4, 3), torch.zeros(4, 3), backend="triton")
+
+
+@pytest.mark.parametrize(
+    "given", ["gpu", 1, torch.zeros(2), torch.nested.nested_tensor([torch.zeros(2)])], ids=range(4)
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(getattr(losses, name) for name in losses.__all__ if name.endswith("Loss") and "Projector" not in name),
+        partial(losses.LearnedProjectorOVAIBLoss, 2, 4),
+        partial(information.MutualInformation, information.BilinearCritic(3, 3)),
+        partial(information.estimate, torch.randn(40, 3), torch.randn(40, 3), seeds=1),
+    ],
+)
+def test_a_module_refuses_an_unknown_backend_when_it_is_made(make, given) -> None:
+    with pytest.raises(ValueError, match=r"unknown backend .*expected one of 'auto', 'reference'"):
+        make(backend=given)
