@@ -92,7 +92,7 @@ def measure(case: Case, n: int, d: int, seconds: float = 2.0) -> dict[str, float
     torch.compiler.reset()
     contenders = {"mibfast": case.ours(), "eager": case.plain, "compiled": torch.compile(case.plain)}
     steps = {name: _step(loss, z) for name, loss in contenders.items()}
-    values = {name: float(loss(z)) for name, loss in contenders.items()}
+    values = {name: float(loss(z).detach()) for name, loss in contenders.items()}
     if max(values.values()) - min(values.values()) > 1e-3 * (1.0 + abs(values["eager"])):
         raise SystemExit(f"mibfast: error: contenders disagree: {values}")
     times: dict[str, list[float]] = {name: [] for name in steps}
